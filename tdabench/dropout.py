@@ -1,0 +1,126 @@
+"""Dropout whose masks are given, not drawn: the same module serves training, evaluation and dropout ensembles.
+
+``torch.nn.Dropout`` draws from a global generator, so a replica's masks would depend on what trains beside it and a
+mask could not be shared by two passes. :func:`install_masks` replaces it by :class:`MaskedDropout`, whose mask is a
+buffer that ``torch.func.functional_call`` substitutes; left alone, the buffer is one and dropout is off.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tdabench.errors import UsageError
+from tdabench.seeds import derive_seed
+
+# Sixteen random bits decide about one unit, so a rate is exact to 1 / 65536 and four units cost one 64-bit draw.
+_LEVELS = 1 << 16
+
+
+class MaskedDropout(nn.Module):
+    """Multiply by a given mask of 0 and 1 / (1 - p); by default by one, which is dropout switched off."""
+
+    mask: Tensor
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+        self.register_buffer("mask", torch.ones(()), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``x * mask``; the mask broadcasts over the batch or has one row per example."""
+        return x * self.mask
+
+
+@dataclass(frozen=True)
+class DropoutSite:
+    """A place in the model where units are dropped: buffer name, rate, and shape of one example's activations."""
+
+    buffer: str
+    p: float
+    shape: tuple[int, ...]
+
+    @property
+    def units(self) -> int:
+        """How many units one example has here."""
+        return math.prod(self.shape)
+
+
+def install_masks(model: nn.Module, example: Tensor) -> tuple[nn.Module, tuple[DropoutSite, ...]]:
+    """Return a copy of ``model`` with given-mask dropout, and its sites.
+
+    Parameters
+    ----------
+    model
+        Any module; every ``nn.Dropout`` in it is replaced.
+    example
+        ``[1, ...]`` one input; a dry pass finds the shapes of the activations.
+
+    Raises
+    ------
+    UsageError
+        If the model has a kind of dropout that cannot be given its mask (Dropout1d, AlphaDropout, ...).
+    """
+    model = copy.deepcopy(model)
+    for name, module in list(model.named_modules()):
+        if isinstance(module, nn.modules.dropout._DropoutNd) and type(module) is not nn.Dropout:
+            raise UsageError(f"The model's {name} is a {type(module).__name__}; use torch.nn.Dropout instead.")
+        if type(module) is nn.Dropout:
+            model.set_submodule(name, MaskedDropout(module.p))
+    return model, _find_sites(model, example)
+
+
+def _find_sites(model: nn.Module, example: Tensor) -> tuple[DropoutSite, ...]:
+    sites: list[DropoutSite] = []
+    hooks = []
+    for name, module in model.named_modules():
+        if isinstance(module, MaskedDropout) and module.p > 0:
+
+            def note(module: MaskedDropout, inputs: tuple[Tensor, ...], _: Tensor, name: str = name) -> None:
+                sites.append(DropoutSite(f"{name}.mask", module.p, tuple(inputs[0].shape[1:])))
+
+            hooks.append(module.register_forward_hook(note))
+    with torch.no_grad():
+        model(example)
+    for hook in hooks:
+        hook.remove()
+    return tuple(sites)
+
+
+@dataclass(frozen=True)
+class MaskTable:
+    """One dropout mask for each of ``n`` examples, at every site; or one for all of them (``n = 1``).
+
+    Attributes
+    ----------
+    masks
+        Site buffer -> ``[n, *shape]`` float32 of 0 and 1 / (1 - p).
+    """
+
+    masks: dict[str, Tensor]
+
+    @staticmethod
+    def draw(sites: Sequence[DropoutSite], n: int, *name: str | int, device: torch.device | str = "cpu") -> MaskTable:
+        """Draw the masks of the stream called ``name``; the same name gives the same masks on every device."""
+        masks = {site.buffer: _draw_site(site, n, derive_seed(*name, site.buffer)).to(device) for site in sites}
+        return MaskTable(masks)
+
+    def rows(self, index: Tensor) -> dict[str, Tensor]:
+        """Return the masks of the examples at ``index`` (any shape): buffer -> ``[*index.shape, *shape]``."""
+        flat = index.reshape(-1)
+        return {k: m.index_select(0, flat).view(*index.shape, *m.shape[1:]) for k, m in self.masks.items()}
+
+
+def _draw_site(site: DropoutSite, n: int, seed: int) -> Tensor:
+    count = n * site.units
+    # random_raw is part of NumPy's stream-compatibility promise and independent of the platform's float kernels.
+    bits = np.random.SFC64(seed).random_raw(-(-count // 4)).astype("<u8", copy=False).view("<u2")[:count]
+    keep = bits >= round(site.p * _LEVELS)
+    mask = torch.from_numpy(keep).to(torch.float32)
+    return mask.div_(1.0 - site.p).view(n, *site.shape)

@@ -1,0 +1,166 @@
+"""Writing files so that nothing is ever half-written, and reading arrays so that a bad file is one clear error.
+
+A file is written aside, flushed to the disk and renamed into place; a folder likewise. Arrays are safetensors: no
+code runs on load, and a truncated file is recognised by its header.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tdabench.errors import FileFormatError, StorageError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
+_CLOSED = {
+    errno.EACCES: "permission denied",
+    errno.EPERM: "permission denied",
+    errno.EROFS: "the disk is read-only",
+    errno.ENOTDIR: "a part of the path is a file",
+    errno.EISDIR: "it is a folder",
+}
+
+
+@contextlib.contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turn the operating system's complaints about ``path`` into a :class:`StorageError` that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise StorageError(
+                f"Cannot write {path}: {_FULL[error.errno]}. Nothing was half-written; "
+                "free some space, or choose another folder, and start again."
+            ) from error
+        if error.errno in _CLOSED:
+            raise StorageError(
+                f"Cannot write {path}: {_CLOSED[error.errno]}. Choose a folder that you can write to."
+            ) from error
+        raise
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a whole file or none of it: aside, flushed, renamed."""
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(aside).chmod(0o644)
+            Path(aside).replace(path)
+        except BaseException:
+            Path(aside).unlink(missing_ok=True)
+            raise
+        _sync_folder(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole text file (UTF-8) or none of it."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file with sorted keys, so that equal values are equal bytes; NaN is refused."""
+    write_text(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
+
+
+@contextlib.contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """Give a folder to fill that becomes ``target`` when the block ends well, and vanishes when it does not."""
+    with storage_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=".partial-"))
+        try:
+            yield aside
+            for file in aside.iterdir():
+                _sync_file(file)
+            aside.chmod(0o755)
+            aside.rename(target)
+            _sync_folder(target.parent)
+        except BaseException:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise
+
+
+def _sync_file(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _sync_folder(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def read_json(path: Path, what: str, hint: str) -> Any:
+    """Read a JSON file; ``what`` and ``hint`` complete the error when it is missing or broken."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileFormatError(f"There is no {what} at {path}. {hint}") from None
+    except (OSError, ValueError) as error:
+        raise FileFormatError(f"{path} is not a readable {what} ({error}). {hint}") from error
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> str:
+    """Write named arrays as safetensors and return the file's SHA-256."""
+    import numpy as np
+    from safetensors.numpy import save
+
+    content = save({k: np.ascontiguousarray(v) for k, v in arrays.items()}, metadata=dict(metadata or {}))
+    write_bytes(path, content)
+    return hashlib.sha256(content).hexdigest()
+
+
+def read_arrays(path: Path, what: str, hint: str) -> dict[str, np.ndarray]:
+    """Read named arrays from safetensors.
+
+    Raises
+    ------
+    FileFormatError
+        If the file is missing, truncated or not safetensors.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    try:
+        return load(path.read_bytes())
+    except FileNotFoundError:
+        raise FileFormatError(f"There is no {what} at {path}. {hint}") from None
+    except (OSError, SafetensorError, ValueError, KeyError) as error:
+        raise FileFormatError(f"{path} is not a readable {what}: {error}. {hint}") from error
+
+
+def sha256_file(path: Path) -> str:
+    """Return the SHA-256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_arrays(arrays: Mapping[str, np.ndarray]) -> str:
+    """Return a SHA-256 over names, types, shapes and values; independent of any file format."""
+    import numpy as np
+
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        digest.update(f"{name}:{array.dtype.str}:{array.shape};".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,186 @@
+"""The record of a run: what was run, what it cost, on what machine. Facts only, never quality.
+
+The record is the file border, so it is validated strictly: an unknown field or a value of another type is an error.
+Quality is not in it: :mod:`tdabench.evaluation` computes it from the scores.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from tdabench.errors import FileFormatError
+
+SCHEMA_VERSION = 1
+RECORD_FILE = "record.json"
+SCORES_FILE = "scores.safetensors"
+LOG_FILE = "log.txt"
+
+Status = Literal["ok", "declined", "failed", "timeout", "out-of-memory"]
+OptionValue = bool | int | float | str | None
+
+
+class Strict(BaseModel):
+    """Base of all file schemas: no unknown fields, no silent conversions, immutable."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+class Costs(Strict):
+    """What a run cost. Times are seconds of wall clock, sizes are bytes."""
+
+    train_s: float = Field(ge=0)
+    """Measured time of training every model and adapter the run used, each alone, from nothing."""
+    extra_train_s: float = Field(ge=0)
+    """The same for a user who already has one trained model: ``train_s`` less that model."""
+    fit_s: float = Field(ge=0)
+    attribute_s: float = Field(ge=0)
+    tune_s: float = Field(ge=0)
+    """Time spent on choosing the options on the tuning queries; 0 where nothing was tuned."""
+    wall_s: float = Field(ge=0)
+    """Wall clock of the run itself; the phases add up to it."""
+    peak_host_bytes: int = Field(ge=0)
+    """Peak resident memory less the resident memory before the method started."""
+    baseline_host_bytes: int = Field(ge=0)
+    peak_device_bytes: int | None = Field(default=None, ge=0)
+    """Peak memory allocated on the CUDA device; None on a CPU."""
+    reserved_device_bytes: int | None = Field(default=None, ge=0)
+    storage_bytes: int = Field(ge=0)
+    """What must be kept to serve a new query: checkpoints, adapters and what fit left."""
+
+    @property
+    def serve_s(self) -> float:
+        """Serving time: fit and attribute."""
+        return self.fit_s + self.attribute_s
+
+
+class Ingredients(Strict):
+    """What a run was made of, counted; independent of the machine."""
+
+    models_trained: int = Field(ge=0)
+    adapters_trained: int = Field(ge=0)
+    forward_examples: int = Field(ge=0)
+    """Examples passed forward through a model, gradient passes included."""
+    backward_examples: int = Field(ge=0)
+    """Examples whose gradient was taken."""
+
+
+class EnsembleRecord(Strict):
+    """Which ensemble, and how many members it evaluated the method at."""
+
+    kind: str
+    options: dict[str, OptionValue]
+    members: int = Field(ge=1)
+
+
+class ScoresRecord(Strict):
+    """The score file that evaluation reads."""
+
+    sha256: str
+    shape: list[int]
+    dtype: str
+
+
+class Machine(Strict):
+    """The hardware, without host or user names."""
+
+    machine_class: str
+    """Fingerprint inside which times may be compared."""
+    cpu: str
+    cores: int
+    threads: int
+    memory_bytes: int
+    device: str
+    device_name: str | None = None
+
+
+class Provenance(Strict):
+    """Which code and inputs made the run."""
+
+    tdabench_version: str
+    commit: str | None
+    dirty: bool | None
+    method_sha256: str
+    data_sha256: str
+    python: str
+    packages: dict[str, str]
+    matmul_precision: str
+    seeds: dict[str, list[int]]
+    """Seeds of every random choice, by name (attribution models, dropout masks, projection)."""
+
+
+class Record(Strict):
+    """One measured execution of a method on a task."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    run_id: str
+    created: str
+    """UTC, ISO 8601."""
+    task: str
+    task_version: str
+    method: str
+    options: dict[str, OptionValue]
+    ensemble: EnsembleRecord | None
+    seed: int
+    status: Status
+    reason: str | None = None
+    """Why the run did not end as ok; None when it did."""
+    costs: Costs | None = None
+    phases: dict[str, float] = Field(default_factory=dict)
+    ingredients: Ingredients | None = None
+    scores: ScoresRecord | None = None
+    machine: Machine
+    provenance: Provenance
+    command: str
+    """What replays the run."""
+
+    @property
+    def label(self) -> str:
+        """Method and ensemble in one line, as the board and the terminal print them."""
+        if self.ensemble is None:
+            return self.method
+        inside = ", ".join(f"{k}={v}" for k, v in self.ensemble.options.items())
+        return f"{self.method} + {self.ensemble.kind}({inside})"
+
+    @property
+    def members(self) -> int:
+        """How many members the method was evaluated at."""
+        return 1 if self.ensemble is None else self.ensemble.members
+
+    def to_json(self) -> str:
+        """The file's text: sorted keys, no NaN, one trailing newline, so equal records are equal bytes."""
+        return json.dumps(self.model_dump(mode="json"), indent=2, sort_keys=True, allow_nan=False) + "\n"
+
+
+def read_record(folder: Path) -> Record:
+    """Read ``record.json`` of a run folder.
+
+    Raises
+    ------
+    FileFormatError
+        If the file is missing, truncated, or does not follow the schema; every problem is listed.
+    """
+    path = folder / RECORD_FILE
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise FileFormatError(
+            f"{folder} is not a run folder: it has no {RECORD_FILE}. Give the folder that `tdabench run` printed."
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise FileFormatError(f"Cannot read {path}: {error}.") from error
+    return parse_record(text, path)
+
+
+def parse_record(text: str, where: Path) -> Record:
+    """Validate the text of a record; ``where`` is named in the error."""
+    try:
+        return Record.model_validate_json(text)
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors(include_url=False)
+        )
+        raise FileFormatError(f"{where} is not a valid record ({problems}). Run the method again.") from error

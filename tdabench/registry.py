@@ -1,0 +1,111 @@
+"""Where tasks and methods come from: entry points, or a file and a name in it (``./mine.py:MyMethod``).
+
+A third party registers without touching this repository: its package declares an entry point in the group
+``tdabench.tasks`` or ``tdabench.methods``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import inspect
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from tdabench.errors import UnknownNameError, UsageError
+
+if TYPE_CHECKING:
+    from tdabench.task import Task
+
+TASKS = "tdabench.tasks"
+METHODS = "tdabench.methods"
+
+
+def names(group: str) -> list[str]:
+    """Return the registered names of a group, sorted."""
+    return sorted(importlib.metadata.entry_points(group=group).names)
+
+
+def find_task(reference: str) -> Task:
+    """Return the task called ``reference``, or the one that ``path.py:NAME`` points to."""
+    task = _find(TASKS, "task", reference, "tdabench tasks")
+    from tdabench.task import Task
+
+    if not isinstance(task, Task):
+        raise UsageError(f"{reference} is a {type(task).__name__}, not a tdabench.Task. Name a Task object.")
+    return task
+
+
+def find_method(reference: str) -> type[Any]:
+    """Return the method class called ``reference``, or the one that ``path.py:Class`` points to."""
+    method = _find(METHODS, "method", reference, "tdabench methods")
+    if not inspect.isclass(method) or not callable(getattr(method, "attribute", None)):
+        raise UsageError(
+            f"{reference} is not a method: expected a class with fit and attribute "
+            "(subclass tdabench.MemberMethod or tdabench.Method; see docs/new-method.md)."
+        )
+    return method
+
+
+def _find(group: str, kind: str, reference: str, command: str) -> Any:
+    if ".py:" in reference or reference.endswith(".py"):
+        return _from_file(kind, reference)
+    found = importlib.metadata.entry_points(group=group, name=reference)
+    if not found:
+        raise UnknownNameError(
+            kind, reference, names(group), f"`{command}` lists them; a {kind} of your own is FILE.py:NAME."
+        )
+    return next(iter(found)).load()
+
+
+def split_reference(reference: str) -> tuple[Path, str] | None:
+    """Return file and name of ``path.py:NAME``; None for a registered name."""
+    if ".py:" not in reference:
+        return None
+    path, _, name = reference.rpartition(":")
+    return Path(path), name
+
+
+def _from_file(kind: str, reference: str) -> Any:
+    parts = split_reference(reference)
+    if parts is None:
+        raise UsageError(f"{reference} names a file but no {kind} in it. Write {reference}:NAME.")
+    path, name = parts
+    module = _load(path)
+    try:
+        return getattr(module, name)
+    except AttributeError:
+        defined = [n for n, v in vars(module).items() if getattr(v, "__module__", module.__name__) == module.__name__]
+        public = [n for n in defined if not n.startswith("_")]
+        raise UnknownNameError(f"{kind} in {path}", name, public) from None
+
+
+def _load(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise UsageError(f"There is no file {path}. Give the path of a Python file, as FILE.py:NAME.")
+    # One module per file content: an edited file is a new module, and a worker finds the same one.
+    name = f"tdabench_file_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise UsageError(f"{path} cannot be imported as Python. Give the path of a Python file, as FILE.py:NAME.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise UsageError(f"{path} fails on import: {type(error).__name__}: {error}. Run `python {path}`.") from error
+    return module
+
+
+def source_sha256(thing: type[Any]) -> str:
+    """Return the SHA-256 of the file that defines a class: a change of the code is a new run."""
+    file = inspect.getsourcefile(thing)
+    if file is None:
+        raise UsageError(f"{thing.__name__} has no source file; define it in a .py file.")
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest()

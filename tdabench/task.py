@@ -1,0 +1,189 @@
+"""A task: data, model, training recipe, queries and target function, with a version that is a hash of all of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from tdabench.dropout import DropoutSite, install_masks
+from tdabench.errors import DataError
+from tdabench.examples import Examples
+from tdabench.files import sha256_arrays
+from tdabench.seeds import derive_seed, generator
+from tdabench.targets import Target
+
+# Counted up when the meaning of a recipe changes (order of examples, dropout stream, initialisation).
+PROTOCOL = 1
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model of the task is trained: plain SGD with momentum, constant rate.
+
+    One permutation of the whole training set per epoch, filtered to the subset; the last batch of an epoch may be
+    short. The loss is the mean over the batch.
+    """
+
+    lr: float
+    momentum: float
+    batch_size: int
+    epochs: int
+    weight_decay: float = 0.0
+
+
+@dataclass(frozen=True)
+class SubsetPlan:
+    """How much retraining the ground truth consists of."""
+
+    n_subsets: int = 100
+    n_seeds: int = 10
+    fraction: float = 0.5
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """A task's prepared arrays, on one device."""
+
+    training: Examples
+    queries: Examples
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of names, types, shapes and values of the prepared arrays."""
+        return sha256_arrays(
+            {
+                "train_inputs": self.training.inputs.cpu().numpy(),
+                "train_labels": self.training.labels.cpu().numpy(),
+                "query_inputs": self.queries.inputs.cpu().numpy(),
+                "query_labels": self.queries.labels.cpu().numpy(),
+            }
+        )
+
+    def to(self, device: torch.device | str) -> TaskData:
+        """Return the same data on another device."""
+        return TaskData(self.training.to(device), self.queries.to(device))
+
+
+@dataclass(frozen=True)
+class Task:
+    """The definition of a task.
+
+    Attributes
+    ----------
+    name
+        Short, lower case, with hyphens.
+    title, description, licence
+        For people.
+    load_data
+        ``(folder or None) -> TaskData``: prepares the arrays; the folder is where the user's data sets are.
+    data_sha256
+        What the prepared arrays must hash to.
+    make_model
+        ``() -> nn.Module``, initialised from torch's current generator.
+    loss
+        ``(logits, labels) -> [B]``, what training minimises.
+    target
+        What attribution explains.
+    folder
+        Where the task's card, ground truth and tuned options stand.
+    """
+
+    name: str
+    title: str
+    description: str
+    licence: str
+    n_train: int
+    n_queries: int
+    load_data: Callable[[Path | None], TaskData]
+    data_sha256: str
+    make_model: Callable[[], nn.Module]
+    loss: Callable[[Tensor, Tensor], Tensor]
+    target: Target
+    recipe: Recipe
+    folder: Path
+    plan: SubsetPlan = SubsetPlan()
+
+    def data(self, folder: Path | None = None) -> TaskData:
+        """Load and check the prepared arrays.
+
+        Raises
+        ------
+        DataError
+            If files are missing, or the prepared arrays are not the ones that the task was defined on.
+        """
+        data = self.load_data(folder)
+        if data.sha256 != self.data_sha256:
+            raise DataError(
+                f"The data of {self.name} is not the data that the task was defined on: the prepared arrays have "
+                f"SHA-256 {data.sha256[:16]}..., expected {self.data_sha256[:16]}.... "
+                "Remove the files and fetch the original data set again."
+            )
+        return data
+
+    @cached_property
+    def version(self) -> str:
+        """Sixteen hex digits that change whenever data, model, recipe, queries, target or streams change."""
+        text = json.dumps(
+            {
+                "protocol": PROTOCOL,
+                "name": self.name,
+                "data": self.data_sha256,
+                "model": self.architecture,
+                "recipe": asdict(self.recipe),
+                "loss": self.loss.__name__,
+                "target": self.target.name,
+            },
+            sort_keys=True,
+        )
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @cached_property
+    def architecture(self) -> list[list[object]]:
+        """Names, kinds and parameter shapes of the model's modules: a description that torch's repr cannot change."""
+        model = self.initial_model("architecture")
+        rows: list[list[object]] = []
+        for name, module in model.named_modules():
+            shapes = [[k, list(p.shape)] for k, p in module.named_parameters(recurse=False)]
+            rows.append([name, type(module).__name__, shapes, getattr(module, "p", None)])
+        return rows
+
+    def initial_model(self, *stream: str | int) -> nn.Module:
+        """Return the model freshly initialised from the stream called ``stream``; no global state is touched."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(self.name, *stream, "init"))
+            return self.make_model()
+
+    def template(self, example: Tensor) -> tuple[nn.Module, tuple[DropoutSite, ...]]:
+        """Return a model to call functionally (its own values never matter) and its dropout sites."""
+        model, sites = install_masks(self.initial_model("template"), example)
+        return model.eval(), sites
+
+    @cached_property
+    def tuning_queries(self) -> Tensor:
+        """Indices, sorted, of the 20 % of the queries on which options are chosen; never reported."""
+        order = torch.randperm(self.n_queries, generator=generator(self.name, "query-split"))
+        return order[: self.n_queries // 5].sort().values
+
+    @cached_property
+    def reported_queries(self) -> Tensor:
+        """Indices, sorted, of the other 80 %."""
+        keep = torch.ones(self.n_queries, dtype=torch.bool)
+        keep[self.tuning_queries] = False
+        return keep.nonzero().flatten()
+
+    def subset_masks(self) -> Tensor:
+        """Return which training examples each subset keeps: ``[n_subsets, n_train]`` bool, all of equal size."""
+        size = round(self.n_train * self.plan.fraction)
+        masks = torch.zeros(self.plan.n_subsets, self.n_train, dtype=torch.bool)
+        for m in range(self.plan.n_subsets):
+            order = torch.randperm(self.n_train, generator=generator(self.name, "subset", m))
+            masks[m, order[:size]] = True
+        return masks
+

@@ -1,5 +1,75 @@
-"""tdabench: benchmark suite and leaderboard harness for training data attribution."""
+"""tdabench: benchmark suite and leaderboard harness for training data attribution.
+
+The names below are the public API. They load on first use: ``import tdabench`` imports neither torch nor pandas nor
+scipy, because the command line must answer at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from tdabench._version import __version__
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from tdabench.errors import DataError, Declined, OptionError, TdabenchError, UsageError
+    from tdabench.examples import Batch, Examples
+    from tdabench.member import Member
+    from tdabench.method import MemberMethod, Method, mean
+    from tdabench.options import option
+    from tdabench.seeds import derive_seed, generator
+    from tdabench.targets import LOG_ODDS, Target, cross_entropy, log_odds
+    from tdabench.task import Recipe, SubsetPlan, Task, TaskData
+    from tdabench.view import TaskView
+
+_HOME = {
+    "tdabench.errors": ("DataError", "Declined", "OptionError", "TdabenchError", "UsageError"),
+    "tdabench.examples": ("Batch", "Examples"),
+    "tdabench.member": ("Member",),
+    "tdabench.method": ("MemberMethod", "Method", "mean"),
+    "tdabench.options": ("option",),
+    "tdabench.seeds": ("derive_seed", "generator"),
+    "tdabench.targets": ("LOG_ODDS", "Target", "cross_entropy", "log_odds"),
+    "tdabench.task": ("Recipe", "SubsetPlan", "Task", "TaskData"),
+    "tdabench.view": ("TaskView",),
+}
+_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
+
+__all__ = [
+    "LOG_ODDS",
+    "Batch",
+    "DataError",
+    "Declined",
+    "Examples",
+    "Member",
+    "MemberMethod",
+    "Method",
+    "OptionError",
+    "Recipe",
+    "SubsetPlan",
+    "Target",
+    "Task",
+    "TaskData",
+    "TaskView",
+    "TdabenchError",
+    "UsageError",
+    "__version__",
+    "cross_entropy",
+    "derive_seed",
+    "generator",
+    "log_odds",
+    "mean",
+    "option",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'tdabench' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_MODULE_OF[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -51,8 +51,15 @@ class Progress:
     """How far a build is."""
 
     done: int
+    fresh: int
+    """Of these, how many this call computed."""
     total: int
     seconds_per_replica: float
+
+
+def total_replicas(task: Task) -> int:
+    """Return how many retrainings a task's ground truth consists of."""
+    return task.plan.n_subsets * task.plan.n_seeds
 
 
 def retrain(task: Task, data: TaskData, seed: int, subsets: Iterable[int]) -> torch.Tensor:
@@ -74,6 +81,7 @@ def build(
     data_folder: Path | None = None,
     workers: int | None = None,
     executor: Executor | None = None,
+    replace: bool = False,
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> Manifest:
     """Build a task's ground truth into ``out``, resuming what an earlier call finished.
@@ -83,29 +91,32 @@ def build(
     reference
         The task's name or ``path.py:NAME``; workers find the task by it.
     out
-        Folder to write; must not exist.
+        Folder to write.
     data_folder
         Where the user's data sets are.
     workers
         Local worker processes, one thread each; all cores by default. Unused with ``executor``.
     executor
         Where slices are computed; its workers must see the work folder.
+    replace
+        Build anew although ``out`` exists; it is replaced when the new one is complete.
     on_progress
         Called after every slice.
 
     Raises
     ------
     UsageError
-        If ``out`` exists, or another build of this task is running.
+        If ``out`` exists and ``replace`` is not given, or another build of this task is running.
     """
     task = find_task(reference)
-    if out.exists():
+    if out.exists() and not replace:
         raise UsageError(f"{out} exists already. Pass --replace to build anew, or --out DIR to build elsewhere.")
     folder = work_folder(task)
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / "build.lock", timeout=0):
             outputs, seconds = _fill(reference, task, folder, data_folder, workers, executor, on_progress)
+            shutil.rmtree(out, ignore_errors=True)
             manifest = write_ground_truth(out, task.subset_masks().numpy(), outputs, _facts(task, seconds))
     except Timeout:
         raise UsageError(f"Another build of {task.name} is running in {folder}; wait for it, or stop it.") from None
@@ -124,10 +135,10 @@ def _fill(
 ) -> tuple[np.ndarray, float]:
     """Compute whatever is missing; return outputs ``[M, S, n_queries]`` and worker seconds per replica."""
     outputs, seconds = read_slices(task, folder)
-    total = outputs.shape[0] * outputs.shape[1]
+    total = total_replicas(task)
     missing = plan_slices(task, np.isnan(outputs).any(axis=2))
     done = total - sum(len(s.subsets) for s in missing)
-    on_progress(Progress(done, total, seconds))
+    on_progress(Progress(done, 0, total, seconds))
     if missing:
         own = executor is None
         pool = executor or _local_pool(workers)
@@ -155,7 +166,7 @@ def _watch(
     for future in as_completed(futures):
         seconds += future.result()
         fresh += size[id(future)]
-        on_progress(Progress(done + fresh, total, seconds / fresh))
+        on_progress(Progress(done + fresh, fresh, total, seconds / fresh))
 
 
 def _local_pool(workers: int | None) -> ProcessPoolExecutor:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tdabench.errors import FileFormatError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Literal[1] = 1
 RECORD_FILE = "record.json"
 SCORES_FILE = "scores.safetensors"
 LOG_FILE = "log.txt"
@@ -151,7 +151,7 @@ class Record(Strict):
         return 1 if self.ensemble is None else self.ensemble.members
 
     def to_json(self) -> str:
-        """The file's text: sorted keys, no NaN, one trailing newline, so equal records are equal bytes."""
+        """Return the file's text: sorted keys, no NaN, one trailing newline, so equal records are equal bytes."""
         return json.dumps(self.model_dump(mode="json"), indent=2, sort_keys=True, allow_nan=False) + "\n"
 
 

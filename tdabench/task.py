@@ -186,4 +186,3 @@ class Task:
             order = torch.randperm(self.n_train, generator=generator(self.name, "subset", m))
             masks[m, order[:size]] = True
         return masks
-

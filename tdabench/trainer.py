@@ -137,9 +137,7 @@ def fit_stacked(
     stream = Stream(name, len(training), program.sites, training.inputs.device)
     values = {k: p.requires_grad_() for k, p in stacked.items()}
     parameters = list(values.values())
-    optimizer = torch.optim.SGD(
-        parameters, recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, foreach=True
-    )
+    optimizer = torch.optim.SGD(parameters, recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, foreach=True)
     for epoch in range(recipe.epochs):
         for inputs, labels, dropped in _steps(stream, epoch, training, masks, recipe.batch_size):
             logits = program.logits(values, inputs, dropped)  # [R, B, ...]

@@ -1,0 +1,1 @@
+"""The methods that ship with tdabench: one readable file per family, on the public API alone."""

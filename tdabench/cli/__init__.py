@@ -1,0 +1,98 @@
+"""The command line. Results go to stdout, progress to stderr; a user's mistake is one line and exit code 2."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import os
+import sys
+from typing import Any
+
+import click
+
+from tdabench._version import __version__
+from tdabench.errors import TdabenchError
+
+# Command -> module; a command's module is imported when the command is used, so that --help answers at once.
+_COMMANDS = {
+    "tasks": "catalogue",
+    "methods": "catalogue",
+    "run": "measure",
+    "suite": "measure",
+    "tune": "measure",
+    "score": "quality",
+    "compare": "quality",
+    "board": "quality",
+    "ground-truth": "truth",
+}
+_HELP = {
+    "tasks": "List the tasks, or describe one.",
+    "methods": "List the methods, or describe one and its options.",
+    "run": "Measure a method on a task, in a fresh process.",
+    "suite": "Measure every run of a suite that is missing, and write the board.",
+    "tune": "Choose a method's options on the tuning queries of a task.",
+    "score": "Evaluate the scores of a run, or of a file.",
+    "compare": "Compare two runs, paired on the same subsets and queries.",
+    "board": "Write the leaderboard of a folder of runs.",
+    "ground-truth": "Build, verify or show the ground truth of a task.",
+}
+
+
+class _LazyGroup(click.Group):
+    """A group that knows its commands by name and imports them when they are used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module = importlib.import_module(f"tdabench.cli.{_COMMANDS[cmd_name]}")
+        command: click.Command = getattr(module, cmd_name.replace("-", "_"))
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_HELP.items()))
+
+
+@click.command(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="tdabench")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def cli(debug: bool) -> None:
+    """Benchmark training data attribution: quality against cost, on ground truth that anyone can verify.
+
+    Start with `tdabench suite quick`; it needs no download.
+    """
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run the command line and exit; errors of ours are one line on stderr and exit code 2."""
+    words = sys.argv[1:] if args is None else args
+    try:
+        cli.main(words, prog_name="tdabench", standalone_mode=False)
+    except click.exceptions.Exit as done:
+        sys.exit(done.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        _say("Interrupted. What was finished is kept; give the same command to go on.")
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except (TdabenchError, OSError) as error:
+        if "--debug" in words or not (isinstance(error, TdabenchError) or _is_users(error)):
+            raise
+        _say(f"Error: {error}")
+        sys.exit(2)
+
+
+def _is_users(error: OSError) -> bool:
+    """Whether an error of the operating system tells of the user's disk, and not of a defect of ours."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EISDIR)
+
+
+def _say(text: Any) -> None:
+    print(" ".join(str(text).split("\n")), file=sys.stderr)

@@ -1,0 +1,123 @@
+"""``tdabench tasks`` and ``tdabench methods``: what there is."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import click
+
+from tdabench.cli.output import json_option, print_facts, print_json, print_table
+
+
+@click.command()
+@click.argument("name", required=False)
+@json_option
+def tasks(name: str | None, as_json: bool) -> None:
+    """List the tasks, or describe the task NAME."""
+    from tdabench import registry
+
+    if name is not None:
+        return _show(_describe_task(name), as_json)
+    found = [_describe_task(n) for n in registry.names(registry.TASKS)]
+    if as_json:
+        return print_json(found)
+    columns = ("name", "title", "examples", "queries", "ground truth", "licence")
+    return print_table(
+        columns,
+        [
+            [t["name"], t["title"], str(t["n_train"]), str(t["n_queries"]), t["ground_truth"], t["licence"]]
+            for t in found
+        ],
+    )
+
+
+def _describe_task(name: str) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from tdabench.ground_truth import MANIFEST_FILE, ground_truth_folder
+    from tdabench.registry import find_task
+
+    task = find_task(name)
+    built = (ground_truth_folder(task) / MANIFEST_FILE).exists()
+    size = f"{task.plan.n_subsets} subsets x {task.plan.n_seeds} seeds"
+    return {
+        "name": task.name,
+        "title": task.title,
+        "description": task.description,
+        "version": task.version,
+        "n_train": task.n_train,
+        "n_queries": task.n_queries,
+        "target": task.target.name,
+        "recipe": asdict(task.recipe),
+        "ground_truth": size if built else "not built",
+        "licence": task.licence,
+        "data_sha256": task.data_sha256,
+    }
+
+
+def _show(facts: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        return print_json(facts)
+    return print_facts([[k.replace("_", " "), _text(v)] for k, v in facts.items()])
+
+
+def _text(value: Any) -> str:
+    return ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
+
+
+@click.command()
+@click.argument("name", required=False)
+@json_option
+def methods(name: str | None, as_json: bool) -> None:
+    """List the methods, or describe the method NAME and its options. NAME may be FILE.py:CLASS."""
+    from tdabench import registry
+
+    if name is not None:
+        return _show_method(_describe_method(name), as_json)
+    found = [_describe_method(n) for n in registry.names(registry.METHODS)]
+    if as_json:
+        return print_json(found)
+    rows = [[m["name"], m["summary"], ", ".join(f"{o['name']}={o['default']}" for o in m["options"])] for m in found]
+    print_table(("name", "summary", "options"), rows)
+    return _print_ensembles()
+
+
+def _describe_method(name: str) -> dict[str, Any]:
+    from tdabench.registry import find_method
+
+    return {"name": name, **_describe_class(find_method(name))}
+
+
+def _describe_class(cls: type[Any]) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from tdabench.options import describe
+
+    text = inspect.getdoc(cls) or "No description."
+    return {"summary": text.splitlines()[0], "description": text, "options": [asdict(o) for o in describe(cls)]}
+
+
+def _show_method(facts: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        return print_json(facts)
+    click.echo(f"{facts['name']}\n\n{facts['description']}\n")
+    return _print_options(facts["options"])
+
+
+def _print_options(options: list[dict[str, Any]]) -> None:
+    rows = [[o["name"], o["type"], str(o["default"]), o["help"]] for o in options]
+    if not rows:
+        return click.echo("It has no options.")
+    return print_table(("option", "type", "default", ""), rows)
+
+
+def _print_ensembles() -> None:
+    from tdabench.ensembles import KINDS
+
+    click.echo("\nEnsembles, for --ensemble 'KIND(option=value, ...)':\n")
+    rows = []
+    for kind, cls in KINDS.items():
+        facts = _describe_class(cls)
+        rows += [[kind, o["name"], o["type"], str(o["default"]), o["help"]] for o in facts["options"]]
+    print_table(("kind", "option", "type", "default", ""), rows)

@@ -1,0 +1,237 @@
+"""``tdabench run``, ``suite`` and ``tune``: what measures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tdabench.cli.output import Live, data_option, json_option, note, phase_printer, print_json, runs_option
+from tdabench.errors import OptionError, UsageError
+
+if TYPE_CHECKING:
+    from tdabench.jobs import Job, Plan
+    from tdabench.records import Record
+
+
+def machine_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that every measuring command has."""
+    for add in (
+        click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads of a run."),
+        click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True),
+        click.option(
+            "timeout_s",
+            "--timeout",
+            type=click.FloatRange(0, min_open=True),
+            default=3600.0,
+            show_default=True,
+            help="Seconds after which a run is stopped.",
+        ),
+        data_option,
+        runs_option,
+        json_option,
+    ):
+        command = add(command)
+    return command
+
+
+set_option = click.option("settings", "--set", multiple=True, metavar="OPTION=VALUE", help="Option of the method.")
+
+
+@click.command()
+@click.argument("task")
+@click.argument("method")
+@set_option
+@click.option("--ensemble", metavar="'KIND(...)'", help="For example 'dropout(models=5, masks=10)'.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the run.")
+@click.option("--defaults", is_flag=True, help="Use the method's own defaults, not the options tuned for the task.")
+@click.option("--again", is_flag=True, help="Measure anew, beside what was measured before.")
+@machine_options
+def run(
+    task: str,
+    method: str,
+    settings: tuple[str, ...],
+    ensemble: str | None,
+    seed: int,
+    defaults: bool,
+    again: bool,
+    threads: int,
+    device: str,
+    timeout_s: float,
+    data_folder: Path | None,
+    runs: Path,
+    as_json: bool,
+) -> None:
+    """Measure METHOD on TASK in a fresh process, and evaluate it.
+
+    METHOD is a name that `tdabench methods` lists, or FILE.py:CLASS.
+    """
+    from tdabench.jobs import Job
+    from tdabench.runner import find_run
+
+    job = Job(task, method, parse_settings(settings), ensemble, seed)
+    planned = _plan(_on_machine(job, threads, device, data_folder), defaults)
+    folder = None if again else find_run(planned, runs)
+    if folder is not None:
+        note(f"Measured before; pass --again to measure anew: {folder}")
+    else:
+        folder = _measure([planned], runs, timeout_s)[0]
+    _report_run(folder, as_json)
+
+
+def parse_settings(settings: Sequence[str]) -> dict[str, str]:
+    """Return ``--set`` arguments as a dict of texts."""
+    parsed: dict[str, str] = {}
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        if not equals or not name:
+            raise OptionError(f"Cannot read --set {setting!r}. Write --set option=value.")
+        parsed[name.strip()] = value.strip()
+    return parsed
+
+
+def _on_machine(job: Job, threads: int, device: str, data_folder: Path | None) -> Job:
+    if device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise UsageError("There is no CUDA device that torch can use. Leave out --device cuda.")
+    folder = None if data_folder is None else str(data_folder.resolve())
+    return replace(job, threads=threads, device=device, data_folder=folder)
+
+
+def _plan(job: Job, defaults: bool = False) -> Plan:
+    from tdabench.jobs import plan
+    from tdabench.registry import find_task
+    from tdabench.tuning import with_tuned_options
+
+    return plan(job if defaults else with_tuned_options(job, find_task(job.task)))
+
+
+def _measure(plans: Sequence[Plan], runs: Path, timeout_s: float, done_before: int = 0) -> list[Path]:
+    """Run every plan, one after the other, and show progress; return the run folders."""
+    from tdabench.runner import run as run_job
+
+    folders = []
+    with Live(done_before + len(plans), "runs") as live:
+        live.skip(done_before)
+        for planned in plans:
+            label = f"{planned.task.name}: {planned.label}"
+            folder, record = run_job(planned, runs, timeout_s=timeout_s, on_event=phase_printer(live, label))
+            live.finish(f"{label}: {_outcome(record)}")
+            folders.append(folder)
+    return folders
+
+
+def _outcome(record: Record) -> str:
+    from tdabench.board.rows import format_seconds
+
+    if record.costs is None:
+        return f"{record.status}: {record.reason}"
+    return f"ok, serving {format_seconds(record.costs.serve_s)}, training {format_seconds(record.costs.train_s)}"
+
+
+def _report_run(folder: Path, as_json: bool) -> None:
+    from tdabench.cli.reports import print_run
+    from tdabench.records import read_record
+    from tdabench.results import evaluate_run
+
+    record = read_record(folder)
+    print_run(folder, record, evaluate_run(folder, record), as_json)
+    if record.status not in ("ok", "declined"):
+        raise click.exceptions.Exit(1)
+
+
+@click.command()
+@click.argument("name")
+@click.option(
+    "--board",
+    "board_folder",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("board"),
+    show_default=True,
+    help="Folder to write the page to.",
+)
+@click.option("--retry-failed", is_flag=True, help="Try runs again that failed, timed out or ran out of memory.")
+@machine_options
+def suite(
+    name: str,
+    board_folder: Path,
+    retry_failed: bool,
+    threads: int,
+    device: str,
+    timeout_s: float,
+    data_folder: Path | None,
+    runs: Path,
+    as_json: bool,
+) -> None:
+    """Measure every run of the suite NAME that is missing, and write and print the leaderboard.
+
+    Interrupted and given again, the command does only what is missing. NAME may be a .toml file.
+    """
+    from tdabench.cli.reports import finish_board
+    from tdabench.runner import find_run
+    from tdabench.suites import find_suite
+
+    found = find_suite(name)
+    plans = [_plan(_on_machine(job, threads, device, data_folder)) for job in found.jobs]
+    missing = [p for p in plans if _is_missing(find_run(p, runs), retry_failed)]
+    if missing:
+        note(f"Suite {found.name}: {len(missing)} of {len(plans)} runs to measure.")
+        _measure(missing, runs, timeout_s, done_before=len(plans) - len(missing))
+    else:
+        note(f"Suite {found.name}: all {len(plans)} runs are measured; nothing to do.")
+    folders = [folder for p in plans if (folder := find_run(p, runs)) is not None]
+    finish_board(folders, board_folder, as_json)
+
+
+def _is_missing(folder: Path | None, retry_failed: bool) -> bool:
+    from tdabench.records import read_record
+
+    if folder is None:
+        return True
+    return retry_failed and read_record(folder).status not in ("ok", "declined")
+
+
+@click.command()
+@click.argument("task")
+@click.argument("method")
+@set_option
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the attribution model.")
+@click.option("--dry-run", is_flag=True, help="Do not store the choice.")
+@machine_options
+def tune(
+    task: str,
+    method: str,
+    settings: tuple[str, ...],
+    seed: int,
+    dry_run: bool,
+    threads: int,
+    device: str,
+    timeout_s: float,
+    data_folder: Path | None,
+    runs: Path,
+    as_json: bool,
+) -> None:
+    """Choose METHOD's options on the tuning queries of TASK, from the values the method declares.
+
+    The choice is stored with the task; `run` and `suite` use it and are charged for the tuning.
+    """
+    from tdabench.jobs import Job
+    from tdabench.registry import find_task
+    from tdabench.tuning import tune as tune_job
+    from tdabench.tuning import write_tuned
+
+    job = _on_machine(Job(task, method, parse_settings(settings), None, seed), threads, device, data_folder)
+    chosen = tune_job(
+        job, runs, on_candidate=lambda c: note(f"{c.options}: LDS {c.tuning_lds:.4f} on the tuning queries")
+    )
+    where = None if dry_run else write_tuned(find_task(task), method, chosen)
+    facts: dict[str, Any] = {**chosen.model_dump(mode="json"), "stored": str(where) if where else None}
+    if as_json:
+        return print_json(facts)
+    click.echo(f"Best: {chosen.options}; tuning took {chosen.tune_s:.2f} s of serving time.")
+    return click.echo(f"Stored in {where}" if where else "Not stored (--dry-run).")

@@ -1,0 +1,146 @@
+"""Printing: JSON and tables on stdout, progress on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
+from rich.table import Table
+
+json_option = click.option("as_json", "--json", is_flag=True, help="Print the result as JSON on stdout.")
+data_option = click.option(
+    "data_folder",
+    "--data",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    help="Folder that holds the data sets. Default: TDABENCH_DATA, else a download into the cache.",
+)
+runs_option = click.option(
+    "--runs",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("runs"),
+    show_default=True,
+    help="Folder of run folders.",
+)
+
+
+def print_json(value: Any) -> None:
+    """Print a value as JSON; NaN is never written."""
+    click.echo(json.dumps(value, indent=2, allow_nan=False))
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> None:
+    """Print a table; on anything but a terminal it is as wide as it needs to be."""
+    table = Table(title=title, title_justify="left", header_style="bold", show_edge=False, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*[escape(cell) for cell in row])
+    width = None if sys.stdout.isatty() else 200
+    Console(file=sys.stdout, width=width).print(table)
+
+
+def print_facts(rows: Sequence[Sequence[str]]) -> None:
+    """Print names and values, a line each."""
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        click.echo(f"{name:<{width}}  {value}")
+
+
+def note(text: str) -> None:
+    """Print a line of progress to stderr."""
+    click.echo(text, err=True)
+
+
+class Live:
+    """Progress of a count of pieces of work: a live line on a terminal, else a line per finished piece.
+
+    Parameters
+    ----------
+    total
+        How many pieces there are.
+    unit
+        What they are called.
+    """
+
+    def __init__(self, total: int, unit: str) -> None:
+        self.total, self.unit = total, unit
+        self.done = 0
+        self._fresh = 0
+        self._start = time.monotonic()
+        self._terminal = sys.stderr.isatty()
+        self._progress = Progress(
+            SpinnerColumn(),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.description}"),
+            console=Console(stderr=True),
+            transient=True,
+        )
+        self._bar = self._progress.add_task("", total=total)
+        self._now = ""
+
+    def __enter__(self) -> Live:
+        if self._terminal:
+            self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def skip(self, count: int) -> None:
+        """Count pieces that were done before."""
+        self.done += count
+        self._draw()
+
+    def now(self, text: str) -> None:
+        """Say what is going on."""
+        self._now = text
+        self._draw()
+
+    def finish(self, text: str, count: int = 1) -> None:
+        """Count finished pieces and print a line about them."""
+        self.done += count
+        self._fresh += count
+        line = f"[{self.done}/{self.total}] {text}"
+        if self._terminal:
+            self._progress.console.print(line, markup=False, highlight=False)
+        else:
+            note(f"{line} ({self.time_left()} left)")
+        self._draw()
+
+    def time_left(self) -> str:
+        """Estimate from the pieces finished here, or a dash before the first."""
+        if not self._fresh:
+            return "-"
+        seconds = (time.monotonic() - self._start) / self._fresh * (self.total - self.done)
+        return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+
+    def _draw(self) -> None:
+        description = escape(f"{self.unit}, {self.time_left()} left  {self._now}")
+        self._progress.update(self._bar, completed=self.done, description=description)
+
+
+def phase_printer(live: Live, label: str) -> Callable[[dict[str, Any]], None]:
+    """Return a listener that shows a run's phase and member on the live line."""
+    state = {"phase": "starting", "members": ""}
+    live.now(f"{label}: starting")
+
+    def listen(event: dict[str, Any]) -> None:
+        if "phase" in event and event["phase"] != "harness":
+            state["phase"] = event["phase"]
+        if "total" in event and event["total"] > 1:
+            state["members"] = f" {event['done']}/{event['total']} members"
+        live.now(f"{label}: {state['phase']}{state['members']}")
+
+    return listen

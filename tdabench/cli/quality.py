@@ -1,0 +1,127 @@
+"""``tdabench score``, ``compare`` and ``board``: what reads results."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from tdabench.cli.output import json_option, print_facts, print_json
+from tdabench.errors import UsageError
+
+_PATH = click.Path(path_type=Path, exists=True)
+
+
+@click.command()
+@click.argument("scores", type=_PATH)
+@click.option("--task", required=True, help="Task whose ground truth to evaluate against.")
+@json_option
+def score(scores: Path, task: str, as_json: bool) -> None:
+    """Evaluate SCORES: a run folder, or a .safetensors or .npy file of shape [n_queries, n_train]."""
+    from tdabench.results import evaluator_of
+    from tdabench.scores import read_scores
+
+    evaluation = evaluator_of(task).evaluate(read_scores(scores))
+    warnings = evaluation.warnings()
+    if as_json:
+        return print_json({**evaluation.to_dict(), "warnings": warnings})
+    ceiling = "unknown" if evaluation.ceiling is None else f"{evaluation.ceiling:.4f}"
+    rows = [
+        ["LDS", f"{evaluation.lds:.4f}"],
+        ["95 % interval", f"{evaluation.low:.4f} to {evaluation.high:.4f}"],
+        ["noise ceiling", ceiling],
+        ["queries, subsets", f"{evaluation.n_queries}, {evaluation.n_subsets}"],
+        ["constant queries", f"{evaluation.constant_queries} (counted 0)"],
+    ]
+    print_facts(rows)
+    for warning in warnings:
+        click.echo(f"Warning: {warning}", err=True)
+    return None
+
+
+@click.command()
+@click.argument("first", type=_PATH)
+@click.argument("second", type=_PATH)
+@json_option
+def compare(first: Path, second: Path, as_json: bool) -> None:
+    """Compare two runs of one task: the LDS of FIRST less that of SECOND, paired, and their costs."""
+    from tdabench.evaluation import compare as compare_evaluations
+    from tdabench.records import read_record
+    from tdabench.results import evaluate_run
+
+    records = [read_record(folder) for folder in (first, second)]
+    if records[0].task != records[1].task:
+        raise UsageError(f"These are runs of {records[0].task} and {records[1].task}. Compare runs of one task.")
+    evaluations = []
+    for folder, record in zip((first, second), records, strict=True):
+        evaluation = evaluate_run(folder, record)
+        if evaluation is None:
+            why = record.reason or f"it is of an older version of {record.task}"
+            raise UsageError(f"The run in {folder} has no LDS to compare: {record.status}, {why}.")
+        evaluations.append(evaluation)
+    difference = compare_evaluations(*evaluations)
+    same = records[0].machine.machine_class == records[1].machine.machine_class
+    facts = {
+        "first": records[0].label,
+        "second": records[1].label,
+        "lds": [e.lds for e in evaluations],
+        "difference": difference.value,
+        "low": difference.low,
+        "high": difference.high,
+        "p_better": difference.p_better,
+        "significant": difference.significant,
+        "cost_ratios": _ratios(records) if same else None,
+    }
+    if as_json:
+        return print_json(facts)
+    return _print_comparison(facts)
+
+
+def _ratios(records: list) -> dict[str, float | None]:
+    from tdabench.board.rows import AXES, Row
+
+    ratios = {}
+    for axis in AXES:
+        a, b = (axis.value(Row(record)) for record in records)
+        ratios[axis.key] = a / b if a is not None and b else None
+    return ratios
+
+
+def _print_comparison(facts: dict) -> None:
+    verdict = "significant" if facts["significant"] else "not significant"
+    rows = [
+        ["first", f"{facts['first']}: LDS {facts['lds'][0]:.4f}"],
+        ["second", f"{facts['second']}: LDS {facts['lds'][1]:.4f}"],
+        [
+            "difference",
+            f"{facts['difference']:+.4f}, 95 % interval {facts['low']:+.4f} to {facts['high']:+.4f}, {verdict}",
+        ],
+        ["first better in", f"{100 * facts['p_better']:.1f} % of resamples"],
+    ]
+    if facts["cost_ratios"] is None:
+        rows.append(["costs", "measured on different machine classes, so not compared"])
+    else:
+        known = [f"{k} x{v:.2f}" for k, v in facts["cost_ratios"].items() if v is not None]
+        rows.append(["costs, first over second", ", ".join(known)])
+    print_facts(rows)
+
+
+@click.command()
+@click.argument("runs", type=click.Path(path_type=Path, file_okay=False), default=Path("runs"))
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("board"),
+    show_default=True,
+    help="Folder to write index.html, results.csv and results.json to.",
+)
+@json_option
+def board(runs: Path, out: Path, as_json: bool) -> None:
+    """Write the leaderboard of the run folders in RUNS as one self-contained page."""
+    from tdabench.cli.reports import finish_board
+    from tdabench.results import find_runs
+
+    folders = find_runs(runs)
+    if not folders:
+        raise UsageError(f"There is no run in {runs}. Run `tdabench suite quick` or `tdabench run` first.")
+    finish_board(folders, out, as_json)

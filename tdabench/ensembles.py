@@ -1,0 +1,171 @@
+"""Ensembles: how members are made. Any of them wraps any method that is defined per member."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from tdabench.errors import Declined, UnknownNameError, UsageError
+from tdabench.options import describe, make, option, values
+
+if TYPE_CHECKING:
+    from tdabench.member import Member
+    from tdabench.method import MemberMethod
+    from tdabench.view import TaskView
+
+
+class Ensemble(Protocol):
+    """A frozen dataclass of options that makes members."""
+
+    @property
+    def size(self) -> int:
+        """How many members."""
+
+    def supports(self, method: MemberMethod, task: TaskView) -> str | None:
+        """Return None, or the reason why it cannot wrap the method on this task."""
+
+    def members(self, task: TaskView) -> list[Member]:
+        """Make the members; models and adapters that are missing are trained, metered."""
+
+
+@dataclass(frozen=True)
+class Independent:
+    """Independently trained models: the naive ensemble, good and dear."""
+
+    models: int = option(1, "independently trained models", low=1)
+
+    @property
+    def size(self) -> int:
+        """One member a model."""
+        return self.models
+
+    def supports(self, method: MemberMethod, task: TaskView) -> str | None:
+        """Wrap anything."""
+        return None
+
+    def members(self, task: TaskView) -> list[Member]:
+        """Return one member per model, dropout off."""
+        return [task.member(model) for model in range(self.models)]
+
+
+@dataclass(frozen=True)
+class Dropout:
+    """Few models, many dropout masks: every (model, mask) pair is a member (arXiv 2405.17293)."""
+
+    models: int = option(1, "independently trained models", low=1)
+    masks: int = option(10, "dropout masks per model", low=1)
+    scope: Literal["all", "q-only"] = option(
+        "all", "all: gradients and Q factor under the mask; q-only: gradients once per model, dropout for the Q factor"
+    )
+    mask: Literal["shared", "per-sample"] = option(
+        "shared", "shared: one sub-network per member; per-sample: every example has its own mask"
+    )
+
+    @property
+    def size(self) -> int:
+        """One member a pair; q-only averages the Q factor over as many."""
+        return self.models * self.masks
+
+    def supports(self, method: MemberMethod, task: TaskView) -> str | None:
+        """Need a model with dropout, and for q-only a method with a Q factor."""
+        if not task.dropout_sites:
+            return f"the model of {task.name} has no dropout layer"
+        if self.scope == "q-only" and not method.uses_q:
+            return "scope=q-only needs a method with a Q factor"
+        return None
+
+    def members(self, task: TaskView) -> list[Member]:
+        """Return the (model, mask) pairs; for q-only, one member a model whose Q factor has all its masks."""
+        pairs = [[self._masked(task, model, mask) for mask in range(self.masks)] for model in range(self.models)]
+        if self.scope == "all":
+            return [member for row in pairs for member in row]
+        return [task.member(model).with_q(tuple(row)) for model, row in enumerate(pairs)]
+
+    def _masked(self, task: TaskView, model: int, mask: int) -> Member:
+        return task.member(model, number=model * self.masks + mask, mask=(mask, self.mask == "per-sample"))
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Few models, several fine-tuned low-rank adapters on each: every pair is a member (arXiv 2405.17293).
+
+    Gradients are taken with respect to the adapter only.
+    """
+
+    models: int = option(1, "independently trained models", low=1)
+    adapters: int = option(5, "adapters per model", low=1)
+    rank: int = option(8, "rank of an adapter", low=1)
+    epochs: int = option(5, "epochs of fine-tuning, with the task's recipe", low=1)
+
+    @property
+    def size(self) -> int:
+        """One member an adapter."""
+        return self.models * self.adapters
+
+    def supports(self, method: MemberMethod, task: TaskView) -> str | None:
+        """Need linear layers."""
+        return None if task.has_linear_layers else f"the model of {task.name} has no linear layer to adapt"
+
+    def members(self, task: TaskView) -> list[Member]:
+        """Return the (model, adapter) pairs."""
+        return [
+            task.adapter_member(
+                model, adapter, number=model * self.adapters + adapter, rank=self.rank, epochs=self.epochs
+            )
+            for model in range(self.models)
+            for adapter in range(self.adapters)
+        ]
+
+
+KINDS: dict[str, type[Any]] = {"independent": Independent, "dropout": Dropout, "lora": Lora}
+_FORM = re.compile(r"\s*([A-Za-z][\w-]*)\s*(?:\((.*)\))?\s*", re.DOTALL)
+
+
+def parse_ensemble(text: str) -> Any:
+    """Return the ensemble written as ``kind(option=value, ...)``, for example ``dropout(models=5, masks=10)``.
+
+    Raises
+    ------
+    UsageError
+        If the text is not of that form, or names an unknown kind or option, or gives a wrong value.
+    """
+    found = _FORM.fullmatch(text)
+    if found is None:
+        raise UsageError(f"Cannot read the ensemble {text!r}. Write KIND(option=value, ...), as in {_example()}.")
+    kind, inside = found.group(1), found.group(2) or ""
+    if kind not in KINDS:
+        raise UnknownNameError("ensemble", kind, KINDS, f"Write it as in {_example()}.")
+    given: dict[str, str] = {}
+    for part in filter(None, (p.strip() for p in inside.split(","))):
+        name, equals, value = (p.strip() for p in part.partition("="))
+        if not equals or not name or not value:
+            raise UsageError(f"Cannot read {part!r} in the ensemble {text!r}. Write option=value, as in {_example()}.")
+        if name in given:
+            raise UsageError(f"The ensemble {text!r} gives {name} twice. Give it once.")
+        given[name] = value
+    return make(KINDS[kind], f"ensemble {kind}", given)
+
+
+def _example() -> str:
+    return "dropout(models=5, masks=10)"
+
+
+def kind_of(ensemble: Ensemble) -> str:
+    """Return the name that :func:`parse_ensemble` knows an ensemble by."""
+    return next(name for name, cls in KINDS.items() if type(ensemble) is cls)
+
+
+def format_ensemble(ensemble: Ensemble) -> str:
+    """Return the text that :func:`parse_ensemble` reads; options at their default are left out, sizes never."""
+    sizes = {"models", "masks", "adapters"}
+    defaults = {info.name: info.default for info in describe(type(ensemble))}
+    shown = {k: v for k, v in values(ensemble).items() if k in sizes or v != defaults[k]}
+    return f"{kind_of(ensemble)}({', '.join(f'{k}={v}' for k, v in shown.items())})"
+
+
+def check_supported(ensemble: Ensemble, method: MemberMethod, task: TaskView) -> None:
+    """Raise :class:`Declined` with the reason if the ensemble cannot wrap the method on the task."""
+    reason = ensemble.supports(method, task)
+    if reason is not None:
+        raise Declined(reason)

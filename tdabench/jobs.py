@@ -1,0 +1,154 @@
+"""A job: everything that decides a run, as plain values that a fresh process can read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shlex
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tdabench import provenance
+from tdabench.datasets import cache_folder
+from tdabench.options import make, values
+from tdabench.records import EnsembleRecord, Machine, OptionValue
+from tdabench.registry import find_method, find_task, source_sha256, split_reference
+
+if TYPE_CHECKING:
+    from tdabench.task import Task
+
+RESULT_FILE = "result.json"
+"""What the worker leaves for the runner, inside the run folder in the making."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to run.
+
+    Attributes
+    ----------
+    task, method
+        Registered names, or ``path.py:NAME``.
+    options
+        Options of the method, as text or values; the rest are at their defaults.
+    ensemble
+        As ``kind(option=value, ...)``; None for a single model.
+    seed
+        Seed of the run: attribution models, masks, projections.
+    threads
+        Threads of the run's process.
+    device
+        ``cpu`` or ``cuda``.
+    data_folder
+        Where the user's data sets are; None for the default.
+    tune_s
+        Seconds that choosing the options has cost; charged to the run.
+    """
+
+    task: str
+    method: str
+    options: dict[str, Any]
+    ensemble: str | None = None
+    seed: int = 0
+    threads: int = 1
+    device: str = "cpu"
+    data_folder: str | None = None
+    tune_s: float = 0.0
+
+    def to_json(self) -> str:
+        """Return the job as the worker reads it."""
+        return json.dumps(asdict(self))
+
+    @staticmethod
+    def from_json(text: str) -> Job:
+        """Return the job that :meth:`to_json` wrote."""
+        return Job(**json.loads(text))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked job: the parts of its record that are known before it runs."""
+
+    job: Job
+    task: Task
+    method: str
+    options: dict[str, OptionValue]
+    ensemble: EnsembleRecord | None
+    method_sha256: str
+    machine: Machine
+
+    @property
+    def key(self) -> str:
+        """Hash of everything that decides what the run computes and what its times can be compared with."""
+        decides = {
+            "task": [self.task.name, self.task.version],
+            "method": [self.method, self.method_sha256, self.options],
+            "ensemble": self.ensemble.model_dump() if self.ensemble else None,
+            "seed": self.job.seed,
+            "machine_class": self.machine.machine_class,
+        }
+        return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:10]
+
+    @property
+    def run_id(self) -> str:
+        """Name of the run folder: readable first, unique by the key."""
+        parts = [self.task.name, self.method, *([self.job.ensemble] if self.job.ensemble else [])]
+        words = [re.sub(r"[^A-Za-z0-9.]+", "-", p).strip("-") for p in parts]
+        return f"{'--'.join(words)[:120]}--{self.key}"
+
+    @property
+    def label(self) -> str:
+        """Method and ensemble, for progress lines."""
+        return self.method if self.job.ensemble is None else f"{self.method} + {self.job.ensemble}"
+
+    @property
+    def models_folder(self) -> Path:
+        """Where trained models of this task version and machine class are kept."""
+        return cache_folder() / "models" / f"{self.task.name}-{self.task.version}" / self.machine.machine_class
+
+    @property
+    def command(self) -> str:
+        """What replays the run."""
+        words = ["tdabench", "run", _shown(self.job.task), _shown(self.job.method)]
+        for name, value in self.options.items():
+            words += ["--set", f"{name}={value}"]
+        if self.job.ensemble:
+            words += ["--ensemble", self.job.ensemble]
+        words += ["--seed", str(self.job.seed), "--threads", str(self.job.threads), "--device", self.job.device]
+        return shlex.join(words)
+
+
+def _shown(reference: str) -> str:
+    """Return a reference without the folders of this machine."""
+    parts = split_reference(reference)
+    return reference if parts is None else f"{parts[0].name}:{parts[1]}"
+
+
+def plan(job: Job) -> Plan:
+    """Check a job before anything is measured.
+
+    Raises
+    ------
+    UsageError
+        For an unknown task, method, option or ensemble, or a value of the wrong type.
+    """
+    from tdabench.ensembles import kind_of, parse_ensemble
+
+    task = find_task(job.task)
+    cls = find_method(job.method)
+    method = make(cls, job.method, job.options)
+    record = None
+    if job.ensemble is not None:
+        ensemble = parse_ensemble(job.ensemble)
+        record = EnsembleRecord(kind=kind_of(ensemble), options=values(ensemble), members=ensemble.size)
+    return Plan(
+        job=job,
+        task=task,
+        method=_shown(job.method),
+        options=values(method),
+        ensemble=record,
+        method_sha256=source_sha256(cls),
+        machine=provenance.machine(job.threads, job.device),
+    )

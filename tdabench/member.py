@@ -1,0 +1,125 @@
+"""A member: one set of parameters, with a dropout mask or an adapter, that a method is evaluated at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from tdabench import gradients
+from tdabench.dropout import DropoutSite, MaskTable
+from tdabench.examples import Batch, Examples
+
+if TYPE_CHECKING:
+    from tdabench.view import TaskView
+
+Quantity = Literal["loss", "target"]
+
+
+@dataclass(frozen=True)
+class MemberMasks:
+    """The dropout masks of a member: one shared by all examples, or one per example.
+
+    Only the stream's name is kept; masks are drawn when they are used. Storing them would cost more than the model.
+    """
+
+    sites: tuple[DropoutSite, ...]
+    stream: tuple[str | int, ...]
+    per_sample: bool
+
+    def rows(self, batch: Batch, n: int) -> dict[str, Tensor]:
+        """Return each example's masks, ``[B, *shape]`` per site; ``n`` is the size of the batch's set."""
+        device = batch.index.device
+        if self.per_sample:
+            return _table(self.sites, n, (*self.stream, batch.split), device).rows(batch.index)
+        return _table(self.sites, 1, self.stream, device).rows(torch.zeros_like(batch.index))
+
+
+@lru_cache(maxsize=2)  # the training set's and the queries' masks of the member at work
+def _table(sites: tuple[DropoutSite, ...], n: int, stream: tuple[str | int, ...], device: torch.device) -> MaskTable:
+    return MaskTable.draw(sites, n, *stream, device=device)
+
+
+@dataclass(frozen=True)
+class Member:
+    """One (parameters, dropout mask, adapter).
+
+    Attributes
+    ----------
+    task
+        The view it belongs to.
+    number
+        Position in the ensemble; names the member's random streams.
+    parameters
+        What gradients are taken with respect to: the model's parameters, or its adapter's.
+    model
+        Called functionally; holds whatever is not in ``parameters``.
+    masks
+        Dropout masks; None where dropout is off.
+    q_members
+        Where TRAK's Q factor is averaged; itself unless the ensemble says otherwise.
+    """
+
+    task: TaskView
+    number: int
+    parameters: dict[str, Tensor]
+    model: nn.Module
+    masks: MemberMasks | None = None
+    _q_members: tuple[Member, ...] = field(default=(), repr=False)
+
+    def with_q(self, members: tuple[Member, ...]) -> Member:
+        """Return the same member with its Q factor averaged over ``members``."""
+        return replace(self, _q_members=members)
+
+    @property
+    def q_members(self) -> tuple[Member, ...]:
+        """Members whose forward passes give the Q factor."""
+        return self._q_members or (self,)
+
+    def mask_rows(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the dropout masks of a batch's examples, ``[B, *shape]`` per site; empty where dropout is off."""
+        if self.masks is None:
+            return {}
+        return self.masks.rows(batch, len(self.task.training if batch.split == "train" else self.task.queries))
+
+    def logits(self, parameters: Mapping[str, Tensor], batch: Batch) -> Tensor:
+        """Return the model's outputs ``[B, ...]`` at ``parameters``."""
+        return functional_call(self.model, {**parameters, **self.mask_rows(batch)}, (batch.inputs,))
+
+    def loss(self, parameters: Mapping[str, Tensor], batch: Batch) -> Tensor:
+        """Return the training loss of each example, ``[B]``."""
+        return self.task.loss_function(self.logits(parameters, batch), batch.labels)
+
+    def target(self, parameters: Mapping[str, Tensor], batch: Batch) -> Tensor:
+        """Return the target of each example, ``[B]``; higher is better."""
+        return self.task.target_function(self.logits(parameters, batch), batch.labels)
+
+    def function(self, of: Quantity) -> gradients.ExampleFunction:
+        """Return :meth:`loss` or :meth:`target` in terms of logits and labels."""
+        return self.task.loss_function if of == "loss" else self.task.target_function
+
+    @torch.no_grad()
+    def targets(self, examples: Examples, batch_size: int = 1024) -> Tensor:
+        """Return the target of every example, ``[n]``, forward passes only."""
+        parts = []
+        for batch in examples.batches(batch_size):
+            self.task.meter.count(forward=len(batch))
+            parts.append(self.target(self.parameters, batch))
+        return torch.cat(parts)
+
+    def right_probability(self, examples: Examples) -> Tensor:
+        """Return the probability of the right answer of every example, ``[n]``."""
+        return self.task.target_probability(self.targets(examples))
+
+    def gradients(self, examples: Examples, of: Quantity) -> gradients.Gradients:
+        """Return the per-sample gradients of the loss or the target, with respect to ``parameters``.
+
+        Factored where the layers allow it, so that no per-sample gradient is formed; else computed in blocks when
+        they are used.
+        """
+        return gradients.of_member(self, examples, of)

@@ -1,0 +1,134 @@
+"""The meter of a run: phases, peak memory, ingredients and storage."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from tdabench.memory import PeakMemory
+from tdabench.stopwatch import Stopwatch
+
+TRAIN, FIT, ATTRIBUTE = "train", "fit", "attribute"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What training one model or adapter cost: measured seconds of training it alone, and bytes to keep it."""
+
+    seconds: float
+    storage_bytes: int
+
+
+class Meter:
+    """Counts what a run uses.
+
+    Parameters
+    ----------
+    device
+        Synchronised at every edge of a timer.
+    memory
+        Peak memory of the process; None where it is not measured (in tests and notebooks).
+    on_phase
+        Called with the name of each phase that starts.
+    """
+
+    def __init__(
+        self,
+        device: torch.device | str = "cpu",
+        memory: PeakMemory | None = None,
+        on_phase: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self.models: dict[str, Trained] = {}
+        self.adapters: dict[str, Trained] = {}
+        self.forward_examples = 0
+        self.backward_examples = 0
+        self.state_bytes = 0
+        self.memory = memory
+        self._on_phase = on_phase
+        self._device = torch.device(device)
+        note = memory.note if memory is not None else lambda _: None
+        self.stopwatch = Stopwatch(self._synchronize, on_edge=note)
+
+    def _synchronize(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Charge the block to a phase."""
+        with self.stopwatch.phase(name):
+            self._on_phase(name)
+            yield
+
+    def count(self, forward: int = 0, backward: int = 0) -> None:
+        """Count examples passed forward and backward."""
+        self.forward_examples += forward
+        self.backward_examples += backward
+
+    def keep(self, state: Any, known: set[int] | None = None) -> None:
+        """Count what fit left, to be stored with the models; ``known`` storages are counted already."""
+        self.state_bytes += state_bytes(state, known if known is not None else set())
+
+    @property
+    def train_s(self) -> float:
+        """Seconds of training every model and adapter of the run, each alone."""
+        return sum(t.seconds for t in (*self.models.values(), *self.adapters.values()))
+
+    @property
+    def extra_train_s(self) -> float:
+        """The same for a user who has one of the models already."""
+        first = next(iter(self.models.values()), None)
+        return self.train_s - (first.seconds if first else 0.0)
+
+    @property
+    def storage_bytes(self) -> int:
+        """Bytes of checkpoints, adapters and what fit left."""
+        return self.state_bytes + sum(t.storage_bytes for t in (*self.models.values(), *self.adapters.values()))
+
+
+def state_bytes(state: Any, known: set[int]) -> int:
+    """Return the bytes of all arrays in a nest of containers and objects, each storage once.
+
+    Parameters
+    ----------
+    state
+        Tensors, arrays, strings, dicts, sequences, dataclasses and plain objects, nested as they may be.
+    known
+        Addresses that are counted already (checkpoints, and whatever this walk has seen); extended.
+    """
+    if isinstance(state, torch.Tensor):
+        return _once(state.untyped_storage().data_ptr(), state.untyped_storage().nbytes(), known)
+    if isinstance(state, np.ndarray):
+        owner = state.base if isinstance(state.base, np.ndarray) else state
+        return _once(owner.__array_interface__["data"][0], owner.nbytes, known)
+    if state is None or isinstance(state, (bool, int, float, complex, type)) or callable(state):
+        return 0
+    if isinstance(state, (str, bytes)):
+        return len(state)
+    if id(state) in known:
+        return 0
+    known.add(id(state))
+    return sum(state_bytes(part, known) for part in _parts(state))
+
+
+def _once(address: int, size: int, known: set[int]) -> int:
+    if address in known:
+        return 0
+    known.add(address)
+    return size
+
+
+def _parts(state: Any) -> list[Any]:
+    if isinstance(state, Mapping):
+        return [*state.keys(), *state.values()]
+    if isinstance(state, (list, tuple, set, frozenset)):
+        return list(state)
+    if dataclasses.is_dataclass(state) and not isinstance(state, type):
+        return [getattr(state, f.name) for f in dataclasses.fields(state)]
+    return list(getattr(state, "__dict__", {}).values())

@@ -1,0 +1,81 @@
+"""The method protocol: what an attribution algorithm implements.
+
+A method is a class whose constructor stores options and does nothing else; make it a frozen dataclass whose fields
+are made with :func:`tdabench.option`. There are two kinds.
+
+:class:`MemberMethod`
+    Defined per member (one set of parameters); any ensemble wraps it. Most methods are of this kind.
+:class:`Method`
+    Defined on the whole task; it trains what it needs and is not wrapped.
+
+Scores are ``[n_queries, n_train]`` float32, finite; higher = having that example raises the target of that query.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from tdabench.member import Member
+    from tdabench.view import TaskView
+
+
+class Method:
+    """A method on the whole task."""
+
+    def supports(self, task: TaskView) -> str | None:
+        """Return None, or the reason why the method cannot run on this task; the board shows it."""
+        return None
+
+    def fit(self, task: TaskView) -> Any:
+        """Do the work done once per training set; what is returned must be stored and is counted."""
+        return None
+
+    def attribute(self, task: TaskView, state: Any) -> Tensor:
+        """Return the scores ``[n_queries, n_train]``; ``state`` is what :meth:`fit` returned."""
+        raise NotImplementedError(f"{type(self).__name__} must define attribute(task, state).")
+
+
+class MemberMethod:
+    """A method defined per member."""
+
+    #: Whether the method has a Q factor (forward passes only) that a q-only ensemble can average.
+    uses_q: bool = False
+
+    def supports(self, task: TaskView) -> str | None:
+        """Return None, or the reason why the method cannot run on this task; the board shows it."""
+        return None
+
+    def fit(self, member: Member) -> Any:
+        """Do the work done once per training set at a member; what is returned must be stored and is counted."""
+        return None
+
+    def attribute(self, member: Member, state: Any) -> Any:
+        """Return the member's part: scores ``[n_queries, n_train]``, or whatever :meth:`combine` takes."""
+        raise NotImplementedError(f"{type(self).__name__} must define attribute(member, state).")
+
+    def combine(self, parts: Iterable[Any]) -> Tensor:
+        """Return the ensemble's scores; by default the mean of the members' scores.
+
+        ``parts`` is lazy: a member is fitted, attributed and forgotten before the next one starts.
+        """
+        return mean(parts)
+
+
+def mean(parts: Iterable[Any]) -> Any:
+    """Return the running mean of tensors, or of tuples of tensors element by element."""
+    total: list[Tensor] = []
+    count = 0
+    single = True
+    for part in parts:
+        single = not isinstance(part, tuple)
+        tensors = (part,) if single else part
+        total = [t.clone() for t in tensors] if count == 0 else [a.add_(b) for a, b in zip(total, tensors, strict=True)]
+        count += 1
+    if count == 0:
+        raise ValueError("An ensemble has at least one member.")
+    means = tuple(t.div_(count) for t in total)
+    return means[0] if single else means

@@ -1,0 +1,157 @@
+"""Options: the fields of a frozen dataclass, typed, documented and parsed from text.
+
+Methods and ensembles are frozen dataclasses: the constructor stores options and does nothing else. A field made with
+:func:`option` carries its help text and its bounds; ``tdabench methods NAME`` prints them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from tdabench.errors import OptionError, UnknownNameError
+
+
+def option(
+    default: Any, about: str, *, low: float | None = None, high: float | None = None, tune: Sequence[Any] = ()
+) -> Any:
+    """Declare an option: a dataclass field with a default and a help text.
+
+    Parameters
+    ----------
+    default
+        Used where nothing else is given.
+    about
+        Printed by ``tdabench methods NAME``.
+    low, high
+        Inclusive bounds of a number.
+    tune
+        Values that ``tdabench tune`` tries; none for an option that is not tuned.
+    """
+    return dataclasses.field(default=default, metadata={"help": about, "low": low, "high": high, "tune": tuple(tune)})
+
+
+@dataclass(frozen=True)
+class OptionInfo:
+    """What is known of one option."""
+
+    name: str
+    type: str
+    default: Any
+    help: str
+    low: float | None
+    high: float | None
+    tune: tuple[Any, ...]
+
+
+def describe(cls: type[Any]) -> list[OptionInfo]:
+    """Return the options of a dataclass; a class without fields has none."""
+    if not dataclasses.is_dataclass(cls):
+        return []
+    hints = typing.get_type_hints(cls)
+    infos = []
+    for field in dataclasses.fields(cls):
+        default = None if field.default is dataclasses.MISSING else field.default
+        meta = field.metadata
+        infos.append(
+            OptionInfo(
+                field.name,
+                _type_name(hints[field.name]),
+                default,
+                meta.get("help", ""),
+                meta.get("low"),
+                meta.get("high"),
+                meta.get("tune", ()),
+            )
+        )
+    return infos
+
+
+def values(instance: Any) -> dict[str, Any]:
+    """Return the options of an instance as a dict, in the order of declaration."""
+    if not dataclasses.is_dataclass(instance):
+        return {}
+    return {f.name: getattr(instance, f.name) for f in dataclasses.fields(instance)}
+
+
+def make(cls: type[Any], what: str, given: dict[str, Any]) -> Any:
+    """Construct ``cls`` from options given as text (or as values of the right type).
+
+    Raises
+    ------
+    UnknownNameError
+        For an option that the class does not have.
+    OptionError
+        For a value of the wrong type or out of range.
+    """
+    known = {info.name: info for info in describe(cls)}
+    for name in given:
+        if name not in known:
+            raise UnknownNameError(f"option of {what}", name, known)
+    hints = typing.get_type_hints(cls)
+    parsed = {k: _check(_parse(v, hints[k], f"{what}'s {k}"), known[k], what) for k, v in given.items()}
+    return cls(**parsed)
+
+
+def _type_name(hint: Any) -> str:
+    if typing.get_origin(hint) is Literal:
+        return " | ".join(map(str, typing.get_args(hint)))
+    if _is_union(hint):
+        return " | ".join("none" if a is type(None) else _type_name(a) for a in typing.get_args(hint))
+    return getattr(hint, "__name__", str(hint))
+
+
+def _is_union(hint: Any) -> bool:
+    return typing.get_origin(hint) in (typing.Union, types.UnionType)
+
+
+def _parse(value: Any, hint: Any, where: str) -> Any:
+    if _is_union(hint):
+        return _parse_union(value, hint, where)
+    if typing.get_origin(hint) is Literal:
+        choices = {str(a): a for a in typing.get_args(hint)}
+        if str(value) not in choices:
+            raise OptionError(f"{where} must be one of {', '.join(choices)}; got {value!r}.")
+        return choices[str(value)]
+    if not isinstance(value, str):
+        if hint is float and type(value) is int:
+            return float(value)
+        if type(value) is hint:
+            return value
+        raise OptionError(f"{where} must be of type {_type_name(hint)}; got {value!r}.")
+    return _parse_text(value, hint, where)
+
+
+def _parse_union(value: Any, hint: Any, where: str) -> Any:
+    kinds = typing.get_args(hint)
+    if value is None or (isinstance(value, str) and value.lower() == "none"):
+        return None
+    return _parse(value, next(k for k in kinds if k is not type(None)), where)
+
+
+def _parse_text(text: str, hint: Any, where: str) -> Any:
+    if hint is str:
+        return text
+    if hint is bool:
+        if text.lower() not in ("true", "false"):
+            raise OptionError(f"{where} must be true or false; got {text!r}.")
+        return text.lower() == "true"
+    try:
+        return hint(text)
+    except ValueError:
+        raise OptionError(f"{where} must be of type {_type_name(hint)}; got {text!r}.") from None
+
+
+def _check(value: Any, info: OptionInfo, what: str) -> Any:
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        below = info.low is not None and not value >= info.low
+        above = info.high is not None and not value <= info.high
+        if below or above or value != value:
+            low = "-inf" if info.low is None else f"{info.low:g}"
+            high = "inf" if info.high is None else f"{info.high:g}"
+            raise OptionError(f"{what}'s {info.name} must be between {low} and {high}; got {value!r}.")
+    return value

@@ -1,0 +1,202 @@
+"""The runner: one fresh process per run, and a run folder whatever happens to it."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from tdabench import errors, provenance
+from tdabench._version import __version__
+from tdabench.errors import TdabenchError
+from tdabench.files import new_folder, write_text
+from tdabench.jobs import RESULT_FILE, Plan
+from tdabench.records import LOG_FILE, RECORD_FILE, Costs, Ingredients, Provenance, Record, ScoresRecord, read_record
+
+OnEvent = Callable[[dict[str, Any]], None]
+DEFAULT_TIMEOUT_S = 3600.0
+_CGROUP_EVENTS = Path("/sys/fs/cgroup/memory.events")
+
+
+def find_run(planned: Plan, runs: Path) -> Path | None:
+    """Return the folder of the newest attempt at this job, if there is one."""
+    attempts = [runs / planned.run_id, *sorted(runs.glob(f"{planned.run_id}-attempt-*"), key=_attempt)]
+    found = [folder for folder in attempts if (folder / RECORD_FILE).exists()]
+    return found[-1] if found else None
+
+
+def _attempt(folder: Path) -> int:
+    return int(folder.name.rpartition("-")[2])
+
+
+def _next_folder(planned: Plan, runs: Path) -> Path:
+    folder, number = runs / planned.run_id, 2
+    while folder.exists():
+        folder, number = runs / f"{planned.run_id}-attempt-{number}", number + 1
+    return folder
+
+
+def run(
+    planned: Plan,
+    runs: Path,
+    *,
+    timeout_s: float = DEFAULT_TIMEOUT_S,
+    on_event: OnEvent = lambda _: None,
+) -> tuple[Path, Record]:
+    """Measure a job in a fresh process and return its run folder and record.
+
+    Whatever the method does, there is a record: its status is ok, declined, failed, timeout or out-of-memory, and its
+    log is kept. An attempt never overwrites another.
+
+    Parameters
+    ----------
+    planned
+        The checked job.
+    runs
+        Folder of run folders.
+    timeout_s
+        Seconds after which the process group is killed.
+    on_event
+        Called with progress: ``{"phase": name}`` or ``{"done": members, "total": members}``.
+
+    Raises
+    ------
+    TdabenchError
+        If the task's data is missing or the disk is full: then there is no row, because the method never ran.
+    """
+    folder = _next_folder(planned, runs)
+    with new_folder(folder) as aside:
+        result = _launch(planned, aside, timeout_s, on_event)
+        if result["status"] == "refused":
+            raise getattr(errors, result["kind"], TdabenchError)(result["reason"])
+        (aside / RESULT_FILE).unlink(missing_ok=True)
+        record = _record(planned, folder.name, result)
+        write_text(aside / RECORD_FILE, record.to_json())
+    return folder, read_record(folder)
+
+
+def _launch(planned: Plan, folder: Path, timeout_s: float, on_event: OnEvent) -> dict[str, Any]:
+    killed_before = _out_of_memory_kills()
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as job, (folder / LOG_FILE).open("wb") as log:
+        job.write(planned.job.to_json())
+        job.flush()
+        reading, writing = os.pipe()
+        try:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "tdabench.worker", job.name, str(folder), str(writing)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                pass_fds=[writing],
+                start_new_session=True,  # so that the method's own children are killed with it
+                env=_environment(planned),
+            )
+        finally:
+            os.close(writing)
+        try:
+            in_time = _follow(process, reading, timeout_s, on_event)
+        finally:
+            os.close(reading)
+            _kill_group(process)
+    if not in_time:
+        return {"status": "timeout", "reason": f"stopped after {timeout_s:g} s, the limit set by --timeout"}
+    return _result(folder, process.returncode, _out_of_memory_kills() > killed_before)
+
+
+def _environment(planned: Plan) -> dict[str, str]:
+    threads = str(planned.job.threads)
+    return {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "PYTHONUNBUFFERED": "1"}
+
+
+def _follow(process: subprocess.Popen[bytes], reading: int, timeout_s: float, on_event: OnEvent) -> bool:
+    """Pass events on until the process ends; False if the time was up first."""
+    deadline = time.monotonic() + timeout_s
+    rest, listening = b"", True
+    while process.poll() is None:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            return False
+        if listening and select.select([reading], [], [], min(left, 0.1))[0]:
+            chunk = os.read(reading, 65536)
+            listening = bool(chunk)
+            *lines, rest = (rest + chunk).split(b"\n")
+            for line in lines:
+                on_event(json.loads(line))
+        elif not listening:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(min(left, 0.1))
+    return True
+
+
+def _kill_group(process: subprocess.Popen[bytes]) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _out_of_memory_kills() -> int:
+    """Return how many processes of this control group the kernel has killed for memory, as far as it tells."""
+    try:
+        lines = _CGROUP_EVENTS.read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))
+
+
+def _result(folder: Path, code: int, out_of_memory: bool) -> dict[str, Any]:
+    path = folder / RESULT_FILE
+    if path.exists():
+        return json.loads(path.read_text(encoding="utf-8"))
+    if out_of_memory:
+        return {"status": "out-of-memory", "reason": "killed by the kernel, which ran out of memory"}
+    if code < 0:
+        name = signal.Signals(-code).name
+        return {"status": "failed", "reason": f"killed by {name} from outside; its log ends where it was"}
+    return {"status": "failed", "reason": f"the process ended with code {code} and left no result; see its log"}
+
+
+def _record(planned: Plan, run_id: str, result: dict[str, Any]) -> Record:
+    return Record(
+        run_id=run_id,
+        created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        task=planned.task.name,
+        task_version=planned.task.version,
+        method=planned.method,
+        options=planned.options,
+        ensemble=planned.ensemble,
+        seed=planned.job.seed,
+        status=result["status"],
+        reason=result["reason"],
+        costs=Costs(**result["costs"]) if "costs" in result else None,
+        phases=result.get("phases", {}),
+        ingredients=Ingredients(**result["ingredients"]) if "ingredients" in result else None,
+        scores=ScoresRecord(**result["scores"]) if "scores" in result else None,
+        machine=planned.machine,
+        provenance=_provenance(planned, result),
+        command=planned.command,
+    )
+
+
+def _provenance(planned: Plan, result: dict[str, Any]) -> Provenance:
+    commit, dirty = provenance.commit()
+    return Provenance(
+        tdabench_version=__version__,
+        commit=commit,
+        dirty=dirty,
+        method_sha256=planned.method_sha256,
+        data_sha256=planned.task.data_sha256,
+        python=sys.version.split()[0],
+        packages=provenance.packages(),
+        matmul_precision=result.get("matmul_precision", "unknown"),
+        seeds={"run": [planned.job.seed]},
+    )

@@ -1,0 +1,63 @@
+"""A stopwatch with phases that exclude each other, so that they add up to the wall clock."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+
+HARNESS = "harness"
+
+
+class Stopwatch:
+    """Measure phases of one run.
+
+    Phases nest: entering an inner phase stops the outer one's clock, so no second is counted twice. The device is
+    synchronised at every edge, so that queued work is charged to the phase that queued it.
+
+    Parameters
+    ----------
+    synchronize
+        Called before each reading of the clock.
+    clock
+        Monotonic, in seconds.
+    on_edge
+        Called with the name of the phase that ends at each edge; its own time is charged to the phase ``harness``.
+    """
+
+    def __init__(
+        self,
+        synchronize: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.perf_counter,
+        on_edge: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self.phases: dict[str, float] = {}
+        self._synchronize, self._clock, self._on_edge = synchronize, clock, on_edge
+        self._stack: list[str] = []
+        self._since = 0.0
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Charge the block to ``name``, less the phases inside it."""
+        self._edge()
+        self._stack.append(name)
+        try:
+            yield
+        finally:
+            self._edge()
+            self._stack.pop()
+
+    def _edge(self) -> None:
+        self._synchronize()
+        now = self._clock()
+        if self._stack:
+            name = self._stack[-1]
+            self._charge(name, now - self._since)
+            self._on_edge(name)
+            after = self._clock()
+            self._charge(HARNESS, after - now)
+            now = after
+        self._since = now
+
+    def _charge(self, name: str, seconds: float) -> None:
+        self.phases[name] = self.phases.get(name, 0.0) + seconds

@@ -1,0 +1,81 @@
+"""Suites: named lists of runs, in ``suites/*.toml`` or a file of the user's."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from tdabench.errors import FileFormatError, UnknownNameError
+from tdabench.jobs import Job
+from tdabench.records import Strict
+
+_FOLDER = Path(__file__).parent / "suites"
+
+
+class _Block(Strict):
+    """Every method of ``methods`` under every ensemble of ``ensembles``; an empty ensemble is a single model."""
+
+    task: str
+    methods: list[str]
+    ensembles: list[str]
+    seeds: list[int] = Field(default=[0])
+
+
+class _File(Strict):
+    title: str
+    run: list[_Block]
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A named list of runs."""
+
+    name: str
+    title: str
+    jobs: tuple[Job, ...]
+
+
+def suite_names() -> list[str]:
+    """Return the names of the suites that ship with tdabench."""
+    return sorted(path.stem for path in _FOLDER.glob("*.toml"))
+
+
+def find_suite(reference: str) -> Suite:
+    """Return a suite by its name, or from a ``.toml`` file.
+
+    Raises
+    ------
+    UnknownNameError
+        If there is no such suite.
+    FileFormatError
+        If the file is not a suite.
+    """
+    path = Path(reference) if reference.endswith(".toml") else _FOLDER / f"{reference}.toml"
+    if not path.is_file():
+        raise UnknownNameError("suite", reference, suite_names(), "A suite of your own is a .toml file.")
+    try:
+        content = _File.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, ValidationError) as error:
+        raise FileFormatError(f"{path} is not a suite: {_first_line(error)}. See {_FOLDER / 'quick.toml'}.") from error
+    return Suite(path.stem, content.title, tuple(_jobs(content)))
+
+
+def _first_line(error: Any) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False)[0]
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    return str(error).splitlines()[0]
+
+
+def _jobs(content: _File) -> list[Job]:
+    return [
+        Job(block.task, method, {}, ensemble or None, seed)
+        for block in content.run
+        for method in block.methods
+        for ensemble in block.ensembles
+        for seed in block.seeds
+    ]

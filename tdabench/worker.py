@@ -1,0 +1,151 @@
+"""The process of one run: it sees the task without its ground truth, and is measured from outside and inside.
+
+Started as ``python -m tdabench.worker JOB FOLDER EVENTS`` by :mod:`tdabench.runner`: JOB is a file, FOLDER takes the
+results, EVENTS is a file descriptor for progress, one JSON object a line.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tdabench.ensembles import parse_ensemble
+from tdabench.errors import Declined, TdabenchError
+from tdabench.execution import execute
+from tdabench.files import write_arrays, write_json
+from tdabench.jobs import RESULT_FILE, Job, Plan, plan
+from tdabench.memory import PeakMemory
+from tdabench.meter import TRAIN, Meter
+from tdabench.options import make
+from tdabench.records import SCORES_FILE
+from tdabench.registry import find_method
+from tdabench.view import TaskView
+
+
+class Events:
+    """Progress for the launcher; silent once nobody listens."""
+
+    def __init__(self, handle: int) -> None:
+        self._handle = handle
+
+    def send(self, **event: Any) -> None:
+        """Write one event."""
+        try:
+            os.write(self._handle, (json.dumps(event) + "\n").encode())
+        except OSError:  # the launcher is gone; the death signal is on its way
+            return
+
+
+def main() -> None:
+    """Run the job and leave ``result.json``: what happened, and what it cost."""
+    _die_with_parent()
+    job_file, folder, handle = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+    result = _guarded(Job.from_json(job_file.read_text(encoding="utf-8")), folder, Events(handle))
+    write_json(folder / RESULT_FILE, result)
+
+
+def _die_with_parent() -> None:
+    pr_set_pdeathsig = 1
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    if prctl is not None:
+        prctl(pr_set_pdeathsig, signal.SIGKILL)
+
+
+def _guarded(job: Job, folder: Path, events: Events) -> dict[str, Any]:
+    """Return the run's result; whatever the method raises becomes a status with a reason."""
+    try:
+        view, planned = _prepare(job, events)
+    except TdabenchError as error:  # the user's mistake, not the method's
+        return {"status": "refused", "kind": type(error).__name__, "reason": str(error)}
+    try:
+        return _measure(planned, view, folder, events)
+    except Declined as reason:
+        return {"status": "declined", "reason": str(reason)}
+    except Exception as error:
+        traceback.print_exc()
+        return {"status": _status_of(error), "reason": _one_line(error)}
+
+
+def _status_of(error: Exception) -> str:
+    exhausted = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    refused = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return "out-of-memory" if exhausted or refused else "failed"
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    shown = text if len(text) <= 500 else text[:500] + "..."
+    return shown if isinstance(error, TdabenchError) else f"{type(error).__name__}: {shown}".rstrip(": ")
+
+
+def _prepare(job: Job, events: Events) -> tuple[TaskView, Plan]:
+    """Load the task and warm up; none of it is timed."""
+    torch.set_num_threads(job.threads)
+    planned = plan(job)
+    data = planned.task.data(Path(job.data_folder) if job.data_folder else None).to(job.device)
+    view = TaskView(planned.task, data, planned.models_folder, seed=job.seed, meter=Meter(job.device))
+    view.warm_up()
+    memory = PeakMemory()
+    view.meter = Meter(job.device, memory, lambda phase: events.send(phase=phase))
+    return view, planned
+
+
+def _measure(planned: Plan, view: TaskView, folder: Path, events: Events) -> dict[str, Any]:
+    job = planned.job
+    method = make(find_method(job.method), job.method, job.options)
+    ensemble = parse_ensemble(job.ensemble) if job.ensemble else None
+    if view.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(view.device)
+    start = time.perf_counter()
+    scores = execute(method, ensemble, view, lambda done, total: events.send(done=done, total=total))
+    wall_s = time.perf_counter() - start
+    sha256 = write_arrays(folder / SCORES_FILE, {"scores": scores.numpy()})
+    return {
+        "status": "ok",
+        "reason": None,
+        "costs": _costs(view, wall_s, job.tune_s),
+        "phases": view.meter.stopwatch.phases,
+        "ingredients": {
+            "models_trained": len(view.meter.models),
+            "adapters_trained": len(view.meter.adapters),
+            "forward_examples": view.meter.forward_examples,
+            "backward_examples": view.meter.backward_examples,
+        },
+        "scores": {"sha256": sha256, "shape": list(scores.shape), "dtype": "float32"},
+        "matmul_precision": torch.get_float32_matmul_precision(),
+    }
+
+
+def _costs(view: TaskView, wall_s: float, tune_s: float) -> dict[str, Any]:
+    meter = view.meter
+    phases = meter.stopwatch.phases
+    assert meter.memory is not None
+    # Training is charged by its own time and happens once, so its memory is not the method's.
+    peaks = [peak for phase, peak in meter.memory.peaks.items() if phase != TRAIN]
+    on_cuda = view.device.type == "cuda"
+    return {
+        "train_s": meter.train_s,
+        "extra_train_s": meter.extra_train_s,
+        "fit_s": phases.get("fit", 0.0),
+        "attribute_s": phases.get("attribute", 0.0),
+        "tune_s": tune_s,
+        "wall_s": wall_s,
+        "peak_host_bytes": max(peaks, default=0),
+        "baseline_host_bytes": meter.memory.baseline,
+        "peak_device_bytes": torch.cuda.max_memory_allocated(view.device) if on_cuda else None,
+        "reserved_device_bytes": torch.cuda.max_memory_reserved(view.device) if on_cuda else None,
+        "storage_bytes": meter.storage_bytes,
+    }
+
+
+if __name__ == "__main__":
+    main()

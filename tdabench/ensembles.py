@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from tdabench.errors import Declined, UnknownNameError, UsageError
-from tdabench.options import describe, make, option, values
+from tdabench.options import OptionInfo, describe, make, option
 
 if TYPE_CHECKING:
     from tdabench.member import Member
@@ -156,12 +157,21 @@ def kind_of(ensemble: Ensemble) -> str:
     return next(name for name, cls in KINDS.items() if type(ensemble) is cls)
 
 
-def format_ensemble(ensemble: Ensemble) -> str:
-    """Return the text that :func:`parse_ensemble` reads; options at their default are left out, sizes never."""
+def format_ensemble(kind: str, options: Mapping[str, Any]) -> str:
+    """Return the text that :func:`parse_ensemble` reads: sizes always, other options where not at their default.
+
+    An ensemble that is not known here (a record of another version) is written with all its options.
+    """
+    infos = describe(KINDS[kind]) if kind in KINDS else []
     sizes = {"models", "masks", "adapters"}
-    defaults = {info.name: info.default for info in describe(type(ensemble))}
-    shown = {k: v for k, v in values(ensemble).items() if k in sizes or v != defaults[k]}
-    return f"{kind_of(ensemble)}({', '.join(f'{k}={v}' for k, v in shown.items())})"
+    defaults = {info.name: info.default for info in infos if info.name not in sizes}
+    names = [n for n in (info.name for info in infos) if n in options] + [n for n in options if n not in _names(infos)]
+    shown = [f"{n}={options[n]}" for n in names if n not in defaults or options[n] != defaults[n]]
+    return f"{kind}({', '.join(shown)})"
+
+
+def _names(infos: Sequence[OptionInfo]) -> set[str]:
+    return {info.name for info in infos}
 
 
 def check_supported(ensemble: Ensemble, method: MemberMethod, task: TaskView) -> None:

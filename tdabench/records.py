@@ -12,6 +12,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from tdabench.ensembles import format_ensemble
 from tdabench.errors import FileFormatError
 
 SCHEMA_VERSION: Literal[1] = 1
@@ -142,8 +143,7 @@ class Record(Strict):
         """Method and ensemble in one line, as the board and the terminal print them."""
         if self.ensemble is None:
             return self.method
-        inside = ", ".join(f"{k}={v}" for k, v in self.ensemble.options.items())
-        return f"{self.method} + {self.ensemble.kind}({inside})"
+        return f"{self.method} + {format_ensemble(self.ensemble.kind, self.ensemble.options)}"
 
     @property
     def members(self) -> int:

@@ -1,0 +1,97 @@
+"""What the numbers of a task say, in plain sentences made from them."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tdabench.board.rows import AXES, Axis, Row, TaskInfo, format_score, names
+from tdabench.records import Machine
+
+# A reader takes in a handful of names; the table has the rest.
+NAMED = 4
+_COMPARED = tuple(axis for axis in AXES if axis.key in ("train", "serve", "memory"))
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A sentence with a lead: ``Best`` and what is best."""
+
+    lead: str
+    text: str
+
+
+def findings(task: TaskInfo, rows: Sequence[Row]) -> list[Finding]:
+    """Say which run is best, which are level with it, which of those is cheapest, and how far the ceiling is.
+
+    Parameters
+    ----------
+    rows
+        Runs of the task's current version.
+    """
+    scored = [(row, name) for row, name in zip(rows, names(rows), strict=True) if row.lds is not None]
+    if not scored:
+        return []
+    best, name = max(scored, key=lambda pair: pair[0].lds or 0.0)
+    made = [Finding("Best", f"{name} ({_score(best)}{_share(best, task.ceiling)}).")]
+    if best.rank_group is None:
+        return made
+    level = [pair for pair in scored if pair[0].rank_group == best.rank_group]
+    others = [n for row, n in level if row is not best]
+    if others:
+        made.append(Finding("Not distinguishable from it", f"{_listing(others)}."))
+    elif len(scored) > 1:
+        made.append(Finding("Clear of the rest", "no other run is level with it within the uncertainty."))
+    return made + _cheapest([row for row, _ in level])
+
+
+def _score(row: Row) -> str:
+    e = row.evaluation
+    interval = f", 95 % interval {format_score(e.low)} to {format_score(e.high)}" if e else ""
+    return f"LDS {format_score(row.lds)}{interval}"
+
+
+def _share(row: Row, ceiling: float | None) -> str:
+    if ceiling is None or ceiling <= 0 or row.lds is None or row.lds <= 0:
+        return ""
+    return f", {row.lds / ceiling:.0%} of the noise ceiling".replace("%", " %")
+
+
+def _listing(names: Sequence[str]) -> str:
+    named, more = list(names[:NAMED]), len(names) - NAMED
+    if more > 0:
+        return f"{', '.join(named)} and {more} more"
+    return ", ".join(named)
+
+
+def _cheapest(level: Sequence[Row]) -> list[Finding]:
+    """Name the cheapest of the best group, machine class by machine class: times compare nowhere else."""
+    classes: dict[str, list[Row]] = defaultdict(list)
+    for row in level:
+        classes[row.record.machine.machine_class].append(row)
+    made = []
+    for members in classes.values():
+        facts = [fact for axis in _COMPARED if (fact := _least(members, axis))]
+        if facts:
+            where = f" on {describe_machine(members[0].record.machine)}" if len(classes) > 1 else ""
+            made.append(Finding(f"Cheapest of that group{where}", "; ".join(facts) + "."))
+    return made
+
+
+def _least(members: Sequence[Row], axis: Axis) -> str | None:
+    """Name the cheapest run; None where all cost the same, which is no news."""
+    pairs = zip(members, names(members), strict=True)
+    priced = [(cost, name) for row, name in pairs if (cost := axis.value(row)) is not None]
+    if len({cost for cost, _ in priced}) < 2:
+        return None
+    cost = min(priced)[0]
+    cheapest = [name for c, name in priced if c == cost]
+    return f"in {axis.name.lower()}, {_listing(cheapest)} ({axis.text(cost)})"
+
+
+def describe_machine(machine: Machine) -> str:
+    """Name a machine class for people: processor, threads, device."""
+    device = "CPU only" if machine.device == "cpu" else (machine.device_name or machine.device)
+    threads = "1 thread" if machine.threads == 1 else f"{machine.threads} threads"
+    return f"{machine.cpu}, {threads}, {device}"

@@ -1,0 +1,274 @@
+"use strict";
+// The page is whole without this file. It picks one chart to be big, sorts and filters rows, and exports what is shown.
+// It draws nothing and decides nothing: fronts, groups and places come from the page.
+(() => {
+  const all = (selector, within = document) => [...within.querySelectorAll(selector)];
+  const data = JSON.parse(document.getElementById("data").textContent);
+  const runs = data.rows.map((cells) => Object.fromEntries(data.columns.map((name, i) => [name, cells[i]])));
+  const axisNames = Object.keys(data.axes);
+  const textOf = (run) => [run.method, run.ensemble, run.ensemble_options, run.options, run.status, run.reason, run.run_id]
+    .filter((value) => value !== null).join(" ").toLowerCase();
+
+  // --- The address keeps the axis, and the task whose control was used: "#axis=serve&task=digits-mlp".
+  const sections = all("section.task");
+  let axis = "train";
+
+  function readAddress() {
+    const fields = new URLSearchParams(location.hash.slice(1));
+    const wanted = fields.get("axis");
+    if (wanted === "all" || axisNames.includes(wanted)) chooseAxis(wanted);
+    const section = sections.find((s) => s.dataset.task === fields.get("task"));
+    if (section) section.scrollIntoView();
+  }
+
+  function writeAddress(task) {
+    const fields = new URLSearchParams({ axis });
+    if (sections.length > 1) fields.set("task", task);
+    history.replaceState(null, "", "#" + fields);
+  }
+
+  function chooseAxis(key) {
+    axis = key;
+    for (const charts of all(".charts")) charts.classList.toggle("one", key !== "all");
+    for (const figure of all("figure")) figure.classList.toggle("chosen", figure.dataset.axis === key);
+    for (const button of all(".axes button")) button.setAttribute("aria-pressed", String(button.dataset.axis === key));
+    const label = key === "all" ? "only runs on a front" : "only the front for " + data.axes[key];
+    for (const check of all(".check span")) check.textContent = label;
+    for (const view of views) view.show();
+    hideTip();
+  }
+
+  // --- A task's table: what is shown, and in which order.
+  class View {
+    constructor(section) {
+      this.section = section;
+      this.form = section.querySelector("form.tools");
+      this.table = section.querySelector("table.runs");
+      this.bodies = all(":scope > tbody", this.table);
+      this.runs = this.bodies.map((body) => runs[Number(body.dataset.row)]);
+      this.order = this.bodies.map((_, i) => i);
+      this.sort = { key: null, descending: false };
+      this.offer("method");
+      this.offer("ensemble");
+      this.offer("status");
+      this.addSorting();
+      this.form.addEventListener("input", () => this.show());
+      this.form.addEventListener("submit", (event) => event.preventDefault());
+      this.form.addEventListener("click", (event) => this.act(event.target.dataset && event.target.dataset.act));
+    }
+
+    offer(name) {
+      const values = [...new Set(this.runs.map((run) => run[name]))].sort(compareText);
+      for (const value of values) {
+        const text = name === "ensemble" && value === "none" ? "none (one model)" : value;
+        this.form.elements[name].append(new Option(text, value));
+      }
+    }
+
+    addSorting() {
+      for (const head of all("th[data-key]", this.table)) {
+        const button = document.createElement("button");
+        button.type = "button";
+        button.append(...head.childNodes);
+        head.append(button);
+        button.addEventListener("click", () => this.sortBy(head));
+      }
+    }
+
+    // First click: best first (most where more is better, else least). Second: turned round. Third: as the page had it.
+    sortBy(head) {
+      const key = head.dataset.key;
+      const first = "more" in head.dataset;
+      if (this.sort.key !== key) this.sort = { key, descending: first };
+      else if (this.sort.descending === first) this.sort.descending = !first;
+      else this.sort = { key: null, descending: false };
+      for (const other of all("th[data-key]", this.table)) other.removeAttribute("aria-sort");
+      if (this.sort.key) head.setAttribute("aria-sort", this.sort.descending ? "descending" : "ascending");
+      this.table.classList.toggle("sorted", this.sort.key !== null);
+      this.order = sorted(this.runs, this.sort);
+      this.table.append(...this.order.map((i) => this.bodies[i]));
+    }
+
+    passes(run) {
+      const wanted = this.form.elements;
+      const words = wanted.text.value.toLowerCase().split(/\s+/).filter(Boolean);
+      const text = textOf(run);
+      return words.every((word) => text.includes(word))
+        && ["method", "ensemble", "status"].every((name) => !wanted[name].value || run[name] === wanted[name].value)
+        && (!wanted.front.checked || (axis === "all" ? axisNames.some((key) => run["front_" + key]) : run["front_" + axis]));
+    }
+
+    show() {
+      const passing = this.runs.map((run) => this.passes(run));
+      passing.forEach((ok, i) => { this.bodies[i].hidden = !ok; });
+      const shown = passing.filter(Boolean).length;
+      this.form.querySelector(".count").textContent = shown + " of " + this.runs.length + " runs";
+      this.section.querySelector(".no-match").hidden = shown > 0;
+      const hidden = new Set(this.bodies.filter((body) => body.hidden).map((body) => "#" + body.id));
+      for (const point of all("a.point", this.section)) {
+        point.classList.toggle("dim", hidden.has(point.getAttribute("href")));
+      }
+      const method = this.form.elements.method.value;
+      for (const button of all(".legend button", this.section)) {
+        button.setAttribute("aria-pressed", String(button.parentElement.dataset.method === method));
+      }
+    }
+
+    act(name) {
+      if (name === "clear") { this.form.reset(); this.show(); }
+      if (name === "csv") save(this.name("csv"), "text/csv", csv(this.shown()));
+      if (name === "json") save(this.name("json"), "application/json", JSON.stringify(this.shown(), null, 1) + "\n");
+    }
+
+    name(ending) { return this.section.dataset.task + "." + ending; }
+
+    shown() {
+      const inOrder = this.order.filter((i) => !this.bodies[i].hidden).map((i) => this.runs[i]);
+      return inOrder.map((run) => Object.fromEntries(data.columns.map((name) => [name, run[name]])));
+    }
+  }
+
+  const collator = new Intl.Collator("en", { numeric: true });
+  function compareText(a, b) { return collator.compare(a, b); }
+
+  // Stable; what is missing stays last whichever way the sort goes.
+  function sorted(rows, { key, descending }) {
+    const order = rows.map((_, i) => i);
+    if (key === null) return order;
+    const compare = (a, b) => (typeof a === "number" ? a - b : compareText(a, b)) * (descending ? -1 : 1);
+    return order.sort((i, j) => {
+      const a = rows[i][key], b = rows[j][key];
+      if (a === null || b === null) return (a === null) - (b === null) || i - j;
+      return compare(a, b) || i - j;
+    });
+  }
+
+  // --- Export of what is shown. A text cell that a spreadsheet would run as a formula gets a quote in front.
+  function csv(rows) {
+    const cell = (value) => {
+      if (value === null) return "";
+      if (typeof value === "boolean") return value ? "True" : "False";
+      let text = String(value);
+      if (typeof value === "string" && /^[=+\-@\t\r]/.test(text)) text = "'" + text;
+      return /[",\r\n]/.test(text) ? '"' + text.replaceAll('"', '""') + '"' : text;
+    };
+    const lines = [data.columns, ...rows.map((row) => data.columns.map((name) => row[name]))];
+    return lines.map((line) => line.map(cell).join(",") + "\n").join("");
+  }
+
+  function save(name, type, text) {
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(new Blob([text], { type: type + ";charset=utf-8" }));
+    link.download = name;
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+  }
+
+  // --- Points: a tooltip, arrow keys from run to run, a click opens the run's row.
+  const tip = document.querySelector(".tip");
+  function hideTip() { tip.hidden = true; }
+
+  function showTip(point) {
+    tip.textContent = point.getAttribute("aria-label");
+    tip.hidden = false;
+    const box = point.querySelector(".mark").getBoundingClientRect();
+    const wide = document.documentElement.clientWidth;
+    const left = Math.min(Math.max(8, box.left + box.width / 2 - tip.offsetWidth / 2), wide - tip.offsetWidth - 8);
+    const above = box.top - tip.offsetHeight - 12;
+    tip.style.left = left + scrollX + "px";
+    tip.style.top = (above > 4 ? above : box.bottom + 12) + scrollY + "px";
+  }
+
+  function openRun(id) {
+    const body = document.getElementById(id);
+    if (!body) return false;
+    for (const other of all("tbody.picked")) other.classList.remove("picked");
+    const older = body.closest("details.older");
+    if (older) older.open = true;
+    body.hidden = false;
+    body.classList.add("picked");
+    body.querySelector("details").open = true;
+    body.scrollIntoView({ block: "center" });
+    body.querySelector("summary").focus({ preventScroll: true });
+    return true;
+  }
+
+  function enliven(chart) {
+    const points = all("a.point", chart);
+    const place = (point) => point.transform.baseVal[0].matrix.e;
+    const inOrder = [...points].sort((a, b) => place(a) - place(b));
+    inOrder.forEach((point, i) => {
+      // A native tooltip would lie over ours; the name stays.
+      const title = point.querySelector("title");
+      point.setAttribute("aria-label", title.textContent);
+      title.remove();
+      // One tab stop a chart; the arrow keys go on from there.
+      point.setAttribute("tabindex", i === 0 ? "0" : "-1");
+    });
+    chart.addEventListener("keydown", (event) => {
+      const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
+      if (event.key === "Escape") hideTip();
+      if (!step) return;
+      event.preventDefault();
+      const here = inOrder.indexOf(event.target.closest("a.point"));
+      const next = inOrder[(here + step + inOrder.length) % inOrder.length];
+      inOrder.forEach((point) => point.setAttribute("tabindex", point === next ? "0" : "-1"));
+      next.focus();
+    });
+    for (const point of points) {
+      for (const name of ["mouseenter", "focus"]) point.addEventListener(name, () => showTip(point));
+      for (const name of ["mouseleave", "blur"]) point.addEventListener(name, hideTip);
+      point.addEventListener("click", (event) => {
+        if (openRun(point.getAttribute("href").slice(1))) event.preventDefault();
+      });
+    }
+  }
+
+  function addLegend(view) {
+    for (const item of all(".legend .method", view.section)) {
+      const button = document.createElement("button");
+      button.type = "button";
+      button.title = "Show this method only";
+      button.append(...item.childNodes);
+      item.append(button);
+      button.addEventListener("click", () => {
+        const select = view.form.elements.method;
+        select.value = select.value === item.dataset.method ? "" : item.dataset.method;
+        view.show();
+      });
+    }
+  }
+
+  function addCopying(block) {
+    const text = block.textContent;
+    const button = document.createElement("button");
+    button.type = "button";
+    button.textContent = "Copy";
+    button.addEventListener("click", async () => {
+      try {
+        await navigator.clipboard.writeText(text);
+        button.textContent = "Copied";
+      } catch {
+        getSelection().selectAllChildren(block.querySelector("code"));
+        button.textContent = "Selected";
+      }
+      setTimeout(() => { button.textContent = "Copy"; }, 1600);
+    });
+    block.append(button);
+  }
+
+  const views = sections.filter((section) => section.querySelector("form.tools")).map((section) => new View(section));
+  all("svg.chart").forEach(enliven);
+  views.forEach(addLegend);
+  all(".command").forEach(addCopying);
+  for (const button of all(".axes button")) {
+    button.addEventListener("click", () => {
+      chooseAxis(button.dataset.axis);
+      writeAddress(button.closest("section").dataset.task);
+    });
+  }
+  addEventListener("hashchange", readAddress);
+  chooseAxis(axis);
+  readAddress();
+  if (location.hash.startsWith("#run-")) openRun(location.hash.slice(1));
+})();

@@ -1,0 +1,302 @@
+import io
+import json
+
+import pandas as pd
+import pytest
+
+from tdabench.board import render, write
+from tdabench.board.rows import in_order
+
+pytestmark = pytest.mark.browser
+
+
+@pytest.fixture(scope="module")
+def site(make, tmp_path_factory):
+    """The realistic board with one hostile run, on disk."""
+    rows = [
+        *make.board(),
+        make.row(
+            make.HOSTILE,
+            0.05,
+            6,
+            run_id=make.HOSTILE,
+            options={make.HOSTILE: make.HOSTILE},
+            command=make.HOSTILE,
+            costs={"extra_train_s": 4.0},
+        ),
+        make.row("hostile-reason", status="failed", reason=make.HOSTILE, run_id="h2"),
+    ]
+    return write(render(rows, [make.task()]), tmp_path_factory.mktemp("site"), rows).as_uri()
+
+
+@pytest.fixture
+def visit(browser, site):
+    """Open the page; fails the test on any script error, dialog, console message or request to the outside."""
+    contexts, trouble = [], []
+
+    def open_page(at="", url=site, **options):
+        context = browser.new_context(**({"viewport": {"width": 1280, "height": 900}} | options))
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(5000)
+        page.on("pageerror", lambda error: trouble.append(f"error: {error}"))
+        page.on("console", lambda message: trouble.append(f"console: {message.text}"))
+        page.on("dialog", lambda dialog: (trouble.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+        page.on("request", lambda r: None if r.url.startswith(("file:", "blob:", "data:")) else trouble.append(r.url))
+        page.goto(url + at)
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert trouble == []
+
+
+def methods(page):
+    return (
+        page.locator("table.runs")
+        .first.locator("tbody:visible th summary > span")
+        .evaluate_all("spans => spans.map(s => s.firstChild.textContent)")
+    )
+
+
+def column(page, key):
+    """The values of a column in the order shown, from the embedded data."""
+    return page.evaluate(
+        """key => {
+          const data = JSON.parse(document.getElementById("data").textContent);
+          const at = data.columns.indexOf(key);
+          return [...document.querySelector("table.runs").tBodies]
+            .filter(b => !b.hidden).map(b => data.rows[b.dataset.row][at]);
+        }""",
+        key,
+    )
+
+
+def sort_by(page, key):
+    page.locator(f"table.runs >> nth=0 >> th[data-key={key}] button").click()
+
+
+def test_hostile_names_are_shown_and_never_run(visit, make):
+    page = visit()
+    assert make.HOSTILE in methods(page)
+    row = page.locator("tbody", has_text="alert(1)").first
+    row.locator("summary").click()
+    assert make.HOSTILE in row.locator(".command code").text_content()
+    assert page.locator("td.reason", has_text="alert(1)").text_content() == make.HOSTILE
+    page.locator(".legend button", has_text="alert(1)").click()
+    assert methods(page) == [make.HOSTILE]
+    assert page.locator("img").count() == 0
+
+
+def test_readable_without_javascript(visit):
+    page = visit(java_script_enabled=False)
+    assert page.locator("svg.chart:visible").count() == 6
+    assert page.locator("table.runs").first.locator("tbody:visible").count() == 27
+    assert page.locator(".js-only:visible").count() == 0
+    details = page.locator("tbody tr.details").first
+    assert not details.is_visible()
+    page.locator("table.runs summary").first.click()
+    assert details.is_visible()
+    assert "tdabench run" in details.inner_text()
+
+
+def test_one_big_chart_with_a_choice_of_axis_kept_in_the_address(visit):
+    page = visit()
+    assert page.locator("svg.chart:visible").count() == 1
+    assert page.locator(".axes button[aria-pressed=true]").inner_text() == "Training"
+    page.locator(".axes button", has_text="Serving").click()
+    assert page.url.endswith("#axis=serve")
+    assert page.locator("figure:visible h4").inner_text() == "LDS against serving time (fit + attribute)"
+    page.reload()
+    assert page.locator("figure:visible").get_attribute("data-axis") == "serve"
+    page.locator(".axes button", has_text="All six").click()
+    assert page.locator("svg.chart:visible").count() == 6
+
+
+def test_unknown_axis_in_the_address_is_ignored(visit):
+    assert visit("#axis=__proto__").locator("figure:visible").get_attribute("data-axis") == "train"
+
+
+def test_sorting_is_numeric_with_missing_last_and_comes_back(visit):
+    page = visit()
+    before = methods(page)
+    for key, best_first in (("train_s", False), ("lds", True), ("members", False)):
+        sort_by(page, key)
+        first = column(page, key)
+        known = [v for v in first if v is not None]
+        assert known == sorted(known, reverse=best_first)
+        assert first[len(known) :] == [None] * (len(first) - len(known))
+        sort_by(page, key)
+        turned = column(page, key)
+        assert turned[: len(known)] == sorted(known, reverse=not best_first)
+        assert turned[len(known) :] == [None] * (len(first) - len(known))
+        sort_by(page, key)
+        assert methods(page) == before
+
+
+def test_sorting_is_stable_and_announced(visit):
+    page = visit()
+    sort_by(page, "train_s")
+    assert page.locator("table.runs >> nth=0 >> th[aria-sort=ascending]").get_attribute("data-key") == "train_s"
+    pairs = list(zip(column(page, "train_s"), column(page, "lds"), strict=True))
+    same = [lds for cost, lds in pairs if cost == 12.5]
+    assert len(same) > 3
+    assert same == sorted(same, reverse=True)
+
+
+def test_filters_narrow_rows_dim_points_and_clear(visit):
+    page = visit()
+    page.locator("select[name=ensemble]").select_option("dropout")
+    assert set(column(page, "ensemble")) == {"dropout"}
+    assert page.locator(".count").inner_text() == "6 of 27 runs"
+    assert page.locator("svg.wide a.point:not(.dim):visible").count() == 6
+    page.locator("input[name=text]").fill("masks models nothing-like-this")
+    assert page.locator(".no-match").is_visible()
+    page.locator("button[data-act=clear]").click()
+    assert len(methods(page)) == 27
+    page.locator("select[name=status]").select_option("timeout")
+    assert methods(page) == ["retrain-loo"]
+
+
+def test_front_filter_follows_the_axis(visit):
+    page = visit()
+    page.locator("input[name=front]").check()
+    assert all(column(page, "front_train"))
+    page.locator(".axes button", has_text="Serving").click()
+    assert all(column(page, "front_serve"))
+    assert page.locator(".check span").inner_text() == "only the front for serving time (fit + attribute)"
+
+
+def exported(page, kind):
+    with page.expect_download() as info:
+        page.locator(f"button[data-act={kind}]").click()
+    assert info.value.suggested_filename == f"digits-mlp.{kind}"
+    return info.value.path().read_text(encoding="utf-8")
+
+
+def test_exports_hold_the_view_as_shown(visit, make):
+    page = visit(accept_downloads=True)
+    page.locator("select[name=ensemble]").select_option("none")
+    sort_by(page, "serve_s")
+    shown = methods(page)
+    records = json.loads(exported(page, "json"))
+    assert [r["method"] for r in records] == shown
+    assert make.HOSTILE in shown
+    table = pd.read_csv(io.StringIO(exported(page, "csv")))
+    assert list(table.method) == shown
+    assert list(table.columns) == list(records[0])
+
+
+def test_exports_without_filters_are_the_files_beside_the_page(visit, site):
+    from pathlib import Path
+
+    page = visit(accept_downloads=True)
+    folder = Path(site.removeprefix("file://")).parent
+    everything = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    current = [r for r in everything if r["task_version"] == "0123456789abcdef"]
+    assert json.loads(exported(page, "json")) == current
+    beside = pd.read_csv(folder / "results.csv").query("task_version == '0123456789abcdef'")
+    ours = pd.read_csv(io.StringIO(exported(page, "csv")))
+    pd.testing.assert_frame_equal(ours, beside.reset_index(drop=True), check_dtype=False)
+
+
+def test_keyboard_reaches_points_tooltips_and_rows(visit):
+    page = visit()
+    first = page.locator("svg.wide a.point[tabindex='0']:visible")
+    assert first.count() == 1
+    first.focus()
+    tip = page.locator(".tip")
+    assert tip.is_visible()
+    before = tip.inner_text()
+    page.keyboard.press("ArrowRight")
+    assert tip.inner_text() != before
+    name = page.evaluate("document.activeElement.getAttribute('aria-label')")
+    assert tip.inner_text() == name
+    page.keyboard.press("Escape")
+    assert not tip.is_visible()
+    page.keyboard.press("Enter")
+    assert page.locator("tbody.picked details[open]").count() == 1
+    assert page.locator("tbody.picked tr.details").is_visible()
+    assert page.evaluate("document.activeElement.tagName") == "SUMMARY"
+
+
+def test_headers_and_rows_work_from_the_keyboard(visit):
+    page = visit()
+    page.locator("table.runs >> nth=0 >> th[data-key=lds] button").focus()
+    page.keyboard.press("Enter")
+    assert page.locator("th[aria-sort=descending]").count() == 1
+    page.locator("table.runs summary").first.focus()
+    page.keyboard.press("Enter")
+    assert page.locator("tr.details:visible").count() == 1
+
+
+def test_zero_cost_is_visible(visit):
+    page = visit("#axis=extra")
+    column_box = page.locator("svg.wide:visible rect.zeros").bounding_box()
+    marks = page.locator("svg.wide:visible a.point .mark").evaluate_all(
+        "marks => marks.map(m => { const b = m.getBoundingClientRect(); return b.x + b.width / 2 })"
+    )
+    inside = [x for x in marks if column_box["x"] < x < column_box["x"] + column_box["width"]]
+    assert len(inside) >= 6
+
+
+@pytest.mark.parametrize("width", [390, 768, 1280])
+def test_page_never_scrolls_sideways(visit, width):
+    page = visit(viewport={"width": width, "height": 800})
+    for body in page.locator("table.runs summary").all()[:2]:
+        body.click()
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    box = page.locator(".scroll").first
+    assert box.evaluate("e => e.scrollWidth > e.clientWidth")
+
+
+def test_a_link_to_a_run_opens_it(visit):
+    page = visit("#run-ek-fac-0001")
+    assert page.locator("tbody#run-ek-fac-0001 tr.details").is_visible()
+
+
+def test_runs_on_older_versions_open_on_demand(visit):
+    page = visit()
+    assert not page.locator("#run-trak-old").is_visible()
+    page.locator("details.older > summary").click()
+    assert page.locator("#run-trak-old").is_visible()
+
+
+def test_dark_scheme_changes_the_colours(visit):
+    colours = [
+        visit(color_scheme=scheme).evaluate(
+            "[getComputedStyle(document.body).backgroundColor, "
+            "getComputedStyle(document.querySelector('svg.wide .on-front .mark')).fill]"
+        )
+        for scheme in ("light", "dark")
+    ]
+    assert colours[0][0] == "rgb(255, 255, 255)"
+    assert colours[0][0] != colours[1][0]
+    assert colours[0][1] != colours[1][1]
+
+
+def test_print_shows_all_charts_and_no_controls(visit):
+    page = visit()
+    page.emulate_media(media="print")
+    assert page.locator("svg.chart:visible").count() == 6
+    assert page.locator("form.tools:visible, .axes:visible").count() == 0
+
+
+def test_two_tasks_keep_the_task_in_the_address(visit, make, tmp_path):
+    rows = [make.row(), make.row(task="second"), make.row(run_id="g", machine=make.GPU, task="second")]
+    tasks = [make.task(), make.task(name="second", title="Second")]
+    url = write(render(rows, tasks), tmp_path, rows).as_uri()
+    page = visit(url=url)
+    page.locator("#task-second .axes button", has_text="Storage").click()
+    assert page.url.endswith("#axis=storage&task=second")
+    assert page.locator("figure:visible").count() == 3
+    page.reload()
+    assert page.locator("figure:visible").first.get_attribute("data-axis") == "storage"
+    assert page.evaluate("scrollY") > 0
+
+
+def test_empty_pages_work(visit, make, tmp_path):
+    for i, (rows, tasks) in enumerate([([], []), ([], [make.task()]), ([make.row(status="failed")], [make.task()])]):
+        page = visit(url=write(render(in_order(rows), tasks), tmp_path / str(i), rows).as_uri())
+        assert page.locator(".empty:visible").count() == 1

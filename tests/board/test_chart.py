@@ -1,0 +1,235 @@
+import itertools
+import math
+import os
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tdabench.board.chart import COMPACT, WIDE, draw
+from tdabench.board.marks import PALETTE, PATHS, colours, curves, points
+from tdabench.board.rows import AXES, in_order, names, on_fronts
+from tdabench.board.scale import cost_scale, cost_ticks, score_scale, score_ticks
+
+AXIS = {axis.key: axis for axis in AXES}
+GOLDEN = Path(__file__).parents[1] / "golden" / "board_chart.svg"
+
+
+def chart(rows, axis="train", ceiling=0.71, size=WIDE):
+    rows = in_order(rows)
+    anchors = [f"run-{i}" for i in range(len(rows))]
+    drawn = points(rows, AXIS[axis], on_fronts(rows), names(rows), anchors, colours(rows))
+    return str(draw(drawn, AXIS[axis], ceiling, size, "a chart"))
+
+
+def parsed(svg):
+    return ET.fromstring(svg)
+
+
+def having(svg, css):
+    return [e for e in parsed(svg).iter() if css in e.get("class", "").split()]
+
+
+def place(element):
+    x, y = element.get("transform")[len("translate(") : -1].split()
+    return float(x), float(y)
+
+
+def test_chart_is_as_it_was(make):
+    """To accept a change after looking at it: TDABENCH_GOLDEN=write pytest tests/board/test_chart.py."""
+    rows = [row for row in make.board() if row.record.task_version == "0123456789abcdef"]
+    svg = chart(rows, "extra") + "\n"
+    if os.environ.get("TDABENCH_GOLDEN") == "write":
+        GOLDEN.write_text(svg, encoding="utf-8")
+    assert svg == GOLDEN.read_text(encoding="utf-8")
+
+
+def test_every_scored_run_is_a_focusable_point_with_a_title(make):
+    svg = chart(make.board()[:10])
+    marks = having(svg, "point")
+    assert len(marks) == 10
+    assert all(m.tag == "a" and m.get("href").startswith("#run-") for m in marks)
+    titles = [m.find("title").text for m in marks]
+    assert any(t.startswith("ek-fac\nLDS 0.318 (95 % interval 0.288 to 0.348)\n") for t in titles)
+
+
+def test_zero_costs_stand_in_a_column_left_of_the_axis(make):
+    rows = [make.row("a", 0.1, costs={"extra_train_s": 0.0}), make.row("b", 0.2, costs={"extra_train_s": 5.0})]
+    svg = chart(rows, "extra")
+    (column,) = having(svg, "zeros")
+    zero, positive = sorted(place(m)[0] for m in having(svg, "point"))
+    left, right = float(column.get("x")), float(column.get("x")) + float(column.get("width"))
+    assert left < zero < right < positive
+    assert any(t.text == "0" and t.get("x") == f"{zero:g}" for t in parsed(svg).iter("text"))
+
+
+def test_all_costs_zero_is_drawn(make):
+    svg = chart([make.row()], "extra")
+    assert len(having(svg, "point")) == 1
+    assert not having(svg, "tick")
+
+
+def test_no_zero_column_without_zeros(make):
+    assert not having(chart([make.row()], "train"), "zeros")
+
+
+def test_front_runs_are_filled_and_labelled_and_others_are_not(make):
+    svg = chart([make.row("good", 0.4), make.row("bad", 0.1)])
+    assert [m.find("title").text.split("\n")[0] for m in having(svg, "on-front")] == ["good"]
+    assert [t.text for t in having(svg, "label")] == ["good"]
+    assert "on the front" in svg
+    assert "beaten by a run on the front" in svg
+
+
+def test_front_steps_through_its_runs(make):
+    rows = [make.row("a", 0.1, costs={"fit_s": 1.0}), make.row("b", 0.3, costs={"fit_s": 9.0})]
+    svg = chart(rows, "serve")
+    (x0, y0), (x1, y1) = sorted(place(m) for m in having(svg, "on-front"))
+    (front,) = having(svg, "front")
+    assert front.get("d").startswith(f"M{x0:g} {y0:g}H{x1:g}V{y1:g}H")
+
+
+def test_whiskers_span_the_interval(make):
+    svg = chart([make.row(lds=0.3, half=0.1)])
+    (whisker,) = having(svg, "whisker")
+    top, bottom = (float(v) for v in whisker.get("d")[len("M0 ") :].split("M")[0].split("V"))
+    assert top < 0 < bottom
+    assert top == pytest.approx(-bottom, abs=0.15)
+
+
+def test_ceiling_is_drawn_and_named_only_where_there_is_one(make):
+    assert "noise ceiling 0.710" in chart([make.row()])
+    assert not having(chart([make.row()], ceiling=None), "ceiling")
+
+
+def test_a_negative_lds_stays_inside_the_plot(make):
+    (point,) = having(chart([make.row(lds=-0.4)]), "point")
+    assert place(point)[1] < WIDE.height - 44
+
+
+def test_ensembles_of_one_variant_are_one_curve(make):
+    members = [make.row(run_id=f"i{n}", ensemble=make.ensemble("independent", n, models=n)) for n in (1, 5, 2)]
+    single = make.row(run_id="one")
+    keys = curves([*members, single])
+    assert len(set(keys[:3])) == 1
+    assert keys[3] != keys[0]
+    assert len(having(chart([*members, single]), "curve")) == 1
+
+
+def test_variants_and_numbers_of_models_are_curves_of_their_own(make):
+    def dropout(models, masks, scope="all"):
+        options = {"models": models, "masks": masks, "scope": scope}
+        return make.row(ensemble=make.ensemble("dropout", models * masks, **options))
+
+    keys = curves([dropout(1, 2), dropout(1, 5), dropout(5, 2), dropout(5, 5), dropout(1, 2, "q-only")])
+    assert keys[0] == keys[1]
+    assert keys[2] == keys[3]
+    assert len(set(keys)) == 3
+
+
+def test_kinds_have_shapes_and_unknown_kinds_share_one(make):
+    rows = [make.row(f"m{i}", ensemble=make.ensemble(k, 2, x=2)) for i, k in enumerate(("dropout", "lora", "new"))]
+    drawn = {m.get("d") for m in having(chart(rows), "mark")}
+    assert drawn == {PATHS["triangle"], PATHS["diamond"], PATHS["cross"]}
+
+
+def test_drawn_methods_get_the_first_colours(make):
+    rows = [make.row(f"a{i}", status="failed") for i in range(9)] + [make.row("z")]
+    assert colours(rows)["z"] == 0
+
+
+def boxes(svg, size):
+    found = []
+    for text in having(svg, "label") + having(svg, "size"):
+        width = 0.6 * size.font * len(text.text)
+        left = float(text.get("x")) - width * {"start": 0, "middle": 0.5, "end": 1}[text.get("text-anchor")]
+        found.append((left, float(text.get("y")) - size.font * 0.8, left + width, float(text.get("y"))))
+    return found
+
+
+@pytest.mark.parametrize("size", [WIDE, COMPACT], ids=lambda s: s.name)
+@pytest.mark.parametrize("axis", list(AXIS))
+def test_labels_overlap_neither_each_other_nor_the_edge(make, axis, size):
+    svg = chart([row for row in make.board() if row.record.task_version[0] == "0"], axis, size=size)
+    found = boxes(svg, size)
+    assert all(left >= 0 and right <= size.width for left, _, right, _ in found)
+    for a, b in itertools.combinations(found, 2):
+        assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
+
+
+def test_hostile_names_are_text(make):
+    svg = chart([make.row(make.HOSTILE, 0.3, ensemble=make.ensemble(make.HOSTILE, 2, models=2))])
+    assert "<script" not in svg
+    assert make.HOSTILE in parsed(svg).find(".//{*}title").text
+
+
+@given(st.lists(st.one_of(st.just(0.0), st.floats(1e-9, 1e12)), min_size=1, max_size=12), st.sampled_from(["s", "B"]))
+def test_scales_keep_order_and_bounds_and_have_ticks(values, unit):
+    scale = cost_scale(values, 40, 800)
+    placed = [scale(v) for v in sorted(values)]
+    assert placed == sorted(placed)
+    assert all(40 <= p <= 800 for p in placed)
+    ticks = cost_ticks(scale, unit, 6)
+    assert (1 if any(values) else 0) <= len(ticks) <= 6
+    assert all(scale.start <= scale(t) <= scale.end + 1e-6 for t in ticks)
+
+
+@given(st.lists(st.floats(-1, 1), min_size=0, max_size=8))
+def test_score_scale_holds_zero_and_all_values(values):
+    scale = score_scale(values, 400, 30)
+    assert all(30 - 1e-6 <= scale(v) <= 400 + 1e-6 for v in [0.0, *values])
+    assert 0.0 in score_ticks(scale)
+
+
+def test_ticks_are_values_that_people_name():
+    assert cost_ticks(cost_scale([1.0, 7200.0], 0, 1), "s", 5) == [1.0, 10.0, 60.0, 600.0, 3600.0]
+    assert cost_ticks(cost_scale([1e3, 2e3], 0, 1), "B", 6) == [500.0, 1000.0, 2000.0]
+
+
+# Machado, Oliveira and Fernandes (2009), severity 1; and Ottosson's Oklab.
+DEFICIENCIES = {
+    "none": np.eye(3),
+    "protan": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deutan": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    "tritan": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+}
+TO_LMS = [
+    [0.4122214708, 0.5363325363, 0.0514459929],
+    [0.2119034982, 0.6806995451, 0.1073969566],
+    [0.0883024619, 0.2817188376, 0.6299787005],
+]
+TO_LAB = [
+    [0.2104542553, 0.7936177850, -0.0040720468],
+    [1.9779984951, -2.4285922050, 0.4505937099],
+    [0.0259040371, 0.7827717662, -0.8086757660],
+]
+
+
+def linear(colour):
+    rgb = np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+    return np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+
+
+def luminance(colour):
+    return float(linear(colour) @ [0.2126, 0.7152, 0.0722])
+
+
+@pytest.mark.parametrize(("scheme", "background"), [(0, "#ffffff"), (1, "#14171c")], ids=["light", "dark"])
+def test_colours_stand_out_from_the_background(scheme, background):
+    for pair in PALETTE:
+        low, high = sorted((luminance(pair[scheme]), luminance(background)))
+        assert (high + 0.05) / (low + 0.05) >= 3
+
+
+@pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
+@pytest.mark.parametrize("deficiency", list(DEFICIENCIES))
+def test_colours_stay_apart_for_colour_blind_readers(scheme, deficiency):
+    def seen(colour):
+        rgb = np.clip(np.array(DEFICIENCIES[deficiency]) @ linear(colour), 0, 1)
+        return np.array(TO_LAB) @ np.cbrt(np.array(TO_LMS) @ rgb)
+
+    for a, b in itertools.combinations([pair[scheme] for pair in PALETTE], 2):
+        assert math.dist(seen(a), seen(b)) > 0.08

@@ -1,0 +1,253 @@
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import pytest
+
+from tdabench.board import render, results_frame, write
+from tdabench.board.findings import findings
+from tdabench.board.rows import in_order
+
+
+class Reader(HTMLParser):
+    """Elements and text of a page, as a browser without scripts reads it."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.elements, self.texts, self.inside = [], [], []
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        self.inside.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        while self.inside and self.inside.pop() != tag:
+            pass
+
+    def handle_data(self, data):
+        if "script" not in self.inside and "style" not in self.inside:
+            self.texts.append(data)
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.texts).split())
+
+    def ids(self):
+        return [a["id"] for _, a in self.elements if "id" in a]
+
+
+def said(rows, **task):
+    from conftest import make_task
+
+    return {f.lead: f.text for f in findings(make_task(**task), in_order(rows))}
+
+
+def test_same_rows_same_bytes_in_any_order(make):
+    rows = make.board()
+    assert render(rows, [make.task()]) == render(rows[::-1], [make.task()])
+
+
+def test_same_bytes_in_another_process(make, tmp_path):
+    """Sets of strings are ordered by a hash that differs from process to process."""
+    code = (
+        "import sys, hashlib; sys.path.insert(0, sys.argv[1]); import conftest as c\n"
+        "from tdabench.board import render\n"
+        "print(hashlib.sha256(render(c.make_board(), [c.make_task()]).encode()).hexdigest())"
+    )
+    folder = __file__.rpartition("/")[0]
+    digests = {
+        subprocess.run(
+            [sys.executable, "-c", code, folder],
+            env={"PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(digests) == 1
+
+
+def test_no_date_unless_given(make):
+    assert "generated" not in Reader(render([], [])).text
+    assert "generated 2026-03-02" in Reader(render([], [], "2026-03-02")).text
+
+
+def test_every_run_is_on_the_page_once(make):
+    rows = [*make.board(), make.row("other", task="unknown-task", run_id="u-1")]
+    page = Reader(render(rows, [make.task()]))
+    assert sorted(a["data-row"] for t, a in page.elements if t == "tbody") == sorted(str(i) for i in range(len(rows)))
+    assert "run-u-1" in page.ids()
+
+
+def test_ids_are_unique_even_where_run_ids_are_not(make):
+    rows = [make.row(run_id=r) for r in ("a b", "a b", "a-b", "run")]
+    ids = Reader(render(rows, [make.task()])).ids()
+    assert len(ids) == len(set(ids))
+
+
+def test_points_lead_to_rows(make):
+    page = Reader(render(make.board(), [make.task()]))
+    targets = {a["href"][1:] for t, a in page.elements if t == "a" and a.get("class", "").startswith("point")}
+    assert targets
+    assert targets <= set(page.ids())
+
+
+@pytest.mark.parametrize("where", ["method", "reason", "option", "kind", "command", "task", "machine"])
+def test_hostile_text_is_only_text(make, where):
+    bad = make.HOSTILE
+    changes = {
+        "method": {"method": bad},
+        "reason": {"status": "failed", "reason": bad},
+        "option": {"options": {bad: bad}},
+        "kind": {"ensemble": make.ensemble(bad, 2, models=2)},
+        "command": {"command": bad, "run_id": bad},
+        "task": {"task": bad},
+        "machine": {"machine": make.CPU | {"cpu": bad, "machine_class": bad}},
+    }[where]
+    page = Reader(render([make.row(**changes)], [make.task()]))
+    harmless = Reader(render([make.row()], [make.task()]))
+    scripts = [a for t, a in page.elements if t == "script"]
+    assert scripts == [a for t, a in harmless.elements if t == "script"]
+    assert not [t for t, _ in page.elements if t == "img"]
+    assert not [name for _, attrs in page.elements for name in attrs if name.startswith("on")]
+    assert "alert(1)" in page.text
+    assert "{{ 7*7 }}" in page.text
+
+
+def embedded(html):
+    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', html, re.S)[1])
+
+
+def test_embedded_data_is_the_exact_table(make):
+    rows = [*make.board(), make.row(make.HOSTILE)]
+    data = embedded(render(rows, [make.task()]))
+    frame = results_frame(in_order(rows))
+    assert data["columns"] == list(frame.columns)
+    assert data["rows"] == frame.to_numpy().tolist()
+
+
+def test_page_asks_for_nothing_outside(make):
+    page = Reader(render(make.board(), [make.task()]))
+    links = [v for _, a in page.elements for k, v in a.items() if k in ("src", "href", "action", "srcset")]
+    assert all(link.startswith(("#", "data:")) or link in ("results.csv", "results.json") for link in links)
+    (policy,) = [a["content"] for t, a in page.elements if a.get("http-equiv") == "Content-Security-Policy"]
+    assert policy.startswith("default-src 'none'")
+
+
+def test_machine_classes_have_charts_of_their_own(make):
+    rows = [make.row("cpu-run", 0.3), make.row("gpu-run", 0.4, machine=make.GPU)]
+    html = render(rows, [make.task()])
+    groups = html.split('<div class="machine">')[1:]
+    assert len(groups) == 2
+    for group, own, other in zip(groups, ("cpu-run", "gpu-run"), ("gpu-run", "cpu-run"), strict=True):
+        charts = group.split("<h3>All runs")[0]
+        assert f"#run-{own}" in charts
+        assert f"#run-{other}" not in charts
+
+
+def test_runs_on_an_older_version_are_apart_and_not_drawn(make):
+    html = render([make.row(), make.row(run_id="past", task_version="older")], [make.task()])
+    charts, _, rest = html.partition("All runs") if "All runs" in html else html.partition("The run")
+    assert "#run-past" not in charts
+    assert "1 run on an older version of the task" in Reader(rest).text
+    assert 'id="run-past"' in rest
+
+
+@pytest.mark.parametrize(
+    ("status", "reason"), [("declined", "needs checkpoints"), ("timeout", "an hour"), ("out-of-memory", "41 GB")]
+)
+def test_runs_that_did_not_end_well_are_rows_with_a_reason(make, status, reason):
+    html = render([make.row(), make.row("late", status=status, reason=reason)], [make.task()])
+    row = html.split('id="run-late-0001"')[1].split('<tr class="details">')[0]
+    text = Reader(row).text
+    assert status in text
+    assert reason in text
+    assert "0 s" not in text
+    assert "0.000" not in text
+
+
+def test_details_hold_everything_needed_to_replay(make):
+    row = make.row(options={"proj_dim": 512}, constant_queries=3)
+    changed = row.record.provenance.model_copy(update={"dirty": True})
+    row = type(row)(row.record.model_copy(update={"provenance": changed}), row.evaluation, row.rank_group)
+    text = Reader(render([row], [make.task()])).text
+    for fact in (row.record.command, "proj_dim 512", "[1000, 1001]", "epyc-7b13-t8-cpu", "torch 2.13.0", "b" * 64):
+        assert fact in text
+    assert "0f1e2d3c4b5a69788796a5b4c3d2e1f001122334 + uncommitted changes" in text
+    assert "3 of 160 queries have constant scores" in text
+
+
+def test_empty_states_are_said(make):
+    assert "No task and no run was given" in Reader(render([], [])).text
+    assert "No run on this version of the task yet" in Reader(render([], [make.task()])).text
+    assert "nothing to draw" in Reader(render([make.row(status="failed")], [make.task()])).text
+    page = Reader(render([make.row()], [make.task(ceiling=None, reliability=None)])).text
+    assert "noise ceiling unknown" in page
+
+
+def test_runs_of_an_unknown_task_are_listed_but_not_compared(make):
+    text = Reader(render([make.row(task="gone")], [])).text
+    assert "The definition of this task is not at hand" in text
+    assert "1 run on a task without a definition" in text
+
+
+def test_fifty_runs_are_less_than_a_megabyte(make):
+    rows = make.board()
+    extra = [
+        make.row(f"m{i % 9}", 0.1 + i / 100, run_id=f"x{i}", costs={"fit_s": 1.0 + i}) for i in range(50 - len(rows))
+    ]
+    assert len(render(rows + extra, [make.task()]).encode()) < 1_000_000
+
+
+def test_findings_name_the_best_its_equals_and_the_cheapest(make):
+    rows = [
+        make.row("x", 0.41, 1, costs={"train_s": 100.0}),
+        make.row("y", 0.40, 1, costs={"train_s": 12.0}),
+        make.row("z", 0.2, 2, costs={"train_s": 1.0}),
+    ]
+    found = said(rows)
+    assert found["Best"] == "x (LDS 0.410, 95 % interval 0.380 to 0.440, 58 % of the noise ceiling)."
+    assert found["Not distinguishable from it"] == "y."
+    assert found["Cheapest of that group"] == "in training, y (12 s)."
+
+
+def test_findings_compare_costs_inside_a_machine_class_only(make):
+    rows = [make.row("x", 0.41, 1, machine=make.GPU), make.row("y", 0.40, 1)]
+    assert not [lead for lead in said(rows) if lead.startswith("Cheapest")]
+
+
+def test_findings_do_not_compare_what_was_not_ranked(make):
+    assert list(said([make.row("x", 0.41), make.row("y", 0.4)], ceiling=None)) == ["Best"]
+    assert said([make.row(status="failed")]) == {}
+
+
+def test_findings_say_so_where_one_run_is_clear_of_the_rest(make):
+    assert "Clear of the rest" in said([make.row("x", 0.41, 1), make.row("y", 0.1, 2)])
+
+
+def test_long_lists_of_equals_are_cut(make):
+    rows = [make.row(f"m{i}", 0.4 - i / 1000, 1) for i in range(9)]
+    assert said(rows)["Not distinguishable from it"] == "m1, m2, m3, m4 and 4 more."
+
+
+def test_write_makes_three_whole_files(make, tmp_path):
+    rows = make.board()
+    html = render(rows, [make.task()])
+    page = write(html, tmp_path / "site", rows)
+    assert page == tmp_path / "site" / "index.html"
+    assert page.read_text(encoding="utf-8") == html
+    assert sorted(p.name for p in page.parent.iterdir()) == ["index.html", "results.csv", "results.json"]
+    assert len(json.loads((page.parent / "results.json").read_text(encoding="utf-8"))) == len(rows)
+
+
+def test_import_of_the_board_is_light():
+    code = "import sys, tdabench.board; print([m for m in ('pandas', 'torch', 'scipy') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

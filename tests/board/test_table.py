@@ -1,0 +1,68 @@
+import io
+import json
+
+import pandas as pd
+
+from tdabench.board.rows import in_order
+from tdabench.board.table import COLUMNS, csv_text, json_text, results_frame
+
+
+def test_columns_are_the_same_for_any_rows(make):
+    assert list(results_frame([]).columns) == COLUMNS
+    assert list(results_frame(make.board()).columns) == COLUMNS
+    assert len(set(COLUMNS)) == len(COLUMNS)
+
+
+def test_one_row_a_run_in_the_order_given(make):
+    rows = make.board()
+    frame = results_frame(rows)
+    assert list(frame.run_id) == [row.record.run_id for row in rows]
+
+
+def test_values_are_those_of_the_record_and_the_evaluation(make):
+    frame = results_frame([make.row(lds=0.3, group=2, costs={"fit_s": 1.25, "attribute_s": 0.25})])
+    row = frame.iloc[0]
+    assert (row.lds, row.lds_low, row.rank_group) == (0.3, 0.27, 2)
+    assert (row.serve_s, row.total_s, row.peak_bytes) == (1.5, 14.0, 350_000_000)
+    assert json.loads(row.options) == {"proj_dim": 512, "damping": 0.001}
+    assert row.front_serve is True
+    assert row.ensemble == "none"
+
+
+def test_what_was_not_measured_is_missing_and_never_zero(make):
+    row = results_frame([make.row(status="timeout", reason="too slow")]).iloc[0]
+    assert row[["lds", "train_s", "serve_s", "peak_bytes", "storage_bytes", "models_trained"]].isna().all()
+    assert (row.status, row.reason) == ("timeout", "too slow")
+
+
+def test_costs_of_a_failed_run_are_kept_where_recorded(make):
+    row = results_frame([make.row(status="timeout", costs={"train_s": 7.0})]).iloc[0]
+    assert row.train_s == 7.0
+    assert not row.front_train
+
+
+def test_csv_and_json_hold_the_same_table(make):
+    frame = results_frame(in_order(make.board()))
+    records = json.loads(json_text(frame))
+    table = pd.read_csv(io.StringIO(csv_text(frame)))
+    assert list(table.columns) == COLUMNS
+    assert list(records[0]) == COLUMNS
+    assert [r["run_id"] for r in records] == list(table.run_id)
+    assert [r["lds"] for r in records] == [None if pd.isna(v) else v for v in table.lds]
+
+
+def test_csv_cells_are_never_formulas_and_json_is_exact(make):
+    frame = results_frame([make.row('=HYPERLINK("http://x")', status="failed", reason="@SUM(1)", options={"a": -1.5})])
+    table = pd.read_csv(io.StringIO(csv_text(frame))).iloc[0]
+    assert table.method == '\'=HYPERLINK("http://x")'
+    assert table.reason == "'@SUM(1)"
+    assert json.loads(json_text(frame))[0]["reason"] == "@SUM(1)"
+
+
+def test_negative_numbers_stay_numbers_in_csv(make):
+    assert ",-0.3," in csv_text(results_frame([make.row(lds=-0.3)]))
+
+
+def test_json_has_no_nan(make):
+    frame = results_frame([make.row(lds=float("nan"))])
+    assert json.loads(json_text(frame))[0]["lds"] is None

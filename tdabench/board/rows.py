@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from tdabench.ensembles import format_ensemble
 from tdabench.front import pareto_front
 from tdabench.records import Costs, Record
 
@@ -103,6 +104,14 @@ class Row:
     def kind(self) -> str:
         """The kind of the ensemble, or ``none``."""
         return "none" if self.record.ensemble is None else self.record.ensemble.kind
+
+    @property
+    def variant(self) -> str:
+        """The ensemble's sizes, and its options that are not at their default."""
+        ensemble = self.record.ensemble
+        if ensemble is None:
+            return ""
+        return format_ensemble(ensemble.kind, ensemble.options).removeprefix(f"{ensemble.kind}(").removesuffix(")")
 
     @property
     def lds(self) -> float | None:

@@ -24,6 +24,7 @@ _COMMANDS = {
     "compare": "quality",
     "board": "quality",
     "ground-truth": "truth",
+    "wandb": "quality",
 }
 _HELP = {
     "tasks": "List the tasks, or describe one.",
@@ -35,6 +36,7 @@ _HELP = {
     "compare": "Compare two runs, paired on the same subsets and queries.",
     "board": "Write the leaderboard of a folder of runs.",
     "ground-truth": "Build, verify or show the ground truth of a task.",
+    "wandb": "Copy the results of a folder of runs to Weights & Biases.",
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, Literal
 
 import click
 
@@ -77,7 +78,7 @@ def compare(first: Path, second: Path, as_json: bool) -> None:
     return _print_comparison(facts)
 
 
-def _ratios(records: list) -> dict[str, float | None]:
+def _ratios(records: list[Any]) -> dict[str, float | None]:
     from tdabench.board.rows import AXES, Row
 
     ratios = {}
@@ -87,7 +88,7 @@ def _ratios(records: list) -> dict[str, float | None]:
     return ratios
 
 
-def _print_comparison(facts: dict) -> None:
+def _print_comparison(facts: dict[str, Any]) -> None:
     verdict = "significant" if facts["significant"] else "not significant"
     rows = [
         ["first", f"{facts['first']}: LDS {facts['lds'][0]:.4f}"],
@@ -125,3 +126,24 @@ def board(runs: Path, out: Path, as_json: bool) -> None:
     if not folders:
         raise UsageError(f"There is no run in {runs}. Run `tdabench suite quick` or `tdabench run` first.")
     finish_board(folders, out, as_json)
+
+
+@click.command("wandb")
+@click.argument("runs", type=click.Path(path_type=Path, file_okay=False), default=Path("runs"))
+@click.option("--project", default="tdabench", show_default=True, help="W&B project.")
+@click.option("--mode", type=click.Choice(["offline", "online"]), default="offline", show_default=True)
+@click.option(
+    "--dir",
+    "folder",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path(),
+    help="Where W&B writes.",
+)
+def wandb(runs: Path, project: str, mode: Literal["offline", "online"], folder: Path) -> None:
+    """Copy the results of the run folders in RUNS to Weights & Biases; needs the wandb extra."""
+    from tdabench.results import find_runs, read_rows
+    from tdabench.wandb_sink import send
+
+    rows, _ = read_rows(find_runs(runs))
+    count = send(rows, project, folder, mode)
+    click.echo(f"Sent {count} runs to the project {project} ({mode}).")

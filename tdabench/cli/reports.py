@@ -91,14 +91,16 @@ def print_board(rows: Sequence[Row], tasks: Sequence[TaskInfo]) -> None:
         ceiling = "unknown" if task.ceiling is None else f"{task.ceiling:.3f}"
         title = f"{task.title} ({task.name}), {len(chosen)} runs, noise ceiling {ceiling}"
         columns = ("rank", "run", "LDS", "95 % interval", "training", "serving", "memory", "storage", "front")
-        print_table(columns, [_cells(row, front) for row, front in chosen], title)
+        print_table(columns, [_cells(row, front) for row, front in chosen if row.evaluation is not None], title)
+        for row, _ in chosen:
+            if row.evaluation is None:
+                click.echo(f"{row.record.label}: {row.record.status}, {row.record.reason or 'older task version'}")
         _print_fronts(chosen)
 
 
 def _cells(row: Row, front: frozenset[str]) -> list[str]:
     record, evaluation = row.record, row.evaluation
-    if evaluation is None or record.costs is None:
-        return ["", record.label, record.status, record.reason or "", "", "", "", "", ""]
+    assert evaluation is not None
     costs = [axis.text(axis.value(row)) for axis in AXES if axis.key in _LETTERS]
     marks = "".join(letter for key, letter in _LETTERS.items() if key in front)
     lds = [f"{evaluation.lds:.3f}", f"{evaluation.low:.3f} to {evaluation.high:.3f}"]

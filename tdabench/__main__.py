@@ -1,0 +1,5 @@
+"""``python -m tdabench``: the command line."""
+
+from tdabench.cli import main
+
+main()

@@ -1,0 +1,71 @@
+"""What the documents show is what runs."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+EXAMPLE = ROOT / "docs" / "examples" / "my_method.py"
+
+
+def tdabench(*words: str, cwd: Path) -> dict:
+    done = subprocess.run(
+        [sys.executable, "-m", "tdabench", *words, "--json"], cwd=cwd, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_walk_shows_the_whole_example():
+    assert EXAMPLE.read_text() in (ROOT / "docs" / "new-method.md").read_text()
+
+
+def test_example_is_about_thirty_lines():
+    assert len(EXAMPLE.read_text().splitlines()) <= 32
+
+
+def test_example_is_on_the_public_api_alone():
+    imports = re.findall(r"^(?:import|from) (\S+)", EXAMPLE.read_text(), re.MULTILINE)
+    assert set(imports) == {"dataclasses", "torch", "tdabench"}
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "baselines").glob("*.py")), ids=lambda p: p.name)
+def test_baselines_are_on_the_public_api_alone(file):
+    imports = re.findall(r"^\s*(?:import|from) (tdabench\S*)", file.read_text(), re.MULTILINE)
+    assert set(imports) <= {"tdabench"}
+
+
+def test_example_runs_from_outside_the_repository_alone_and_wrapped(tmp_path):
+    (tmp_path / "my_method.py").write_text(EXAMPLE.read_text())
+    reference = "./my_method.py:MyMethod"
+    alone = tdabench("run", "digits-mlp", reference, cwd=tmp_path)
+    assert alone["record"]["method"] == "my_method.py:MyMethod"
+    assert alone["evaluation"]["lds"] > 0.15, "an error-weighted Grad-Cos is far from chance"
+    wrapped = tdabench("run", "digits-mlp", reference, "--ensemble", "dropout(models=1, masks=2)", cwd=tmp_path)
+    compared = tdabench("compare", wrapped["folder"], alone["folder"], cwd=tmp_path)
+    assert compared["difference"] == pytest.approx(wrapped["evaluation"]["lds"] - alone["evaluation"]["lds"])
+
+
+def test_links_between_documents_lead_somewhere():
+    for document in [
+        *ROOT.glob("*.md"),
+        *ROOT.glob("docs/*.md"),
+        *ROOT.glob("tasks/*/*.md"),
+        *ROOT.glob("leaderboard/*.md"),
+    ]:
+        for target in re.findall(r"\]\(([^)#]+)\)", document.read_text()):
+            if not target.startswith("http"):
+                assert (document.parent / target).exists(), f"{document.name} links to {target}"
+
+
+def test_readme_names_every_command():
+    from tdabench.cli import _COMMANDS
+
+    text = (ROOT / "README.md").read_text()
+    assert [c for c in _COMMANDS if f"tdabench {c}" not in text] == []

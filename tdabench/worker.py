@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from tdabench.ensembles import parse_ensemble
-from tdabench.errors import Declined, TdabenchError
+from tdabench.errors import Declined, StorageError, TdabenchError
 from tdabench.execution import execute
 from tdabench.files import write_arrays, write_json
 from tdabench.jobs import RESULT_FILE, Job, Plan, plan
@@ -65,14 +65,20 @@ def _guarded(job: Job, folder: Path, events: Events) -> dict[str, Any]:
     try:
         view, planned = _prepare(job, events)
     except TdabenchError as error:  # the user's mistake, not the method's
-        return {"status": "refused", "kind": type(error).__name__, "reason": str(error)}
+        return _refused(error)
     try:
         return _measure(planned, view, folder, events)
+    except StorageError as error:  # the disk's fault, not the method's
+        return _refused(error)
     except Declined as reason:
         return {"status": "declined", "reason": str(reason)}
     except Exception as error:
         traceback.print_exc()
         return {"status": _status_of(error), "reason": _one_line(error)}
+
+
+def _refused(error: TdabenchError) -> dict[str, Any]:
+    return {"status": "refused", "kind": type(error).__name__, "reason": str(error)}
 
 
 def _status_of(error: Exception) -> str:

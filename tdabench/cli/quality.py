@@ -15,13 +15,18 @@ _PATH = click.Path(path_type=Path, exists=True)
 
 @click.command()
 @click.argument("scores", type=_PATH)
-@click.option("--task", required=True, help="Task whose ground truth to evaluate against.")
+@click.option("--task", help="Task whose ground truth to evaluate against; a run folder knows its own.")
 @json_option
-def score(scores: Path, task: str, as_json: bool) -> None:
+def score(scores: Path, task: str | None, as_json: bool) -> None:
     """Evaluate SCORES: a run folder, or a .safetensors or .npy file of shape [n_queries, n_train]."""
+    from tdabench.records import read_record
     from tdabench.results import evaluator_of
     from tdabench.scores import read_scores
 
+    if task is None:
+        if not scores.is_dir():
+            raise UsageError(f"{scores} is a file: say which task its scores are of, with --task TASK.")
+        task = read_record(scores).task
     evaluation = evaluator_of(task).evaluate(read_scores(scores))
     warnings = evaluation.warnings()
     if as_json:

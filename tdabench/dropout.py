@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -65,10 +66,12 @@ def install_masks(model: nn.Module, example: Tensor) -> tuple[nn.Module, tuple[D
     Raises
     ------
     UsageError
-        If the model has a kind of dropout that cannot be given its mask (Dropout1d, AlphaDropout, ...).
+        If the model has a kind of dropout that cannot be given its mask (Dropout1d, AlphaDropout, ...), or calls one
+        dropout layer more than once.
     """
     model = copy.deepcopy(model)
-    for name, module in list(model.named_modules()):
+    # A module that stands in two places is replaced in both, by two modules: each place has its own mask.
+    for name, module in list(model.named_modules(remove_duplicate=False)):
         if isinstance(module, nn.modules.dropout._DropoutNd) and type(module) is not nn.Dropout:
             raise UsageError(f"The model's {name} is a {type(module).__name__}; use torch.nn.Dropout instead.")
         if type(module) is nn.Dropout:
@@ -90,6 +93,12 @@ def _find_sites(model: nn.Module, example: Tensor) -> tuple[DropoutSite, ...]:
         model(example)
     for hook in hooks:
         hook.remove()
+    for buffer, calls in Counter(site.buffer for site in sites).items():
+        if calls > 1:
+            raise UsageError(
+                f"The model's {buffer.removesuffix('.mask')} is called {calls} times; "
+                "give each place a torch.nn.Dropout of its own, so that each has its own mask."
+            )
     return tuple(sites)
 
 
@@ -123,4 +132,4 @@ def _draw_site(site: DropoutSite, n: int, seed: int) -> Tensor:
     bits = np.random.SFC64(seed).random_raw(-(-count // 4)).astype("<u8", copy=False).view("<u2")[:count]
     keep = bits >= round(site.p * _LEVELS)
     mask = torch.from_numpy(keep).to(torch.float32)
-    return mask.div_(1.0 - site.p).view(n, *site.shape)
+    return mask.div_(1.0 - site.p if site.p < 1 else 1.0).view(n, *site.shape)

@@ -76,8 +76,12 @@ def main(args: list[str] | None = None) -> None:
     except click.exceptions.Exit as done:
         sys.exit(done.exit_code)
     except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
+        if type(error).__name__ == "NoArgsIsHelpError":  # click 8.2 and later; not a mistake, a question
+            error.show()
+            sys.exit(error.exit_code)
+        path = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "tdabench"
+        _say(f"Error: {error.format_message()} Type `{path} --help`.")
+        sys.exit(2)
     except (KeyboardInterrupt, click.Abort):
         _say("Interrupted. What was finished is kept; give the same command to go on.")
         sys.exit(130)

@@ -6,14 +6,16 @@ slices that are there and retrains only the replicas that are missing.
 
 from __future__ import annotations
 
+import os
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 
 import numpy as np
@@ -63,15 +65,27 @@ def total_replicas(task: Task) -> int:
 
 
 def retrain(task: Task, data: TaskData, seed: int, subsets: Iterable[int]) -> torch.Tensor:
-    """Retrain on some subsets under one seed; return the target of every query, ``[R, n_queries]`` float32."""
-    masks = task.subset_masks()[list(subsets)]
-    stacked: Parameters = train_replicas(task, data, masks, STREAM, seed)
-    return target_outputs(task, data, stacked).cpu()
+    """Retrain on some subsets under one seed; return the target of every query, ``[R, n_queries]`` float32.
+
+    In groups of the build's size, and never alone where the build has groups: one replica alone runs through other
+    kernels than a batch of them, and training can amplify their rounding into a tenth of the spread between subsets.
+    """
+    chosen, masks = list(subsets), task.subset_masks()
+    size = group_size(dict(task.initial_model("plan").named_parameters()))
+    parts = []
+    for start in range(0, len(chosen), size):
+        group = chosen[start : start + size]
+        rows = group * 2 if len(group) == 1 < size else group
+        stacked: Parameters = train_replicas(task, data, masks[rows], STREAM, seed)
+        parts.append(target_outputs(task, data, stacked)[: len(group)].cpu())
+    return torch.cat(parts)
 
 
 def work_folder(task: Task) -> Path:
-    """Return where the slices of a build are kept until it is complete."""
-    return cache_folder() / "ground_truth" / f"{task.name}-{task.version}"
+    """Return where the slices of a build are kept until it is complete; other subsets are another build."""
+    plan = task.plan
+    name = f"{task.name}-{task.version}-{plan.n_subsets}x{plan.n_seeds}-{plan.fraction:g}"
+    return cache_folder() / "ground_truth" / name
 
 
 def build(
@@ -109,18 +123,35 @@ def build(
         If ``out`` exists and ``replace`` is not given, or another build of this task is running.
     """
     task = find_task(reference)
-    if out.exists() and not replace:
-        raise UsageError(f"{out} exists already. Pass --replace to build anew, or --out DIR to build elsewhere.")
+    _refuse_existing(out, replace)
     folder = work_folder(task)
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / "build.lock", timeout=0):
+            _refuse_existing(out, replace)  # a build that ended just now
             outputs, seconds = _fill(reference, task, folder, data_folder, workers, executor, on_progress)
-            shutil.rmtree(out, ignore_errors=True)
-            manifest = write_ground_truth(out, task.subset_masks().numpy(), outputs, _facts(task, seconds))
+            manifest = _put(out, task.subset_masks().numpy(), outputs, _facts(task, seconds))
+            shutil.rmtree(folder, ignore_errors=True)
     except Timeout:
         raise UsageError(f"Another build of {task.name} is running in {folder}; wait for it, or stop it.") from None
-    shutil.rmtree(folder, ignore_errors=True)
+    return manifest
+
+
+def _refuse_existing(out: Path, replace: bool) -> None:
+    if out.exists() and not replace:
+        raise UsageError(f"{out} exists already. Pass --replace to build anew, or --out DIR to build elsewhere.")
+
+
+def _put(out: Path, masks: np.ndarray, outputs: np.ndarray, facts: dict[str, object]) -> Manifest:
+    """Write beside what is there and swap when it is whole; a failure leaves what was there."""
+    fresh, old = (out.with_name(f".{out.name}.{word}") for word in ("new", "old"))
+    for leftover in (fresh, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    manifest = write_ground_truth(fresh, masks, outputs, facts)
+    if out.exists():
+        out.rename(old)
+    fresh.rename(out)
+    shutil.rmtree(old, ignore_errors=True)
     return manifest
 
 
@@ -142,12 +173,15 @@ def _fill(
     if missing:
         own = executor is None
         pool = executor or _local_pool(workers)
+        futures: list[Future[float]] = []
         try:
-            futures = [pool.submit(_compute, reference, data_folder, s, folder / s.file_name) for s in missing]
+            futures += [pool.submit(_compute, reference, data_folder, s, folder / s.file_name) for s in missing]
             _watch(futures, missing, done, total, on_progress)
         finally:
+            for future in futures:
+                future.cancel()
             if own:
-                pool.shutdown(wait=True, cancel_futures=True)
+                pool.shutdown(wait=True)
         outputs, seconds = read_slices(task, folder)
     if np.isnan(outputs).any():
         raise FileFormatError(f"The build in {folder} is incomplete. Start it again; finished slices are kept.")
@@ -171,9 +205,20 @@ def _watch(
 
 def _local_pool(workers: int | None) -> ProcessPoolExecutor:
     # One thread per worker: independent replicas use the cores better than one replica's matrix products do.
-    return ProcessPoolExecutor(
-        workers or provenance.available_cores(), get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
-    )
+    return ProcessPoolExecutor(workers or provenance.available_cores(), get_context("spawn"), initializer=_start_worker)
+
+
+def _start_worker() -> None:
+    torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """End this worker when the build is killed; else it would wait for work for ever."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def plan_slices(task: Task, missing: np.ndarray) -> list[Slice]:
@@ -197,6 +242,12 @@ def _compute(reference: str, data_folder: Path | None, part: Slice, path: Path) 
     start = time.perf_counter()
     outputs = retrain(task, data, part.seed, part.subsets)
     seconds = time.perf_counter() - start
+    if not outputs.isfinite().all():
+        subset = part.subsets[int((~outputs.isfinite()).any(1).nonzero()[0])]
+        raise UsageError(
+            f"The training of {task.name} diverged: its outputs are not finite, first for subset {subset} under seed "
+            f"{part.seed}. Lower the recipe's learning rate, and start again."
+        )
     arrays = {
         "outputs": outputs.numpy(),
         "subsets": np.array(part.subsets, dtype=np.int64),

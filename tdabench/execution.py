@@ -87,6 +87,8 @@ def check_scores(scores: Any, n_queries: int, n_train: int) -> Tensor:
             f"Scores must have shape [n_queries, n_train] = [{n_queries}, {n_train}]; got the transpose, "
             f"{list(scores.shape)}. Return scores.T."
         )
+    if not scores.is_floating_point():
+        raise ScoresError(f"Scores have type {scores.dtype}, expected floats. Return scores.float().")
     scores = scores.detach().to("cpu", torch.float32).contiguous()
     lds.check_scores(scores.numpy(), n_train=n_train, n_queries=n_queries)
     return scores

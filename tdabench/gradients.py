@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.func import functional_call, grad, vmap
 
 from tdabench.examples import Batch, Examples
@@ -32,6 +33,8 @@ ExampleFunction = Callable[[Tensor, Tensor], Tensor]
 # Temporary results stay below this; large enough for full matrix-product speed.
 _BLOCK_BYTES = 128 << 20
 _BATCH = 1024
+# Every slice of a dense projection has its own stream, so this is part of what the results are.
+_SIGN_ROWS = 4096
 
 
 class Gradients(Protocol):
@@ -124,11 +127,10 @@ class PerSampleGradients:
 
     def project(self, size: int, *stream: str | int) -> Tensor:
         """Multiply by a dense random sign matrix / sqrt(size), drawn in slices of bounded memory."""
-        rows = max(1, _BLOCK_BYTES // (4 * size))
         parts = []
         for block in self.blocks():
             out = block.new_zeros(block.shape[0], size)
-            for number, piece in enumerate(block.split(rows, dim=1)):
+            for number, piece in enumerate(block.split(_SIGN_ROWS, dim=1)):
                 out += piece @ _signs(piece.shape[1], size, block, *stream, "dense", number)
             parts.append(out / math.sqrt(size))
         return torch.cat(parts)
@@ -145,10 +147,15 @@ def of_member(member: Member, examples: Examples, of: Quantity) -> Gradients:
 
 
 def linear_layers(model: nn.Module, names: set[str]) -> dict[str, nn.Linear] | None:
-    """Return the linear layers that hold all of ``names``; None if some parameter is held by another kind."""
+    """Return the linear layers that hold all of ``names``; None if some parameter is held by another kind.
+
+    None, too, if layers share a parameter: its gradient is a sum over them.
+    """
+    if len(list(model.parameters())) != len(list(model.named_parameters(remove_duplicate=False))):
+        return None
     layers, held = {}, set()
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear):
+        if isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward:
             own = {n for n in _own_names(name) if n in names}
             if own:
                 layers[name] = module
@@ -205,13 +212,14 @@ def _tap(
     does not make up the gradient.
     """
     inputs: dict[str, list[Tensor]] = {name: [] for name in layers}
-    outputs: dict[str, list[Tensor]] = {name: [] for name in layers}
+    outputs: dict[str, list[GradientEdge]] = {name: [] for name in layers}
     hooks = []
     for name, layer in layers.items():
 
         def note(_: nn.Module, args: tuple[Tensor, ...], out: Tensor, name: str = name) -> None:
             inputs[name].append(args[0].detach())
-            outputs[name].append(out)
+            # The edge, not the tensor: an activation that works in place turns the tensor into its own output.
+            outputs[name].append(get_gradient_edge(out))
 
         hooks.append(layer.register_forward_hook(note))
     try:

@@ -6,7 +6,7 @@ Two files: ``arrays.safetensors`` (packed masks ``[M, ceil(n_train / 8)]``, outp
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -106,6 +106,7 @@ def read_ground_truth(task: Task, folder: Path | None = None) -> GroundTruth:
         )
     arrays = read_arrays(folder / ARRAYS_FILE, "ground-truth file", hint)
     masks, outputs = check_arrays(arrays, manifest, folder, hint)
+    _check_facts(manifest, task, masks, outputs, folder / MANIFEST_FILE, hint)
     return GroundTruth(masks, outputs, task.tuning_queries.numpy(), task.reported_queries.numpy(), manifest)
 
 
@@ -139,6 +140,34 @@ def check_arrays(
     return masks, arrays["outputs"]
 
 
+def subset_spread(outputs: np.ndarray) -> float:
+    """Return the standard deviation of an output between subsets, averaged over queries and seeds."""
+    return float(outputs.std(axis=0, dtype=np.float64).mean())
+
+
+def _check_facts(manifest: Manifest, task: Task, masks: np.ndarray, outputs: np.ndarray, path: Path, hint: str) -> None:
+    """Name the first fact of the manifest that the task or the arrays contradict."""
+    expected = {
+        "data_sha256": task.data_sha256,
+        "target": task.target.name,
+        "recipe": asdict(task.recipe),
+        "n_train": task.n_train,
+        "n_queries": task.n_queries,
+        "n_subsets": masks.shape[0],
+        "seeds": list(range(manifest.n_seeds)),
+        "fraction": masks.mean(),
+        "subset_spread": subset_spread(outputs),
+    }
+    for name, value in expected.items():
+        got = getattr(manifest, name)
+        close = isinstance(value, float) and abs(got - value) <= (0.5 / task.n_train if name == "fraction" else 1e-6)
+        if got != value and not close:
+            raise GroundTruthError(f"{path} says {name} is {got}; the task and the arrays say {value}. {hint}")
+    shape = (manifest.n_subsets, manifest.n_seeds, manifest.n_queries)
+    if outputs.shape != shape:
+        raise GroundTruthError(f"{path} says the outputs have shape {shape}; they have {outputs.shape}. {hint}")
+
+
 def write_ground_truth(folder: Path, masks: np.ndarray, outputs: np.ndarray, facts: dict[str, object]) -> Manifest:
     """Write arrays and manifest as a new folder, whole or not at all; ``facts`` are the manifest's other fields."""
     packed = np.packbits(masks, axis=1)
@@ -147,7 +176,7 @@ def write_ground_truth(folder: Path, masks: np.ndarray, outputs: np.ndarray, fac
             **facts,
             "masks_sha256": sha256_arrays({"masks": packed}),
             "outputs_sha256": sha256_arrays({"outputs": outputs}),
-            "subset_spread": float(outputs.std(axis=0, dtype=np.float64).mean()),
+            "subset_spread": subset_spread(outputs),
         }
     )
     with new_folder(folder) as aside:

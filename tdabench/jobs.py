@@ -81,13 +81,15 @@ class Plan:
 
     @property
     def key(self) -> str:
-        """Hash of everything that decides what the run computes and what its times can be compared with."""
+        """Hash of everything that decides what the run computes, is charged, and can be compared with."""
         decides = {
             "task": [self.task.name, self.task.version],
             "method": [self.method, self.method_sha256, self.options],
             "ensemble": self.ensemble.model_dump() if self.ensemble else None,
             "seed": self.job.seed,
             "machine_class": self.machine.machine_class,
+            # A candidate of the tuning is not the tuned run: only the latter is charged for the tuning.
+            **({"tune_s": self.job.tune_s} if self.job.tune_s else {}),
         }
         return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:10]
 
@@ -111,7 +113,7 @@ class Plan:
     @property
     def command(self) -> str:
         """What replays the run."""
-        words = ["tdabench", "run", _shown(self.job.task), _shown(self.job.method)]
+        words = ["tdabench", "run", shown(self.job.task), shown(self.job.method)]
         for name, value in self.options.items():
             words += ["--set", f"{name}={value}"]
         if self.job.ensemble:
@@ -120,7 +122,7 @@ class Plan:
         return shlex.join(words)
 
 
-def _shown(reference: str) -> str:
+def shown(reference: str) -> str:
     """Return a reference without the folders of this machine."""
     parts = split_reference(reference)
     return reference if parts is None else f"{parts[0].name}:{parts[1]}"
@@ -146,7 +148,7 @@ def plan(job: Job) -> Plan:
     return Plan(
         job=job,
         task=task,
-        method=_shown(job.method),
+        method=shown(job.method),
         options=values(method),
         ensemble=record,
         method_sha256=source_sha256(cls),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import types
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -92,6 +93,10 @@ class Meter:
         return self.state_bytes + sum(t.storage_bytes for t in (*self.models.values(), *self.adapters.values()))
 
 
+# Not every callable: a module is one, and holds weights.
+_CODE = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.ModuleType)
+
+
 def state_bytes(state: Any, known: set[int]) -> int:
     """Return the bytes of all arrays in a nest of containers and objects, each storage once.
 
@@ -107,7 +112,7 @@ def state_bytes(state: Any, known: set[int]) -> int:
     if isinstance(state, np.ndarray):
         owner = state.base if isinstance(state.base, np.ndarray) else state
         return _once(owner.__array_interface__["data"][0], owner.nbytes, known)
-    if state is None or isinstance(state, (bool, int, float, complex, type)) or callable(state):
+    if state is None or isinstance(state, (bool, int, float, complex, type, *_CODE)):
         return 0
     if isinstance(state, (str, bytes)):
         return len(state)

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from tdabench.errors import ScoresError
+
 if TYPE_CHECKING:
     from tdabench.member import Member
     from tdabench.view import TaskView
@@ -73,9 +75,18 @@ def mean(parts: Iterable[Any]) -> Any:
     for part in parts:
         single = not isinstance(part, tuple)
         tensors = (part,) if single else part
+        _check_floats(tensors)
         total = [t.clone() for t in tensors] if count == 0 else [a.add_(b) for a, b in zip(total, tensors, strict=True)]
         count += 1
     if count == 0:
         raise ValueError("An ensemble has at least one member.")
     means = tuple(t.div_(count) for t in total)
     return means[0] if single else means
+
+
+def _check_floats(parts: Iterable[Any]) -> None:
+    for part in parts:
+        if not isinstance(part, Tensor):
+            raise ScoresError(f"attribute must return a torch.Tensor; got {type(part).__name__}.")
+        if not part.is_floating_point():
+            raise ScoresError(f"Scores have type {part.dtype}, expected floats. Return scores.float().")

@@ -7,6 +7,7 @@ Methods and ensembles are frozen dataclasses: the constructor stores options and
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Sequence
@@ -92,9 +93,28 @@ def make(cls: type[Any], what: str, given: dict[str, Any]) -> Any:
     for name in given:
         if name not in known:
             raise UnknownNameError(f"option of {what}", name, known)
+    _check_declared(cls, what, given)
     hints = typing.get_type_hints(cls)
     parsed = {k: _check(_parse(v, hints[k], f"{what}'s {k}"), known[k], what) for k, v in given.items()}
     return cls(**parsed)
+
+
+def _check_declared(cls: type[Any], what: str, given: dict[str, Any]) -> None:
+    """Refuse what the author of a class must repair: a constructor of its own, an option that no record can hold."""
+    if not dataclasses.is_dataclass(cls):
+        if cls.__init__ is not object.__init__:
+            raise OptionError(f"{what} has a constructor of its own. Make it a dataclass; its fields are its options.")
+        return
+    hints = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        if not _is_plain(hints[field.name]):
+            raise OptionError(
+                f"{what} declares {field.name} as {_type_name(hints[field.name])}. "
+                "Declare it as bool, int, float, str or a Literal, or one of them or None."
+            )
+        missing = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if missing and field.name not in given:
+            raise OptionError(f"{what} needs the option {field.name}. Pass --set {field.name}=VALUE.")
 
 
 def _type_name(hint: Any) -> str:
@@ -103,6 +123,13 @@ def _type_name(hint: Any) -> str:
     if _is_union(hint):
         return " | ".join("none" if a is type(None) else _type_name(a) for a in typing.get_args(hint))
     return getattr(hint, "__name__", str(hint))
+
+
+def _is_plain(hint: Any) -> bool:
+    if _is_union(hint):
+        kinds = [k for k in typing.get_args(hint) if k is not type(None)]
+        return len(kinds) == 1 and _is_plain(kinds[0])
+    return hint in (bool, int, float, str) or typing.get_origin(hint) is Literal
 
 
 def _is_union(hint: Any) -> bool:
@@ -154,4 +181,6 @@ def _check(value: Any, info: OptionInfo, what: str) -> Any:
             low = "-inf" if info.low is None else f"{info.low:g}"
             high = "inf" if info.high is None else f"{info.high:g}"
             raise OptionError(f"{what}'s {info.name} must be between {low} and {high}; got {value!r}.")
+        if not math.isfinite(value):
+            raise OptionError(f"{what}'s {info.name} must be finite; got {value!r}.")
     return value

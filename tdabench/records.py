@@ -25,9 +25,9 @@ OptionValue = bool | int | float | str | None
 
 
 class Strict(BaseModel):
-    """Base of all file schemas: no unknown fields, no silent conversions, immutable."""
+    """Base of all file schemas: no unknown fields, no silent conversions, finite, immutable."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Costs(Strict):

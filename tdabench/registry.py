@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 TASKS = "tdabench.tasks"
 METHODS = "tdabench.methods"
 
+_tasks_from_files: dict[str, Task] = {}
+"""Tasks that were found in files, by name: records name a task, not the file that it came from."""
+
 
 def names(group: str) -> list[str]:
     """Return the registered names of a group, sorted."""
@@ -30,22 +33,29 @@ def names(group: str) -> list[str]:
 
 
 def find_task(reference: str) -> Task:
-    """Return the task called ``reference``, or the one that ``path.py:NAME`` points to."""
+    """Return the task called ``reference``, or the one that ``path.py:NAME`` points to.
+
+    A task found in a file is found by its name from then on, unless a registered one has that name.
+    """
     task = _find(TASKS, "task", reference, "tdabench tasks")
     from tdabench.task import Task
 
     if not isinstance(task, Task):
         raise UsageError(f"{reference} is a {type(task).__name__}, not a tdabench.Task. Name a Task object.")
+    if split_reference(reference) is not None:
+        _tasks_from_files[task.name] = task
     return task
 
 
 def find_method(reference: str) -> type[Any]:
     """Return the method class called ``reference``, or the one that ``path.py:Class`` points to."""
     method = _find(METHODS, "method", reference, "tdabench methods")
-    if not inspect.isclass(method) or not callable(getattr(method, "attribute", None)):
+    from tdabench.method import MemberMethod, Method
+
+    if not (inspect.isclass(method) and issubclass(method, (MemberMethod, Method))):
         raise UsageError(
-            f"{reference} is not a method: expected a class with fit and attribute "
-            "(subclass tdabench.MemberMethod or tdabench.Method; see docs/new-method.md)."
+            f"{reference} is not a method: expected a class with fit and attribute. "
+            "Subclass tdabench.MemberMethod or tdabench.Method (docs/new-method.md)."
         )
     return method
 
@@ -54,11 +64,20 @@ def _find(group: str, kind: str, reference: str, command: str) -> Any:
     if ".py:" in reference or reference.endswith(".py"):
         return _from_file(kind, reference)
     found = importlib.metadata.entry_points(group=group, name=reference)
+    if not found and group == TASKS and reference in _tasks_from_files:
+        return _tasks_from_files[reference]
     if not found:
         raise UnknownNameError(
             kind, reference, names(group), f"`{command}` lists them; a {kind} of your own is FILE.py:NAME."
         )
-    return next(iter(found)).load()
+    entry = next(iter(found))
+    try:
+        return entry.load()
+    except (Exception, SystemExit) as error:
+        raise UsageError(
+            f"The {kind} {reference} cannot be loaded from {entry.value}: {type(error).__name__}: {error}. "
+            "Repair or remove the package that registers it."
+        ) from error
 
 
 def split_reference(reference: str) -> tuple[Path, str] | None:
@@ -78,16 +97,26 @@ def _from_file(kind: str, reference: str) -> Any:
     try:
         return getattr(module, name)
     except AttributeError:
-        defined = [n for n, v in vars(module).items() if getattr(v, "__module__", module.__name__) == module.__name__]
-        public = [n for n in defined if not n.startswith("_")]
-        raise UnknownNameError(f"{kind} in {path}", name, public) from None
+        fits = _is_task if kind == "task" else inspect.isclass
+        found = [n for n, v in vars(module).items() if fits(v) and not _is_imported(v, module)]
+        raise UnknownNameError(f"{kind} in {path}", name, found, "Write FILE.py:NAME.") from None
+
+
+def _is_task(value: Any) -> bool:
+    from tdabench.task import Task
+
+    return isinstance(value, Task)
+
+
+def _is_imported(value: Any, module: ModuleType) -> bool:
+    return inspect.isclass(value) and value.__module__ != module.__name__
 
 
 def _load(path: Path) -> ModuleType:
     if not path.is_file():
         raise UsageError(f"There is no file {path}. Give the path of a Python file, as FILE.py:NAME.")
     # One module per file content: an edited file is a new module, and a worker finds the same one.
-    name = f"tdabench_file_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}"
+    name = f"tdabench_file_{hashlib.sha256(str(path.resolve()).encode() + path.read_bytes()).hexdigest()[:12]}"
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
@@ -97,7 +126,7 @@ def _load(path: Path) -> ModuleType:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script may call sys.exit at its end
         del sys.modules[name]
         raise UsageError(f"{path} fails on import: {type(error).__name__}: {error}. Run `python {path}`.") from error
     return module

@@ -78,7 +78,7 @@ def run(
     with new_folder(folder) as aside:
         result = _launch(planned, aside, timeout_s, on_event)
         if result["status"] == "refused":
-            raise getattr(errors, result["kind"], TdabenchError)(result["reason"])
+            raise _refusal(result["kind"], result["reason"])
         (aside / RESULT_FILE).unlink(missing_ok=True)
         record = _record(planned, folder.name, result)
         write_text(aside / RECORD_FILE, record.to_json())
@@ -93,7 +93,8 @@ def _launch(planned: Plan, folder: Path, timeout_s: float, on_event: OnEvent) ->
         reading, writing = os.pipe()
         try:
             process = subprocess.Popen(
-                [sys.executable, "-m", "tdabench.worker", job.name, str(folder), str(writing)],
+                # -P: a user's ./random.py must not stand in for the library's.
+                [sys.executable, "-P", "-m", "tdabench.worker", job.name, str(folder), str(writing), str(os.getpid())],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -111,6 +112,12 @@ def _launch(planned: Plan, folder: Path, timeout_s: float, on_event: OnEvent) ->
     if not in_time:
         return {"status": "timeout", "reason": f"stopped after {timeout_s:g} s, the limit set by --timeout"}
     return _result(folder, process.returncode, _out_of_memory_kills() > killed_before)
+
+
+def _refusal(kind: str, reason: str) -> TdabenchError:
+    """Return the worker's error as it was raised there, or as its nearest kin that is made from a text alone."""
+    known = getattr(errors, kind, TdabenchError)
+    return errors.UsageError(reason) if known is errors.UnknownNameError else known(reason)
 
 
 def _environment(planned: Plan) -> dict[str, str]:

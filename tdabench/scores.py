@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tokenize import TokenError
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -54,7 +55,7 @@ def read_scores(path: Path) -> Scores:
 
 
 def _from_safetensors(path: Path) -> Scores:
-    hint = "Write it again, for example with safetensors.torch.save_file({'scores': scores}, path)."
+    hint = "Write it again, for example with safetensors.torch.save_file({'scores': scores.float()}, path)."
     arrays = read_arrays(path, "file of scores", hint)
     if len(arrays) != 1 and "scores" not in arrays:
         raise FileFormatError(f"{path} holds {sorted(arrays)}; expected one array called scores.")
@@ -66,7 +67,7 @@ def _from_npy(path: Path) -> Scores:
         scores = np.load(path, allow_pickle=False)
     except FileNotFoundError:
         raise FileFormatError(f"There is no file of scores at {path}.") from None
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, SyntaxError, TokenError, MemoryError) as error:  # a damaged header
         raise FileFormatError(
             f"{path} is not a readable .npy file ({error}). Write it again with numpy.save."
         ) from error

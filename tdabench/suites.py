@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
@@ -20,14 +20,14 @@ class _Block(Strict):
     """Every method of ``methods`` under every ensemble of ``ensembles``; an empty ensemble is a single model."""
 
     task: str
-    methods: list[str]
-    ensembles: list[str]
-    seeds: list[int] = Field(default=[0])
+    methods: list[str] = Field(min_length=1)
+    ensembles: list[str] = Field(min_length=1)
+    seeds: list[Annotated[int, Field(ge=0)]] = Field(default=[0], min_length=1)
 
 
 class _File(Strict):
     title: str
-    run: list[_Block]
+    run: list[_Block] = Field(min_length=1)
 
 
 @dataclass(frozen=True)

@@ -116,7 +116,14 @@ def train_replicas(
     -------
     dict
         Parameter name -> ``[R, *shape]``, detached.
+
+    Raises
+    ------
+    ValueError
+        If the rows of ``masks`` are not of equal size.
     """
+    if masks.sum(1).unique().numel() != 1:
+        raise ValueError(f"Subsets that train at once must be of equal size; got {sorted(set(masks.sum(1).tolist()))}.")
     initial = dict(task.initial_model(*stream).named_parameters())
     device = data.training.inputs.device
     stacked = {k: p.detach().to(device).expand(masks.shape[0], *p.shape).clone() for k, p in initial.items()}
@@ -137,19 +144,27 @@ def fit_stacked(
     stream = Stream(name, len(training), program.sites, training.inputs.device)
     values = {k: p.requires_grad_() for k, p in stacked.items()}
     parameters = list(values.values())
-    optimizer = torch.optim.SGD(parameters, recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, foreach=True)
+    momentum = [torch.zeros_like(p) for p in parameters]
     for epoch in range(recipe.epochs):
         for inputs, labels, dropped in _steps(stream, epoch, training, masks, recipe.batch_size):
             logits = program.logits(values, inputs, dropped)  # [R, B, ...]
             losses = program.loss(logits.flatten(0, 1), labels.flatten(0, 1))  # [R * B]
             # Divided by B, not by R * B: every replica's gradient is that of its own mean loss.
             gradients = torch.autograd.grad(losses.sum() / inputs.shape[1], parameters)
-            for parameter, gradient in zip(parameters, gradients, strict=True):
-                parameter.grad = gradient
-            optimizer.step()
+            _sgd_step(parameters, gradients, momentum, recipe)
         if on_epoch is not None:
             on_epoch(epoch + 1)
     return {k: p.detach() for k, p in values.items()}
+
+
+@torch.no_grad()
+def _sgd_step(parameters: list[Tensor], gradients: tuple[Tensor, ...], momentum: list[Tensor], recipe: Recipe) -> None:
+    """Do what ``torch.optim.SGD`` does, to the bit, without the second that its first step takes to import."""
+    if recipe.weight_decay:
+        gradients = torch._foreach_add(gradients, parameters, alpha=recipe.weight_decay)
+    torch._foreach_mul_(momentum, recipe.momentum)
+    torch._foreach_add_(momentum, gradients)
+    torch._foreach_add_(parameters, momentum, alpha=-recipe.lr)
 
 
 def _steps(

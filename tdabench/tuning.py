@@ -59,7 +59,9 @@ def read_tuned(task: Task) -> dict[str, Tuned]:
 
 def with_tuned_options(job: Job, task: Task) -> Job:
     """Return the job with the task's tuned options under the given ones, and the tuning charged to it."""
-    tuned = read_tuned(task).get(job.method)
+    from tdabench.jobs import shown
+
+    tuned = read_tuned(task).get(shown(job.method))
     if tuned is None or set(tuned.options) <= set(job.options):
         return job
     return replace(job, options={**tuned.options, **job.options}, tune_s=tuned.tune_s)
@@ -81,7 +83,9 @@ def combinations(grid: dict[str, tuple[Any, ...]]) -> Iterator[dict[str, Any]]:
         yield dict(zip(grid, values, strict=True))
 
 
-def tune(job: Job, runs: Path, on_candidate: Callable[[Candidate], None] = lambda _: None) -> Tuned:
+def tune(
+    job: Job, runs: Path, on_candidate: Callable[[Candidate], None] = lambda _: None, timeout_s: float | None = None
+) -> Tuned:
     """Try every combination of the method's grid, as single models, and return the best on the tuning queries.
 
     Parameters
@@ -92,6 +96,8 @@ def tune(job: Job, runs: Path, on_candidate: Callable[[Candidate], None] = lambd
         Where the candidates' run folders go; a candidate measured before is not measured again.
     on_candidate
         Called after every candidate.
+    timeout_s
+        Seconds after which a candidate is stopped; the runner's default if None.
     """
     from tdabench.jobs import plan
     from tdabench.registry import find_method, find_task
@@ -101,7 +107,7 @@ def tune(job: Job, runs: Path, on_candidate: Callable[[Candidate], None] = lambd
     candidates = []
     for options in combinations(grid):
         planned = plan(replace(job, options={**job.options, **options}, ensemble=None))
-        candidates.append(_try(planned, options, runs))
+        candidates.append(_try(planned, options, runs, timeout_s))
         on_candidate(candidates[-1])
     best = max(candidates, key=lambda c: c.tuning_lds)
     return Tuned(
@@ -113,15 +119,18 @@ def tune(job: Job, runs: Path, on_candidate: Callable[[Candidate], None] = lambd
     )
 
 
-def _try(planned: Any, options: dict[str, Any], runs: Path) -> Candidate:
+def _try(planned: Any, options: dict[str, Any], runs: Path, timeout_s: float | None) -> Candidate:
     from tdabench.ground_truth import read_ground_truth
     from tdabench.lds import lds_per_query
     from tdabench.records import read_record
-    from tdabench.runner import find_run, run
+    from tdabench.runner import DEFAULT_TIMEOUT_S, find_run, run
     from tdabench.scores import read_run_scores
 
     folder = find_run(planned, runs)
-    folder, record = (folder, read_record(folder)) if folder else run(planned, runs)
+    if folder is None:
+        folder, record = run(planned, runs, timeout_s=timeout_s or DEFAULT_TIMEOUT_S)
+    else:
+        record = read_record(folder)
     if record.costs is None:
         raise UsageError(f"Tuning stopped: {record.label} {options} ended as {record.status} ({record.reason}).")
     truth = read_ground_truth(planned.task)
@@ -132,7 +141,9 @@ def _try(planned: Any, options: dict[str, Any], runs: Path) -> Candidate:
 
 def write_tuned(task: Task, method: str, tuned: Tuned) -> Path:
     """Store the choice with the task, beside those of other methods."""
+    from tdabench.jobs import shown
+
     path = task.folder / TUNED_FILE
-    stored = {**read_tuned(task), method: tuned}
+    stored = {**read_tuned(task), shown(method): tuned}
     write_json(path, {k: v.model_dump(mode="json") for k, v in stored.items()})
     return path

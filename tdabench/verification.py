@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from tdabench import provenance
 from tdabench.building import retrain
@@ -15,10 +17,10 @@ from tdabench.errors import GroundTruthError
 from tdabench.ground_truth import GroundTruth, read_ground_truth
 from tdabench.task import Task
 
-# On the processor and torch version of the build, only the grouping of replicas can differ: measured at most 1e-5
-# (digits-mlp and mnist-mlp, alone against groups of 8, 1 and 2 threads). On others, rounding differs, and ReLUs that
+# On the processor and torch version of the build, with the build's threads and batched kernels (see `retrain`), rows
+# come out the same to the bit (digits-mlp and mnist-mlp, groups of 2 to 50). Elsewhere rounding differs, and ReLUs that
 # switch amplify it over thousands of steps: inputs perturbed by 1e-6 move mnist-mlp's outputs by 0.08 of the spread
-# between subsets (root mean square). A row of another replica is about 1.4 spreads away.
+# between subsets (root mean square), a replica alone on two threads by 0.07. Another replica is about 1.4 spreads away.
 SAME_MACHINE_TOLERANCE = 1e-3
 OTHER_MACHINE_TOLERANCE = 0.25
 
@@ -91,10 +93,22 @@ def verify(
         by_seed[seed].append(subset)
     checks = []
     for seed, subsets in sorted(by_seed.items()):
-        for subset, outputs in zip(subsets, retrain(task, data, seed, subsets).numpy(), strict=True):
+        with _threads(truth.manifest.threads_per_worker):
+            rows = retrain(task, data, seed, subsets).numpy()
+        for subset, outputs in zip(subsets, rows, strict=True):
             checks.append(_compare(truth, subset, seed, outputs))
             on_check(checks[-1])
     return checks
+
+
+@contextlib.contextmanager
+def _threads(n: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _compare(truth: GroundTruth, subset: int, seed: int, outputs: np.ndarray) -> Check:
@@ -104,7 +118,13 @@ def _compare(truth: GroundTruth, subset: int, seed: int, outputs: np.ndarray) ->
 
 
 def _check_masks(task: Task, truth: GroundTruth) -> None:
-    wrong: Sequence[int] = np.flatnonzero((task.subset_masks().numpy() != truth.masks).any(axis=1)).tolist()
+    expected = task.subset_masks().numpy()
+    if expected.shape != truth.masks.shape:
+        raise GroundTruthError(
+            f"The masks of {task.name} have shape {truth.masks.shape}, its plan gives {expected.shape}. "
+            f"Restore the files, or rebuild with `tdabench ground-truth build {task.name} --replace`."
+        )
+    wrong: Sequence[int] = np.flatnonzero((expected != truth.masks).any(axis=1)).tolist()
     if wrong:
         raise GroundTruthError(
             f"The masks of {task.name} are not the ones its seeds give (first at subset {wrong[0]}). "

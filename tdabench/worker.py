@@ -1,7 +1,7 @@
 """The process of one run: it sees the task without its ground truth, and is measured from outside and inside.
 
-Started as ``python -m tdabench.worker JOB FOLDER EVENTS`` by :mod:`tdabench.runner`: JOB is a file, FOLDER takes the
-results, EVENTS is a file descriptor for progress, one JSON object a line.
+Started as ``python -m tdabench.worker JOB FOLDER EVENTS LAUNCHER`` by :mod:`tdabench.runner`: JOB is a file, FOLDER
+takes the results, EVENTS is a file descriptor for progress, one JSON object a line, LAUNCHER is a process id.
 """
 
 from __future__ import annotations
@@ -47,17 +47,20 @@ class Events:
 
 def main() -> None:
     """Run the job and leave ``result.json``: what happened, and what it cost."""
-    _die_with_parent()
-    job_file, folder, handle = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+    job_file, folder, handle, launcher = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+    _die_with(launcher)
     result = _guarded(Job.from_json(job_file.read_text(encoding="utf-8")), folder, Events(handle))
     write_json(folder / RESULT_FILE, result)
 
 
-def _die_with_parent() -> None:
+def _die_with(launcher: int) -> None:
+    """End when the launcher ends, also if it was killed."""
     pr_set_pdeathsig = 1
     prctl = getattr(ctypes.CDLL(None), "prctl", None)
     if prctl is not None:
         prctl(pr_set_pdeathsig, signal.SIGKILL)
+    if os.getppid() != launcher:  # it ended while this process was importing
+        sys.exit(1)
 
 
 def _guarded(job: Job, folder: Path, events: Events) -> dict[str, Any]:

@@ -72,7 +72,9 @@ def main(args: list[str] | None = None) -> None:
     """Run the command line and exit; errors of ours are one line on stderr and exit code 2."""
     words = sys.argv[1:] if args is None else args
     try:
-        cli.main(words, prog_name="tdabench", standalone_mode=False)
+        code = cli.main(words, prog_name="tdabench", standalone_mode=False)
+        if isinstance(code, int):  # click returns a command's exit code instead of raising it
+            sys.exit(code)
     except click.exceptions.Exit as done:
         sys.exit(done.exit_code)
     except click.ClickException as error:
@@ -91,7 +93,10 @@ def main(args: list[str] | None = None) -> None:
     except (TdabenchError, OSError) as error:
         if "--debug" in words or not (isinstance(error, TdabenchError) or _is_users(error)):
             raise
-        _say(f"Error: {error}")
+        hint = (
+            "" if isinstance(error, TdabenchError) else ". Free some space, or choose a folder that you can write to."
+        )
+        _say(f"Error: {error}{hint}")
         sys.exit(2)
 
 

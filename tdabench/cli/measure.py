@@ -177,7 +177,8 @@ def suite(
     from tdabench.suites import find_suite
 
     found = find_suite(name)
-    plans = [_plan(_on_machine(job, threads, device, data_folder)) for job in found.jobs]
+    planned = [_plan(_on_machine(job, threads, device, data_folder)) for job in found.jobs]
+    plans = list({p.run_id: p for p in planned}.values())  # blocks may overlap
     missing = [p for p in plans if _is_missing(find_run(p, runs), retry_failed)]
     if missing:
         note(f"Suite {found.name}: {len(missing)} of {len(plans)} runs to measure.")
@@ -227,7 +228,10 @@ def tune(
 
     job = _on_machine(Job(task, method, parse_settings(settings), None, seed), threads, device, data_folder)
     chosen = tune_job(
-        job, runs, on_candidate=lambda c: note(f"{c.options}: LDS {c.tuning_lds:.4f} on the tuning queries")
+        job,
+        runs,
+        on_candidate=lambda c: note(f"{c.options}: LDS {c.tuning_lds:.4f} on the tuning queries"),
+        timeout_s=timeout_s,
     )
     where = None if dry_run else write_tuned(find_task(task), method, chosen)
     facts: dict[str, Any] = {**chosen.model_dump(mode="json"), "stored": str(where) if where else None}

@@ -23,6 +23,23 @@ data_option = click.option(
     type=click.Path(path_type=Path, file_okay=False, exists=True),
     help="Folder that holds the data sets. Default: TDABENCH_DATA, else a download into the cache.",
 )
+
+
+def _find_tasks(context: click.Context, parameter: click.Parameter, references: tuple[str, ...]) -> None:
+    from tdabench.registry import find_task
+
+    for reference in references:
+        find_task(reference)
+
+
+own_tasks_option = click.option(
+    "--task",
+    multiple=True,
+    metavar="FILE.py:NAME",
+    expose_value=False,
+    callback=_find_tasks,
+    help="Task of your own that a run is of; may be given several times.",
+)
 runs_option = click.option(
     "--runs",
     type=click.Path(path_type=Path, file_okay=False),
@@ -96,7 +113,8 @@ class Live:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._progress.stop()
+        if self._terminal:  # else stopping what never started prints an empty line
+            self._progress.stop()
 
     def skip(self, count: int) -> None:
         """Count pieces that were done before."""

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import click
 
-from tdabench.cli.output import json_option, print_facts, print_json
+from tdabench.cli.output import json_option, own_tasks_option, print_facts, print_json
 from tdabench.errors import UsageError
 
 _PATH = click.Path(path_type=Path, exists=True)
@@ -19,14 +19,13 @@ _PATH = click.Path(path_type=Path, exists=True)
 @json_option
 def score(scores: Path, task: str | None, as_json: bool) -> None:
     """Evaluate SCORES: a run folder, or a .safetensors or .npy file of shape [n_queries, n_train]."""
-    from tdabench.records import read_record
     from tdabench.results import evaluator_of
     from tdabench.scores import read_scores
 
-    if task is None:
-        if not scores.is_dir():
-            raise UsageError(f"{scores} is a file: say which task its scores are of, with --task TASK.")
-        task = read_record(scores).task
+    if scores.is_dir():
+        task = _task_of_run(scores, task)
+    elif task is None:
+        raise UsageError(f"{scores} is a file: say which task its scores are of, with --task TASK.")
     evaluation = evaluator_of(task).evaluate(read_scores(scores))
     warnings = evaluation.warnings()
     if as_json:
@@ -45,9 +44,25 @@ def score(scores: Path, task: str | None, as_json: bool) -> None:
     return None
 
 
+def _task_of_run(folder: Path, given: str | None) -> str:
+    """Return the task that a run is of, and check it: scores of another task would get a number, a wrong one."""
+    from tdabench.records import read_record
+    from tdabench.registry import find_task
+
+    record = read_record(folder)
+    task = find_task(given or record.task)
+    if (record.task, record.task_version) != (task.name, task.version):
+        raise UsageError(
+            f"The run in {folder} is of {record.task} version {record.task_version}, "
+            f"not of {task.name} version {task.version}. Run the method on the task that you mean."
+        )
+    return task.name
+
+
 @click.command()
 @click.argument("first", type=_PATH)
 @click.argument("second", type=_PATH)
+@own_tasks_option
 @json_option
 def compare(first: Path, second: Path, as_json: bool) -> None:
     """Compare two runs of one task: the LDS of FIRST less that of SECOND, paired, and their costs."""
@@ -121,6 +136,7 @@ def _print_comparison(facts: dict[str, Any]) -> None:
     show_default=True,
     help="Folder to write index.html, results.csv and results.json to.",
 )
+@own_tasks_option
 @json_option
 def board(runs: Path, out: Path, as_json: bool) -> None:
     """Write the leaderboard of the run folders in RUNS as one self-contained page."""
@@ -144,6 +160,7 @@ def board(runs: Path, out: Path, as_json: bool) -> None:
     default=Path(),
     help="Where W&B writes.",
 )
+@own_tasks_option
 def wandb(runs: Path, project: str, mode: Literal["offline", "online"], folder: Path) -> None:
     """Copy the results of the run folders in RUNS to Weights & Biases; needs the wandb extra."""
     from tdabench.results import find_runs, read_rows

@@ -1,0 +1,120 @@
+"""Fixtures that several test files share. Nothing here touches the user's cache or the shipped ground truth."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+# The arrays are small: threads would only wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# The machine may be busy; the first example pays for imports.
+settings.register_profile("tdabench", deadline=None)
+settings.load_profile("tdabench")
+
+SMALL_TASK = f"{Path(__file__).parent / 'small_task.py'}:TASK"
+SLOW_TASK = f"{Path(__file__).parent / 'small_task.py'}:SLOW"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep cache and ground truth of the whole session, and of the processes it starts, in temporary folders."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TDABENCH_CACHE", str(tmp_path_factory.mktemp("session-cache")))
+        patch.setenv("TDABENCH_TEST_TASK_FOLDER", str(tmp_path_factory.mktemp("small-task")))
+        yield
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return an empty cache folder of this test's own."""
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("TDABENCH_CACHE", str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def digits(_own_folders: None):
+    """Return the task digits-mlp."""
+    from tdabench.registry import find_task
+
+    return find_task("digits-mlp")
+
+
+@pytest.fixture(scope="session")
+def digits_data(digits):
+    """Return the data of digits-mlp."""
+    return digits.data()
+
+
+@pytest.fixture(scope="session")
+def small_reference() -> str:
+    """Return how the command line and the workers name the small task."""
+    return SMALL_TASK
+
+
+@pytest.fixture(scope="session")
+def slow_reference() -> str:
+    """Return the name of a task that is small, too, but slow enough to be killed in the middle."""
+    return SLOW_TASK
+
+
+@pytest.fixture(scope="session")
+def small(_own_folders: None):
+    """Return the small task, the very object that its reference gives."""
+    from tdabench.registry import find_task
+
+    return find_task(SMALL_TASK)
+
+
+@pytest.fixture(scope="session")
+def small_data(small):
+    """Return the data of the small task."""
+    return small.data()
+
+
+@pytest.fixture(scope="session")
+def small_truth_folder(small) -> Path:
+    """Return the small task's ground truth, 8 subsets x 4 seeds, where the task looks for it."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from tdabench.building import build
+    from tdabench.ground_truth import ground_truth_folder
+
+    folder = ground_truth_folder(small)
+    with ThreadPoolExecutor(1) as executor:
+        build(SMALL_TASK, folder, executor=executor)
+    return folder
+
+
+@pytest.fixture
+def view(small, small_data, tmp_path: Path) -> Callable:
+    """Return a factory of task views, by default on the small task; views of one test share a model store.
+
+    A test that changes the data names a ``store`` of its own: checkpoints are found by seed and number alone.
+    """
+    from tdabench.view import TaskView
+
+    def make(task=small, data=None, *, seed: int = 0, store: str = "models", meter=None) -> TaskView:
+        data = data if data is not None else small_data if task is small else task.data()
+        return TaskView(task, data, tmp_path / store, seed=seed, meter=meter)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def mnist():
+    """Return the task mnist-mlp and its data; skip where TDABENCH_DATA does not hold MNIST."""
+    from tdabench.registry import find_task
+
+    folder = os.environ.get("TDABENCH_DATA")
+    if not folder:
+        pytest.skip("set TDABENCH_DATA to a folder that holds MNIST/raw to run this test")
+    if not (Path(folder) / "MNIST" / "raw" / "train-images-idx3-ubyte").exists():
+        pytest.skip("TDABENCH_DATA holds no MNIST/raw/train-images-idx3-ubyte")
+    task = find_task("mnist-mlp")
+    return task, task.data()

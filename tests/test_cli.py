@@ -1,0 +1,435 @@
+"""The command line: results on stdout, progress on stderr, and nothing measured twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tdabench import cli, results, runner
+from tdabench.files import write_arrays
+from tdabench.ground_truth import read_ground_truth, write_ground_truth
+from tdabench.records import read_record
+from tdabench.scores import read_scores
+
+METHODS = Path(__file__).parent / "methods_for_runner.py"
+GOOD, RAISES = f"{METHODS}:Good", f"{METHODS}:Raises"
+
+
+@dataclass(frozen=True)
+class Result:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self):
+        return json.loads(self.out)
+
+
+@pytest.fixture
+def tdabench(capfd):
+    """Return a function that runs a command in this process."""
+
+    def call(*words: object) -> Result:
+        code = 0
+        capfd.readouterr()
+        try:
+            cli.main([str(word) for word in words])
+        except SystemExit as done:
+            code = done.code or 0
+        return Result(code, *capfd.readouterr())
+
+    return call
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _fresh_evaluators():
+    results._evaluator.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def suite_file(tmp_path_factory, small_reference) -> Path:
+    path = tmp_path_factory.mktemp("suite") / "mine.toml"
+    methods = json.dumps([GOOD, RAISES, "random"])
+    block = f'[[run]]\ntask = "{small_reference}"\nmethods = {methods}\nensembles = [""]\n'
+    path.write_text(f'title = "Three"\n{block}{block}')  # blocks may overlap
+    return path
+
+
+@pytest.fixture(scope="module")
+def measured(suite_file, small_truth_folder, tmp_path_factory) -> Path:
+    """Return a folder of three runs, the second of which failed, made by the suite command."""
+    folder = tmp_path_factory.mktemp("measured")
+    words = [sys.executable, "-m", "tdabench", "suite", str(suite_file), "--runs", "runs", "--board", "board"]
+    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (folder / "out.txt").write_text(done.stdout)
+    (folder / "err.txt").write_text(done.stderr)
+    return folder
+
+
+@pytest.fixture
+def runs(measured, tmp_path) -> Path:
+    """Return a copy of the runs of this test's own."""
+    return Path(shutil.copytree(measured / "runs", tmp_path / "runs"))
+
+
+def one(runs: Path, word: str) -> Path:
+    (found,) = [path for path in runs.iterdir() if word in path.name]
+    return found
+
+
+def state(folder: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+@pytest.fixture
+def launched(monkeypatch, measured) -> list[str]:
+    """Put earlier results in place of measuring, and return the list of what was asked for."""
+    asked: list[str] = []
+
+    def copy_instead(planned, runs, **_):
+        asked.append(planned.method)
+        folder = runner._next_folder(planned, runs)
+        shutil.copytree(measured / "runs" / planned.run_id, folder)
+        return folder, read_record(folder)
+
+    monkeypatch.setattr(runner, "run", copy_instead)
+    return asked
+
+
+# --- suite
+
+
+def test_suite_measures_everything_and_goes_on_after_a_failure(measured):
+    out, err = (measured / "out.txt").read_text(), (measured / "err.txt").read_text()
+    assert len(list((measured / "runs").iterdir())) == 3
+    statuses = {read_record(p).method: read_record(p).status for p in (measured / "runs").iterdir()}
+    assert statuses == {
+        "methods_for_runner.py:Good": "ok",
+        "methods_for_runner.py:Raises": "failed",
+        "random": "ok",
+    }
+    assert "methods_for_runner.py:Raises: failed, ValueError: broken" in out
+    assert "The page: " in out
+    assert "3 of 3 runs to measure" in err
+    assert "[3/3] small: random: ok" in err
+    assert "A few digits (small), 3 runs" in out
+    assert sorted(p.name for p in (measured / "board").iterdir() if p.is_file()) == [
+        "index.html",
+        "results.csv",
+        "results.json",
+    ]
+
+
+def test_a_second_call_measures_nothing(tdabench, suite_file, runs, tmp_path, launched):
+    before = state(runs)
+    done = tdabench("suite", suite_file, "--runs", runs, "--board", tmp_path / "board")
+    assert done.code == 0
+    assert "all 3 runs are measured; nothing to do" in done.err
+    assert launched == []
+    assert state(runs) == before
+
+
+def test_an_interrupted_suite_goes_on_with_what_is_missing(tdabench, suite_file, tmp_path, launched, monkeypatch):
+    words = ("suite", suite_file, "--runs", tmp_path / "runs", "--board", tmp_path / "board")
+    copy = runner.run
+
+    def interrupted(planned, runs, **options):
+        if launched:
+            raise KeyboardInterrupt
+        return copy(planned, runs, **options)
+
+    monkeypatch.setattr(runner, "run", interrupted)
+    done = tdabench(*words)
+    assert done.code == 130
+    assert done.err.splitlines()[-1] == ("Interrupted. What was finished is kept; give the same command to go on.")
+    assert not (tmp_path / "board").exists()
+    monkeypatch.setattr(runner, "run", copy)
+    done = tdabench(*words)
+    assert done.code == 0
+    assert "2 of 3 runs to measure" in done.err
+    assert launched == ["methods_for_runner.py:Good", "methods_for_runner.py:Raises", "random"]
+
+
+def test_failed_runs_are_tried_again_only_when_asked(tdabench, suite_file, runs, tmp_path, launched):
+    done = tdabench("suite", suite_file, "--runs", runs, "--board", tmp_path / "board", "--retry-failed")
+    assert done.code == 0
+    assert launched == ["methods_for_runner.py:Raises"]
+    assert len(list(runs.glob("*-attempt-2"))) == 1
+
+
+# --- run
+
+
+def test_run_reports_what_was_measured_before(tdabench, small_reference, runs, launched):
+    done = tdabench("run", small_reference, GOOD, "--runs", runs)
+    assert done.code == 0
+    assert "Measured before; pass --again" in done.err
+    assert launched == []
+    for word in ("LDS", "training", "serving", "peak memory", "storage", "folder"):
+        assert f"\n{word} " in f"\n{done.out}"
+
+
+def test_run_again_is_a_new_attempt(tdabench, small_reference, runs, launched):
+    done = tdabench("run", small_reference, GOOD, "--runs", runs, "--again", "--json")
+    assert done.code == 0
+    assert launched == ["methods_for_runner.py:Good"]
+    assert done.json["folder"].endswith("-attempt-2")
+
+
+def test_a_failed_run_exits_with_1_and_says_where_its_log_is(tdabench, small_reference, runs, launched):
+    done = tdabench("run", small_reference, RAISES, "--runs", runs)
+    assert done.code == 1
+    assert "ValueError: broken" in done.out
+    assert "log.txt" in done.out
+
+
+def test_interrupting_a_run_leaves_nothing(tmp_path, small_reference):
+    pids = tmp_path / "pids"
+    words = ["run", small_reference, f"{METHODS}:Fails", "--set", "how=hang", "--runs", "runs"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tdabench", *words],
+        cwd=tmp_path,
+        env={**os.environ, "TDABENCH_TEST_PIDS": str(pids)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    end = time.monotonic() + 60
+    while not pids.exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert out == ""
+    assert err.strip().splitlines()[-1].startswith("Interrupted.")
+    assert "Traceback" not in err
+    assert list((tmp_path / "runs").iterdir()) == []
+    worker, child = map(int, pids.read_text().split())
+    assert not Path(f"/proc/{worker}").exists()
+    assert not Path(f"/proc/{child}").exists() or " Z " in Path(f"/proc/{child}/stat").read_text()
+
+
+# --- score, compare, board
+
+
+def test_score_of_a_folder_and_of_its_file_are_the_same(tdabench, small_reference, runs, tmp_path):
+    folder = one(runs, "Good")
+    from_run = tdabench("run", small_reference, GOOD, "--runs", runs, "--json").json["evaluation"]
+    np.save(tmp_path / "scores.npy", read_scores(folder))
+    for scores in (folder, folder / "scores.safetensors", tmp_path / "scores.npy"):
+        done = tdabench("score", scores, "--task", small_reference, "--json")
+        assert (done.code, done.json) == (0, from_run)
+    assert tdabench("score", folder, "--json").json == from_run, "a run knows its own task"
+    shown = tdabench("score", folder, "--task", small_reference)
+    assert f"{from_run['lds']:.4f}" in shown.out
+
+
+def test_score_warns_of_a_turned_sign(tdabench, small, small_reference, small_truth_folder, tmp_path):
+    truth = read_ground_truth(small)
+    masks = truth.masks - truth.masks.mean(axis=0)
+    scores = -(np.linalg.pinv(masks) @ (truth.mean - truth.mean.mean(axis=0))).T
+    write_arrays(tmp_path / "turned.safetensors", {"scores": scores.astype(np.float32)})
+    done = tdabench("score", tmp_path / "turned.safetensors", "--task", small_reference)
+    assert done.code == 0
+    assert "Warning: The negated scores do better" in done.err
+
+
+def test_compare(tdabench, small_reference, runs):
+    good, random = one(runs, "Good"), one(runs, "random")
+    there, back = (tdabench("compare", *pair, "--json").json for pair in ((good, random), (random, good)))
+    assert there["difference"] == pytest.approx(there["lds"][0] - there["lds"][1])
+    assert there["difference"] == pytest.approx(-back["difference"])
+    assert there["low"] <= there["difference"] <= there["high"]
+    assert there["cost_ratios"]["storage"] == pytest.approx(1 / back["cost_ratios"]["storage"])
+    done = tdabench("compare", good, good, "--task", small_reference)
+    assert "+0.0000" in done.out
+    assert "not significant" in done.out
+
+
+def test_board_in_a_process_of_its_own_needs_the_file_of_an_own_task(runs, small_reference, tmp_path):
+    words = [sys.executable, "-m", "tdabench", "board", str(runs), "--out", str(tmp_path / "board"), "--json"]
+    done = subprocess.run([*words, "--task", small_reference], capture_output=True, text=True, check=True)
+    rows = json.loads(done.stdout)
+    assert sorted(row["status"] for row in rows) == ["failed", "ok", "ok"]
+    assert all(isinstance(row["lds"], float) for row in rows if row["status"] == "ok")
+
+
+def test_board_is_the_same_bytes_each_time(tdabench, runs, tmp_path):
+    pages = []
+    for name in ("first", "second"):
+        done = tdabench("board", runs, "--out", tmp_path / name)
+        assert done.code == 0
+        pages.append({p.relative_to(tmp_path / name): p.read_bytes() for p in (tmp_path / name).rglob("*.*")})
+    assert pages[0] == pages[1]
+
+
+# --- tune
+
+
+def test_tuned_options_are_stored_used_and_charged(tdabench, small, small_reference, small_truth_folder, tmp_path):
+    stored = small.folder / "tuned.json"
+    words = ("--runs", tmp_path / "runs", "--json")
+    try:
+        dry = tdabench("tune", small_reference, GOOD, "--dry-run", *words)
+        assert (dry.code, dry.json["stored"], stored.exists()) == (0, None, False)
+        assert dry.err.count("on the tuning queries") == 3
+        tuned = tdabench("tune", small_reference, GOOD, *words).json
+        assert tuned["stored"] == str(stored)
+        record = tdabench("run", small_reference, GOOD, *words).json["record"]
+        assert record["options"] == tuned["options"]
+        assert record["costs"]["tune_s"] == tuned["tune_s"] > 0
+        plain = tdabench("run", small_reference, GOOD, "--defaults", *words).json["record"]
+        assert plain["costs"]["tune_s"] == 0
+    finally:
+        stored.unlink(missing_ok=True)
+
+
+# --- ground truth
+
+
+def test_ground_truth_is_built_shown_and_verified(tdabench, small, small_reference, tmp_path, cache):
+    built = tdabench("ground-truth", "build", small_reference, "--out", tmp_path / "truth", "--workers", 1, "--json")
+    assert built.code == 0, built.err
+    assert built.json["folder"] == str(tmp_path / "truth")
+    assert (built.json["n_subsets"], built.json["n_seeds"]) == (8, 4)
+    assert "[32/32]" in built.err
+    words = ("ground-truth", "verify", small_reference, "--folder", tmp_path / "truth")
+    checked = tdabench(*words, "--replicas", 2, "--json")
+    assert checked.code == 0
+    assert checked.json["passed"] is True
+    assert len(checked.json["checks"]) == 2
+    again = tdabench("ground-truth", "build", small_reference, "--out", tmp_path / "truth")
+    assert again.code == 2
+    assert "Pass --replace" in again.err
+    assert list((cache / "ground_truth").iterdir()) == []
+
+
+def test_verify_exits_with_1_when_rows_differ(tdabench, small, small_reference, small_truth_folder, tmp_path):
+    truth = read_ground_truth(small)
+    noise = np.random.default_rng(0).normal(size=truth.outputs.shape).astype(np.float32)
+    write_ground_truth(tmp_path / "wrong", truth.masks, noise, truth.manifest.model_dump())
+    done = tdabench("ground-truth", "verify", small_reference, "--folder", tmp_path / "wrong", "--replicas", 2)
+    assert done.code == 1
+    assert done.err.count("DIFFERS") == 2
+    assert "0 of 2 replicas agree" in done.out
+
+
+def test_show(tdabench, small_reference, small_truth_folder):
+    facts = tdabench("ground-truth", "show", small_reference, "--json").json
+    assert facts["folder"] == str(small_truth_folder)
+    assert facts["seeds"] == [0, 1, 2, 3]
+    assert -1 <= facts["reliability"] <= 1
+    assert "noise_ceiling" in tdabench("ground-truth", "show", small_reference).out
+
+
+# --- the rest
+
+
+COMMANDS = [[], ["ground-truth"], ["ground-truth", "build"], ["ground-truth", "verify"], ["ground-truth", "show"]]
+COMMANDS += [[name] for name in cli._COMMANDS if name != "ground-truth"]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_every_command_has_help(tdabench, command, flag):
+    done = tdabench(*command, flag)
+    assert (done.code, done.err) == (0, "")
+    assert done.out.startswith(f"Usage: {' '.join(['tdabench', *command])}")
+
+
+def test_help_lists_every_command_with_its_line(tdabench):
+    out = tdabench("--help").out
+    for name in cli._COMMANDS:
+        assert f"  {name} " in out
+    assert set(cli._HELP) == set(cli._COMMANDS)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["tasks"],
+        ["tasks", "SMALL"],
+        ["methods"],
+        ["methods", "trak"],
+        ["methods", GOOD],
+        ["run", "SMALL", GOOD, "--runs", "RUNS"],
+        ["run", "SMALL", RAISES, "--runs", "RUNS"],
+        ["suite", "SUITE", "--runs", "RUNS", "--board", "OUT"],
+        ["score", "RUN"],
+        ["compare", "RUN", "RUN"],
+        ["board", "RUNS", "--out", "OUT"],
+        ["ground-truth", "show", "SMALL"],
+    ],
+    ids=lambda words: " ".join(w.rpartition("/")[2] for w in words[:3]),
+)
+def test_json_is_alone_on_stdout(tdabench, words, small_reference, runs, tmp_path, suite_file, launched):
+    places = {
+        "SMALL": small_reference,
+        "RUNS": runs,
+        "RUN": one(runs, "Good"),
+        "SUITE": suite_file,
+        "OUT": tmp_path / "out",
+    }
+    done = tdabench(*[places.get(word, word) for word in words], "--json")
+    assert done.code == (1 if RAISES in words else 0)
+    assert done.json
+    assert launched == []
+
+
+@pytest.mark.parametrize("words", [["tasks"], ["methods"], ["tasks", "digits-mlp"], ["methods", "trak"]], ids=" ".join)
+def test_catalogue_for_people(tdabench, words):
+    done = tdabench(*words)
+    assert (done.code, done.err) == (0, "")
+    assert {"tasks": "digits-mlp", "methods": "trak"}[words[0]] in done.out
+
+
+def test_version(tdabench):
+    import tdabench as package
+
+    assert tdabench("--version").out == f"tdabench, version {package.__version__}\n"
+
+
+LIGHT = """
+import sys
+{action}
+print([m for m in ("torch", "pandas", "scipy", "numpy", "sklearn", "pydantic") if m in sys.modules])
+"""
+
+
+@pytest.mark.parametrize(
+    "action",
+    [
+        "import tdabench; dir(tdabench)",
+        "import tdabench.cli",
+        """
+from contextlib import redirect_stdout, suppress; from io import StringIO; from tdabench.cli import main
+with suppress(SystemExit), redirect_stdout(StringIO()) as out: main(["--help"])
+assert "ground-truth" in out.getvalue()""",
+    ],
+    ids=["import", "import-cli", "help"],
+)
+def test_import_and_help_are_light(action):
+    done = subprocess.run([sys.executable, "-c", LIGHT.format(action=action)], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+def test_a_reader_that_goes_away_is_no_error():
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tdabench", "methods"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    process.stdout.close()
+    _, err = process.communicate(timeout=60)
+    assert b"Traceback" not in err
+    assert b"BrokenPipe" not in err

@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from tdabench.dropout import DropoutSite, MaskedDropout, MaskTable, install_masks
+from tdabench.errors import UsageError
+
+SITE = DropoutSite("2.mask", 0.3, (7,))
+
+
+def model_with(*dropouts: nn.Module) -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 6), nn.ReLU(), *dropouts, nn.Linear(6, 3))
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
+def test_units_are_dropped_at_the_rate_and_the_rest_scaled_up(p):
+    mask = MaskTable.draw([DropoutSite("m", p, (100,))], 4000, "rate").masks["m"]
+    dropped = (mask == 0).double().mean().item()
+    assert abs(dropped - p) < 5 * math.sqrt(p * (1 - p) / mask.numel())
+    torch.testing.assert_close(mask[mask > 0], torch.full_like(mask[mask > 0], 1 / (1 - p)))
+    assert mask.mean().item() == pytest.approx(1, abs=0.01)
+
+
+def test_dropping_everything_gives_zeros_as_torch_does():
+    assert torch.equal(MaskTable.draw([DropoutSite("m", 1.0, (3,))], 2, "x").masks["m"], torch.zeros(2, 3))
+
+
+def test_a_mask_is_the_same_on_every_machine_and_in_every_version():
+    mask = MaskTable.draw([DropoutSite("m", 0.5, (12,))], 1, "golden").masks["m"][0]
+    assert "".join(str(int(x > 0)) for x in mask) == "000000011000"
+
+
+@given(st.integers(1, 40), st.integers(1, 40))
+def test_an_example_keeps_its_mask_when_the_set_grows(n, more):
+    short, long = (MaskTable.draw([SITE], k, "prefix").masks[SITE.buffer] for k in (n, n + more))
+    assert torch.equal(short, long[:n])
+
+
+@given(st.permutations(range(12)), st.integers(1, 12))
+def test_masks_follow_examples_through_any_order_and_batching(order, size):
+    table = MaskTable.draw([SITE], 12, "follow")
+    index = torch.tensor(order)
+    found = torch.cat([table.rows(part)[SITE.buffer] for part in index.split(size)])
+    assert torch.equal(found, table.masks[SITE.buffer][index])
+    assert torch.equal(table.rows(index.view(3, 4))[SITE.buffer], found.view(3, 4, 7))
+
+
+def test_sites_and_names_have_streams_of_their_own():
+    sites = [SITE, DropoutSite("5.mask", 0.3, (7,))]
+    first, again, other = (MaskTable.draw(sites, 50, name).masks for name in ("a", "a", "b"))
+    assert torch.equal(first["2.mask"], again["2.mask"])
+    assert not torch.equal(first["2.mask"], other["2.mask"])
+    assert not torch.equal(first["2.mask"], first["5.mask"])
+
+
+def test_sites_have_names_rates_and_shapes():
+    _, sites = install_masks(model_with(nn.Dropout(0.2), nn.Dropout(0.0), nn.Dropout(0.5)), torch.zeros(1, 4))
+    assert sites == (DropoutSite("2.mask", 0.2, (6,)), DropoutSite("4.mask", 0.5, (6,)))
+
+
+def test_installing_masks_leaves_the_model_alone():
+    model = model_with(nn.Dropout(0.2))
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    copy, _ = install_masks(model, torch.zeros(1, 4))
+    assert type(model[2]) is nn.Dropout
+    assert type(copy[2]) is MaskedDropout
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert copy[0].weight is not model[0].weight
+
+
+def test_without_a_mask_dropout_is_off_and_with_one_it_multiplies():
+    model = model_with(nn.Dropout(0.2))
+    copy, sites = install_masks(model, torch.zeros(1, 4))
+    x = torch.randn(5, 4)
+    torch.testing.assert_close(copy(x), model.eval()(x))
+    mask = MaskTable.draw(sites, 5, "x").masks
+    expected = model[3](model[:2](x) * mask["2.mask"])
+    torch.testing.assert_close(torch.func.functional_call(copy, mask, (x,)), expected)
+
+
+@pytest.mark.parametrize("kind", [nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout])
+def test_other_kinds_of_dropout_are_refused_by_name(kind):
+    with pytest.raises(UsageError, match=rf"model's 2 is a {kind.__name__}; use torch.nn.Dropout instead"):
+        install_masks(model_with(kind(0.2)), torch.zeros(1, 4))
+
+
+def test_one_dropout_module_in_two_places_is_two_sites():
+    shared = nn.Dropout(0.5)
+    model = nn.Sequential(nn.Linear(4, 6), shared, nn.Linear(6, 5), shared)
+    _, sites = install_masks(model, torch.zeros(1, 4))
+    assert [(s.buffer, s.shape) for s in sites] == [("1.mask", (6,)), ("3.mask", (5,))]
+
+
+class CallsDropoutTwice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.dropout = nn.Linear(4, 4), nn.Dropout(0.5)
+
+    def forward(self, x):
+        return self.dropout(self.layer(self.dropout(x)))
+
+
+def test_a_dropout_layer_called_twice_is_refused_because_one_buffer_cannot_hold_two_masks():
+    with pytest.raises(UsageError, match="dropout is called 2 times"):
+        install_masks(CallsDropoutTwice(), torch.zeros(1, 4))

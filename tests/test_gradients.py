@@ -1,0 +1,211 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import count
+
+import pytest
+import torch
+from torch import nn
+
+from tdabench import TaskData, gradients
+from tdabench.gradients import FactoredGradients, PerSampleGradients
+
+CLOSE = {"rtol": 1e-5, "atol": 1e-5}
+N_TRAIN, N_QUERIES = 9, 5
+
+
+class CalledTwice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.last = nn.Linear(64, 64), nn.Linear(64, 10)
+
+    def forward(self, x):
+        return self.last(self.inner(self.inner(x).relu()))
+
+
+class OnTokens(nn.Module):
+    """A linear layer on ``[B, T, d]``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.last = nn.Linear(8, 6), nn.Linear(48, 10)
+
+    def forward(self, x):
+        return self.last(self.inner(x.view(-1, 8, 8)).relu().flatten(1))
+
+
+class Tied(nn.Module):
+    """Two layers, one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.last = nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, 10)
+        self.b.weight = self.a.weight
+
+    def forward(self, x):
+        return self.last(self.b(self.a(x).relu()))
+
+
+class Doubled(nn.Linear):
+    """A linear layer that does not do what linear layers do."""
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def mlp(*, bias: bool = True, inplace: bool = False) -> nn.Module:
+    return nn.Sequential(
+        nn.Linear(64, 32, bias=bias), nn.ReLU(inplace), nn.Dropout(0.2), nn.Linear(32, 12), nn.Tanh(), nn.Linear(12, 10)
+    )
+
+
+FACTORED = {
+    "mlp": mlp,
+    "bias-free": lambda: mlp(bias=False),
+    "in place": lambda: mlp(inplace=True),
+    "one layer": lambda: nn.Linear(64, 10),
+}
+FALLBACK = {
+    "layer norm": lambda: nn.Sequential(nn.Linear(64, 16), nn.LayerNorm(16), nn.Dropout(0.2), nn.Linear(16, 10)),
+    "convolution": lambda: nn.Sequential(
+        nn.Unflatten(1, (1, 8, 8)), nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(72, 10)
+    ),
+    "called twice": CalledTwice,
+    "on tokens": OnTokens,
+    "tied": Tied,
+    "own forward": lambda: nn.Sequential(Doubled(64, 16), nn.ReLU(), nn.Linear(16, 10)),
+}
+
+
+@pytest.fixture
+def member_of(small, small_data, view):
+    """Return a factory of members, on a handful of examples, of any model."""
+
+    def make(make_model, ensemble: str = "plain", *, seed: int = 0):
+        data = TaskData(
+            *(type(s)(s.inputs[:n], s.labels[:n], s.split) for s, n in zip(sets(small_data), sizes, strict=True))
+        )
+        task = replace(small, make_model=make_model, recipe=replace(small.recipe, epochs=1, lr=0.05))
+        mine = view(task, data, seed=seed, store=f"models-{next(number)}")
+        if ensemble == "lora":
+            return mine.adapter_member(0, 0, number=0, rank=3, epochs=2)
+        return mine.member(mask={"plain": None, "shared": (0, False), "per-sample": (0, True)}[ensemble])
+
+    sizes, number = (N_TRAIN, N_QUERIES), count()
+    return make
+
+
+def sets(data):
+    return data.training, data.queries
+
+
+def explicit(member, examples, of):
+    """Return the gradients ``[n, P]`` by one backward pass per example."""
+    rows = []
+    for i in range(len(examples)):
+        parameters = {k: p.detach().clone().requires_grad_() for k, p in member.parameters.items()}
+        function = member.loss if of == "loss" else member.target
+        value = function(parameters, examples.take(torch.tensor([i])))
+        rows.append(torch.cat([g.flatten() for g in torch.autograd.grad(value.sum(), list(parameters.values()))]))
+    return torch.stack(rows)
+
+
+def check_against_explicit(member, kind) -> None:
+    training, queries = member.task.training, member.task.queries
+    ours = [member.gradients(training, "loss"), member.gradients(queries, "target")]
+    plain = [explicit(member, training, "loss"), explicit(member, queries, "target")]
+    assert all(type(g) is kind for g in ours)
+    scale = plain[1].norm(dim=1).max() * plain[0].norm(dim=1).max()
+    torch.testing.assert_close(ours[1].dot(ours[0]) / scale, (plain[1] @ plain[0].T) / scale, **CLOSE)
+    for g, p in zip(ours, plain, strict=True):
+        torch.testing.assert_close(g.norms(), p.norm(dim=1), **CLOSE)
+
+
+@pytest.mark.parametrize("name", FACTORED)
+@pytest.mark.parametrize("ensemble", ["plain", "shared", "per-sample", "lora"])
+def test_factored_gradients_equal_one_backward_pass_per_example(member_of, name, ensemble):
+    check_against_explicit(member_of(FACTORED[name], ensemble), FactoredGradients)
+
+
+@pytest.mark.parametrize("name", FALLBACK)
+@pytest.mark.parametrize("ensemble", ["plain", "shared", "per-sample"])
+def test_models_that_do_not_factor_fall_back_to_gradients_in_blocks(member_of, name, ensemble):
+    check_against_explicit(member_of(FALLBACK[name], ensemble), PerSampleGradients)
+
+
+def test_adapters_on_linear_layers_factor_although_other_layers_do_not(member_of):
+    check_against_explicit(member_of(FALLBACK["layer norm"], "lora"), FactoredGradients)
+
+
+def test_adapters_do_not_factor_where_the_layer_works_on_tokens(member_of):
+    check_against_explicit(member_of(OnTokens, "lora"), PerSampleGradients)
+
+
+def test_both_ways_agree_on_a_model_that_factors(member_of):
+    member = member_of(mlp, "per-sample")
+    training, queries = member.task.training, member.task.queries
+    blocks = [PerSampleGradients(member, training, "loss"), PerSampleGradients(member, queries, "target")]
+    ours = [member.gradients(training, "loss"), member.gradients(queries, "target")]
+    torch.testing.assert_close(ours[1].dot(ours[0]), blocks[1].dot(blocks[0]), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(ours[0].norms(), blocks[0].norms(), **CLOSE)
+
+
+@pytest.mark.parametrize(("make", "ensemble"), [(mlp, "plain"), (mlp, "lora"), (FALLBACK["layer norm"], "plain")])
+def test_projections_preserve_dot_products_on_average(member_of, make, ensemble):
+    member = member_of(make, ensemble)
+    a, b = member.gradients(member.task.queries, "target"), member.gradients(member.task.training, "loss")
+    n, size = 60, 32
+    draws = torch.stack([a.project(size, "mean", i) @ b.project(size, "mean", i).T for i in range(n)])
+    error = (draws.mean(0) - a.dot(b)) / (draws.std(0) / n**0.5)  # in standard errors
+    assert error.abs().max() < 5
+    assert error.square().mean() < 2
+    # Stay near the theory: a dense projection has about |a|^2 |b|^2 / size of variance, a rank-one one up to 9 times.
+    bound = 9 * (a.norms()[:, None] * b.norms()) ** 2 / size
+    assert (draws.var(0) < 1.5 * bound).all()
+
+
+def test_projections_depend_on_their_stream_alone(member_of):
+    for make, kind in ((mlp, FactoredGradients), (FALLBACK["layer norm"], PerSampleGradients)):
+        gradient = member_of(make).gradients(member_of(make).task.training, "loss")
+        assert type(gradient) is kind
+        assert torch.equal(gradient.project(16, "x", 1), gradient.project(16, "x", 1))
+        assert not torch.equal(gradient.project(16, "x", 1), gradient.project(16, "x", 2))
+
+
+@pytest.mark.parametrize("name", ["mlp", "layer norm"])
+@pytest.mark.parametrize(("batch", "block_bytes"), [(1, 1), (4, 300), (1024, 60_000)])
+def test_batches_and_blocks_do_not_change_results(member_of, monkeypatch, name, batch, block_bytes):
+    member = member_of({**FACTORED, **FALLBACK}[name], "per-sample")
+
+    def results():
+        a = member.gradients(member.task.queries, "target")
+        b = member.gradients(member.task.training, "loss")
+        return a.dot(b), b.norms(), b.project(8, "blocks")
+
+    expected = results()
+    monkeypatch.setattr(gradients, "_BATCH", batch)
+    monkeypatch.setattr(gradients, "_BLOCK_BYTES", block_bytes)
+    for got, want in zip(results(), expected, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["mlp", "layer norm"])
+def test_every_pass_is_counted(member_of, name):
+    member = member_of({**FACTORED, **FALLBACK}[name])
+    meter = member.task.meter
+    member.gradients(member.task.training, "loss").norms()
+    assert (meter.forward_examples, meter.backward_examples) == (N_TRAIN, N_TRAIN)
+
+
+def test_members_keep_parameters_without_gradients(member_of):
+    member = member_of(mlp)
+    member.gradients(member.task.training, "loss").norms()
+    assert not any(p.requires_grad or p.grad is not None for p in member.parameters.values())
+    assert not member.gradients(member.task.training, "loss").norms().requires_grad
+
+
+def test_mixing_factored_and_other_gradients_is_an_error(member_of):
+    factored, other = (m.gradients(m.task.training, "loss") for m in map(member_of, (mlp, FALLBACK["layer norm"])))
+    for a, b in ((factored, other), (other, factored)):
+        with pytest.raises(TypeError, match="all factored or all not"):
+            a.dot(b)

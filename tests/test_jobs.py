@@ -1,0 +1,116 @@
+"""A job's key stands for everything that decides a run, and for nothing else."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tdabench.errors import OptionError, UnknownNameError, UsageError
+from tdabench.jobs import Job, plan
+
+METHODS = Path(__file__).parent / "methods_for_runner.py"
+
+
+@pytest.fixture
+def job(small_reference: str) -> Job:
+    return Job(small_reference, f"{METHODS}:Good", {"skew": "0.5"}, "independent(models=2)", seed=1)
+
+
+@pytest.fixture
+def key(job: Job) -> str:
+    return plan(job).key
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"options": {"skew": "0.25"}},
+        {"options": {}},
+        {"ensemble": None},
+        {"ensemble": "independent(models=3)"},
+        {"ensemble": "dropout(models=1, masks=2)"},
+        {"seed": 2},
+        {"method": f"{METHODS}:Slow", "options": {}},
+        {"threads": 2},
+        {"tune_s": 1.5},
+    ],
+)
+def test_key_changes_with_what_decides(job, key, change):
+    assert plan(replace(job, **change)).key != key
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"options": {"skew": 0.5}},
+        {"options": {"skew": "5e-1"}},
+        {"ensemble": "independent( models = 2 )"},
+        {"data_folder": "/somewhere/else"},
+    ],
+)
+def test_key_does_not_change_with_anything_else(job, key, change):
+    assert plan(replace(job, **change)).key == key
+
+
+def test_key_changes_with_the_task_version(job, key):
+    planned = plan(job)
+    recipe = replace(planned.task.recipe, epochs=4)
+    assert replace(planned, task=replace(planned.task, recipe=recipe)).key != key
+    assert replace(planned, task=replace(planned.task, title="Another title")).key == key
+
+
+def test_key_changes_with_the_method_source_and_not_with_its_folder(job, tmp_path):
+    copy = tmp_path / METHODS.name
+    copy.write_text(METHODS.read_text())
+    same = plan(replace(job, method=f"{copy}:Good"))
+    assert same.key == plan(job).key
+    copy.write_text(METHODS.read_text() + "\n# changed\n")
+    assert plan(replace(job, method=f"{copy}:Good")).key != same.key
+
+
+def test_job_comes_back_from_its_file(job):
+    assert Job.from_json(job.to_json()) == job
+
+
+def test_run_id_is_a_readable_file_name(job):
+    assert re.fullmatch(r"small--methods-for-runner.py-Good--independent-models-2--[0-9a-f]{10}", plan(job).run_id), (
+        plan(job).run_id
+    )
+    assert len(plan(replace(job, ensemble="dropout(models=1, masks=1, scope=all, mask=shared)")).run_id) < 140
+
+
+@pytest.mark.parametrize("ensemble", [None, "dropout(models=1, masks=3, mask=per-sample)"])
+@pytest.mark.parametrize(("method", "options"), [("trak", {}), ("random", {}), (f"{METHODS}:Good", {"skew": "1e-05"})])
+def test_replay_command_gives_the_same_job(job, ensemble, method, options, monkeypatch):
+    from tdabench import cli
+    from tdabench.cli import measure
+
+    planned = plan(replace(job, method=method, options=options, ensemble=ensemble))
+    words = shlex.split(planned.command)
+    assert words[:2] == ["tdabench", "run"]
+    assert str(METHODS.parent) not in planned.command, "a command names no folder of this machine"
+    parent = cli.cli.make_context("tdabench", words[1:2])
+    given = measure.run.make_context("run", words[2:], parent=parent).params
+    monkeypatch.chdir(METHODS.parent)
+    settings = measure.parse_settings(given["settings"])
+    again = Job(given["task"], given["method"], settings, given["ensemble"], given["seed"])
+    assert plan(replace(again, threads=given["threads"], device=given["device"])).key == planned.key
+
+
+def test_mistakes_are_found_before_anything_runs(job):
+    for change, error, message in [
+        ({"task": "smal"}, UnknownNameError, "Unknown task"),
+        ({"method": "track"}, UnknownNameError, "Did you mean 'trak'"),
+        ({"options": {"skw": "1"}}, UnknownNameError, "Did you mean 'skew'"),
+        ({"options": {"skew": "2"}}, OptionError, "between 0 and 1"),
+        ({"ensemble": "dropuot(masks=2)"}, UnknownNameError, "Did you mean 'dropout'"),
+        ({"ensemble": "dropout(masks=0)"}, OptionError, "between 1 and inf"),
+        ({"ensemble": "dropout(masks)"}, UsageError, "Write option=value"),
+        ({"ensemble": "dropout("}, UsageError, "Write KIND"),
+    ]:
+        with pytest.raises(error, match=message):
+            plan(replace(job, **change))

@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.func import functional_call
+
+MASKS = {"none": None, "shared": (0, False), "per-sample": (0, True)}
+
+
+@pytest.fixture
+def member(view):
+    task = view()
+    return lambda mask=None, model=0: task.member(model, mask=mask)
+
+
+def test_without_a_mask_dropout_is_off(member, small):
+    mine = member()
+    plain = small.make_model().eval()
+    plain.load_state_dict(mine.parameters)
+    batch = mine.task.queries.all()
+    torch.testing.assert_close(mine.logits(mine.parameters, batch), plain(batch.inputs).detach())
+
+
+def test_a_shared_mask_is_one_sub_network_for_training_examples_and_queries(member):
+    mine = member((0, False))
+    rows = [mine.mask_rows(s.all())["2.mask"] for s in (mine.task.training, mine.task.queries)]
+    assert rows[0].shape == (120, 32)
+    assert all(torch.equal(row, rows[0][0]) for row in torch.cat(rows))
+    assert (rows[0] == 0).any()
+
+
+def test_a_per_sample_mask_differs_between_examples_and_between_the_sets(member):
+    mine = member((0, True))
+    training, queries = (mine.mask_rows(s.all())["2.mask"] for s in (mine.task.training, mine.task.queries))
+    assert len({tuple(row) for row in training.tolist()}) > 110
+    assert not torch.equal(training[:40], queries)
+
+
+def test_masks_differ_by_number_and_by_model(member):
+    rows = [
+        member(mask, model).mask_rows(member().task.queries.all())
+        for mask, model in (((0, False), 0), ((1, False), 0), ((0, False), 1))
+    ]
+    first, other_mask, other_model = (r["2.mask"] for r in rows)
+    assert not torch.equal(first, other_mask)
+    assert not torch.equal(first, other_model)
+
+
+@pytest.mark.parametrize("kind", MASKS)
+@given(order=st.permutations(range(40)), size=st.integers(1, 40))
+def test_results_follow_the_example_through_any_order_and_batching(members_by_kind, kind, order, size):
+    mine = members_by_kind[kind]
+    whole = mine.target(mine.parameters, mine.task.queries.all())
+    parts = [mine.target(mine.parameters, mine.task.queries.take(i)) for i in torch.tensor(order).split(size)]
+    torch.testing.assert_close(torch.cat(parts), whole[torch.tensor(order)], rtol=1e-4, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def members_by_kind(small, small_data, tmp_path_factory):
+    from tdabench.view import TaskView
+
+    task = TaskView(small, small_data, tmp_path_factory.mktemp("models"))
+    return {kind: task.member(mask=mask) for kind, mask in MASKS.items()}
+
+
+def test_masked_logits_are_those_of_the_model_with_the_mask(member):
+    mine = member((3, True))
+    batch = mine.task.training.all()
+    values = {**mine.parameters, "2.mask": mine.mask_rows(batch)["2.mask"]}
+    torch.testing.assert_close(
+        mine.logits(mine.parameters, batch), functional_call(mine.model, values, (batch.inputs,))
+    )
+
+
+def test_targets_are_the_target_function_in_batches_and_counted(member, small):
+    mine = member()
+    expected = small.target.function(mine.logits(mine.parameters, mine.task.training.all()), mine.task.training.labels)
+    torch.testing.assert_close(mine.targets(mine.task.training, batch_size=17), expected, rtol=1e-4, atol=1e-5)
+    assert (mine.task.meter.forward_examples, mine.task.meter.backward_examples) == (120, 0)
+
+
+def test_right_probability_is_the_softmax_of_the_right_class(member):
+    mine = member()
+    training = mine.task.training
+    p = mine.logits(mine.parameters, training.all()).softmax(1)
+    torch.testing.assert_close(mine.right_probability(training), p.gather(1, training.labels[:, None])[:, 0])
+
+
+def test_the_q_factor_is_taken_at_the_member_itself_unless_said_otherwise(member):
+    mine, others = member(), (member((0, False)), member((1, False)))
+    assert mine.q_members == (mine,)
+    assert mine.with_q(others).q_members == others
+    assert mine.q_members == (mine,)

@@ -1,0 +1,328 @@
+"""A user's mistake is one line on stderr that ends with what to do, and exit code 2."""
+
+from __future__ import annotations
+
+import errno
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tdabench import cli, results
+from tdabench.errors import UnknownNameError
+from tdabench.files import write_arrays
+from tdabench.records import SCORES_FILE, parse_record
+
+METHODS = Path(__file__).parent / "methods_for_runner.py"
+GOLDEN = Path(__file__).parent / "golden" / "record.json"
+
+
+@pytest.fixture
+def mistake(capfd, tmp_path, monkeypatch):
+    """Return a function that runs a command which must fail, from an empty folder, and gives its one line."""
+    monkeypatch.chdir(tmp_path)
+    results._evaluator.cache_clear()
+
+    def call(*words: object) -> str:
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as done:
+            cli.main([str(word) for word in words])
+        out, err = capfd.readouterr()
+        assert done.value.code == 2
+        assert out == ""
+        lines = err.splitlines()
+        assert len(lines) == 1, err
+        assert lines[0].startswith("Error: ")
+        assert lines[0].endswith((".", "`.")), "a message ends with what to do"
+        assert "Traceback" not in err
+        assert list(tmp_path.rglob(".partial-*")) == []
+        return lines[0]
+
+    return call
+
+
+@pytest.fixture
+def task(small_reference, small_truth_folder) -> str:
+    return small_reference
+
+
+@pytest.fixture
+def run_folder(tmp_path, small) -> Path:
+    """Return a run folder of the small task with made-up scores."""
+    folder = tmp_path / "a-run"
+    folder.mkdir()
+    sha256 = write_arrays(folder / SCORES_FILE, {"scores": np.ones((40, 120), dtype=np.float32)})
+    text = GOLDEN.read_text().replace('"cc"', f'"{sha256}"').replace('"digits-mlp"', '"small"')
+    (folder / "record.json").write_text(text.replace('"0123456789abcdef"', f'"{small.version}"'))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["run", "digits", "trak"], ["Unknown task 'digits'.", "Did you mean 'digits-mlp'?", "`tdabench tasks` lists"]),
+        (["tasks", "digits"], ["Did you mean 'digits-mlp'?"]),
+        (["run", "TASK", "track"], ["Unknown method 'track'.", "Did you mean 'trak'?", "`tdabench methods` lists"]),
+        (["methods", "track"], ["Did you mean 'trak'?"]),
+        (["suite", "quik"], ["Unknown suite 'quik'.", "Did you mean 'quick'?", "A suite of your own is a .toml file."]),
+        (["run", "TASK", "trak", "--set", "rigde=1"], ["Unknown option of trak 'rigde'.", "Did you mean 'ridge'?"]),
+        (["run", "TASK", "trak", "--set", "projection=x"], ["trak's projection must be", "got 'x'."]),
+        (["run", "TASK", "trak", "--set", "projection=0"], ["must be between", "got 0."]),
+        (["run", "TASK", "trak", "--set", "ridge=inf"], ["got inf."]),
+        (["run", "TASK", "trak", "--set", "ridge"], ["Cannot read --set 'ridge'. Write --set option=value."]),
+        (["run", "TASK", "trak", "--ensemble", "dropuot(masks=2)"], ["Did you mean 'dropout'?"]),
+        (["run", "TASK", "trak", "--ensemble", "dropout(mask=2)"], ["ensemble dropout's mask must be one of shared"]),
+        (["run", "TASK", "trak", "--ensemble", "dropout(masks=0)"], ["must be between 1 and inf; got 0."]),
+        (["run", "TASK", "./gone.py:Mine"], ["There is no file gone.py."]),
+        (["run", "TASK", "./gone.py"], ["Write ./gone.py:NAME."]),
+        (["tune", "TASK", "random"], ["random declares nothing to tune"]),
+        (["board"], ["There is no folder of runs at runs.", "`tdabench suite quick`"]),
+        (["board", "."], ["There is no run in ."]),
+        (["compare", ".", "."], ["is not a run folder", "`tdabench run` printed."]),
+        (["score", "."], ["is not a run folder"]),
+        (["ground-truth", "build", "TASK"], ["exists already. Pass --replace"]),
+        (["ground-truth", "verify", "TASK", "--folder", "gone"], ["has no ground truth in gone."]),
+    ],
+    ids=lambda value: " ".join(value) if value and value[0].islower() else "",
+)
+def test_what_was_asked_for_cannot_be_done(mistake, task, words, parts):
+    line = mistake(*[task if word == "TASK" else word for word in words])
+    for part in parts:
+        assert part in line
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["nonsense"], "No such command 'nonsense'"),
+        (["run"], "Missing argument 'TASK'"),
+        (["run", "a", "b", "c"], "unexpected extra argument"),
+        (["run", "a", "b", "--sed", "1"], "No such option"),
+        (["run", "a", "b", "--seed", "x"], "'x' is not a valid integer"),
+        (["run", "a", "b", "--seed", "-1"], "not in the range"),
+        (["run", "a", "b", "--threads", "0"], "not in the range"),
+        (["run", "a", "b", "--timeout", "0"], "not in the range"),
+        (["run", "a", "b", "--device", "tpu"], "'tpu' is not one of 'cpu', 'cuda'"),
+        (["run", "a", "b", "--data", "gone"], "'gone' does not exist"),
+        (["score", "gone.npy", "--task", "a"], "'gone.npy' does not exist"),
+        (["ground-truth", "nonsense"], "No such command 'nonsense'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_mistakes_in_the_form_of_a_command(mistake, words, part):
+    line = mistake(*words)
+    assert part in line
+    assert "--help`." in line
+
+
+# --- files of scores
+
+
+def scores_file(name: str, array: np.ndarray, folder: Path) -> Path:
+    path = folder / name
+    if path.suffix == ".npy":
+        np.save(path, array)
+    else:
+        write_arrays(path, {"scores": array})
+    return path
+
+
+ONES = np.ones((40, 120), dtype=np.float32)
+BAD = {
+    "transposed": (ONES.T, "Scores have shape [120, 40], expected [n_queries, n_train] = [40, 120]."),
+    "short": (ONES[:, :-1], "Scores have shape [40, 119]"),
+    "flat": (ONES.ravel(), "Scores have shape [4800]"),
+    "nan": (np.where(np.arange(120) == 7, np.nan, ONES), "Scores are not finite: 40 NaN"),
+    "infinite": (np.where(np.arange(120) == 7, np.inf, ONES), "40 infinite values"),
+    "integers": (ONES.astype(np.int64), "Scores have type int64, expected float32 or float64."),
+    "complex": (ONES.astype(np.complex64), "Scores have type complex64"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+@pytest.mark.parametrize("suffix", [".npy", ".safetensors"])
+def test_scores_that_cannot_be_evaluated(mistake, task, tmp_path, kind, suffix):
+    array, part = BAD[kind]
+    assert part in mistake("score", scores_file(f"scores{suffix}", array, tmp_path), "--task", task)
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".safetensors"])
+@pytest.mark.parametrize("size", [0, 5, 1000])
+def test_truncated_scores(mistake, task, tmp_path, suffix, size):
+    path = scores_file(f"scores{suffix}", ONES, tmp_path)
+    path.write_bytes(path.read_bytes()[:size])
+    line = mistake("score", path, "--task", task)
+    assert f"{path} is not a readable" in line
+    assert "Write it again" in line
+
+
+def test_pickled_scores(mistake, task, tmp_path):
+    path = tmp_path / "scores.npy"
+    np.save(path, np.array([None]), allow_pickle=True)
+    assert "is not a readable .npy file" in mistake("score", path, "--task", task)
+
+
+def test_scores_of_no_known_kind(mistake, task, tmp_path):
+    (tmp_path / "scores.csv").write_text("1")
+    assert "neither a run folder nor" in mistake("score", tmp_path / "scores.csv", "--task", task)
+
+
+def test_a_file_of_scores_needs_a_task(mistake, tmp_path):
+    path = scores_file("scores.npy", ONES, tmp_path)
+    assert "say which task its scores are of, with --task TASK." in mistake("score", path)
+
+
+# --- run folders
+
+
+def test_a_run_is_scored_on_its_own_task_only(mistake, task, run_folder):
+    line = mistake("score", run_folder, "--task", "digits-mlp")
+    assert "is of small version" in line
+    assert "not of digits-mlp version" in line
+
+
+def test_a_run_of_an_older_task(mistake, task, run_folder, small):
+    record = run_folder / "record.json"
+    record.write_text(record.read_text().replace(small.version, "0" * 16))
+    assert "is of small version 0000000000000000, not of small version" in mistake("score", run_folder)
+    assert "has no LDS to compare: ok, it is of an older version" in mistake("compare", run_folder, run_folder)
+
+
+def test_runs_of_different_tasks_are_not_compared(mistake, task, run_folder, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "record.json").write_text(GOLDEN.read_text())
+    assert "These are runs of small and digits-mlp." in mistake("compare", run_folder, other)
+
+
+def test_a_failed_run_is_not_compared(mistake, task, run_folder):
+    record = parse_record((run_folder / "record.json").read_text(), run_folder)
+    failed = record.model_copy(update={"status": "failed", "reason": "it broke"})
+    (run_folder / "record.json").write_text(failed.to_json())
+    assert "has no LDS to compare: failed, it broke." in mistake("compare", run_folder, run_folder)
+
+
+def test_scores_changed_after_the_run(mistake, task, run_folder):
+    write_arrays(run_folder / SCORES_FILE, {"scores": ONES * 2})
+    assert "is not the file that its record was written for." in mistake("score", run_folder, "--task", task)
+
+
+@pytest.mark.parametrize("command", ["score", "board"])
+def test_a_broken_record(mistake, run_folder, command):
+    record = run_folder / "record.json"
+    record.write_text(record.read_text()[:100])
+    place = run_folder if command == "score" else run_folder.parent
+    line = mistake(command, place)
+    assert f"{record} is not a valid record" in line
+    assert line.endswith("Run the method again.")
+
+
+def test_a_broken_suite(mistake, tmp_path):
+    (tmp_path / "mine.toml").write_text("title = 'x'\nrun = []\n")
+    assert "mine.toml is not a suite: run: " in mistake("suite", "mine.toml")
+
+
+def test_methods_that_cannot_be_loaded(mistake, task, tmp_path):
+    (tmp_path / "mine.py").write_text("class Mine:\n    pass\nraise ValueError('a line\\nand another')\n")
+    assert "mine.py fails on import: ValueError: a line and another." in mistake("run", task, "mine.py:Mine")
+    (tmp_path / "mine.py").write_text("class Mine:\n    pass\n")
+    assert "mine.py:Mine is not a method" in mistake("run", task, "mine.py:Mine")
+    assert "Did you mean 'Mine'?" in mistake("run", task, "mine.py:Min")
+
+
+def test_missing_data(mistake, tmp_path):
+    (tmp_path / "empty").mkdir()
+    line = mistake("ground-truth", "verify", "mnist-mlp", "--replicas", "1", "--data", tmp_path / "empty")
+    assert "train-images-idx3-ubyte" in line
+    assert "--data" in line
+
+
+def test_there_is_no_such_device(mistake, task):
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    assert "no CUDA device" in mistake("run", task, "random", "--device", "cuda")
+
+
+# --- the disk
+
+
+@pytest.fixture
+def tiny_disk(tmp_path) -> Iterator[Path]:
+    """Return a disk with a few kilobytes left."""
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    try:
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)], capture_output=True)
+    except FileNotFoundError:
+        pytest.skip("there is no mount command")
+    if done.returncode != 0:
+        pytest.skip("needs the right to mount a tmpfs")
+    (folder / "filler").write_bytes(bytes(48 * 1024))
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_full_disk_while_a_run_is_written(mistake, task, tiny_disk):
+    """There is room for the log and the record, but not for the scores."""
+    line = mistake("run", task, f"{METHODS}:Allocates", "--runs", tiny_disk / "runs")
+    assert "the disk is full" in line
+    assert list((tiny_disk / "runs").iterdir()) == []
+
+
+def test_full_disk_while_a_model_is_kept(mistake, task, tiny_disk, tmp_path, monkeypatch):
+    (tiny_disk / "more").write_bytes(bytes(12 * 1024))
+    monkeypatch.setenv("TDABENCH_CACHE", str(tiny_disk / "cache"))
+    line = mistake("run", task, "random", "--runs", tmp_path / "runs")
+    assert "the disk is full" in line
+    assert list((tmp_path / "runs").iterdir()) == [], "the disk's fault is no row of the method's"
+
+
+def test_full_disk_while_the_board_is_written(tiny_disk, run_folder, task):
+    words = ["board", run_folder.parent, "--out", tiny_disk / "board", "--task", task]
+    done = subprocess.run(
+        [sys.executable, "-m", "tdabench", *map(str, words)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.splitlines()[-1].startswith("Error: ")
+    assert "the disk is full" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tiny_disk / "board").exists() or list((tiny_disk / "board").rglob("*.html")) == []
+
+
+def test_what_the_system_says_of_the_disk_ends_with_what_to_do(mistake, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("tdabench.registry.names", full)
+    assert mistake("tasks").endswith("device. Free some space, or choose a folder that you can write to.")
+
+
+# --- debug
+
+
+def test_debug_shows_the_traceback():
+    words = [sys.executable, "-m", "tdabench", "--debug", "tasks", "nope"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    with pytest.raises(UnknownNameError):
+        cli.main(["--debug", "tasks", "nope"])
+    plain = subprocess.run([words[0], *words[1:3], *words[4:]], capture_output=True, text=True, check=False)
+    assert plain.returncode == 2
+    assert plain.stderr.startswith("Error: Unknown task 'nope'.")
+    assert len(plain.stderr.splitlines()) == 1
+
+
+def test_our_own_defects_keep_their_traceback(monkeypatch):
+    def broken(*args, **kwargs):
+        raise ZeroDivisionError("a defect")
+
+    monkeypatch.setattr("tdabench.registry.names", broken)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["tasks"])

@@ -1,0 +1,109 @@
+"""The record is a strict file border: what was written comes back, and anything else is named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from tdabench.errors import FileFormatError
+from tdabench.records import Record, parse_record, read_record
+
+GOLDEN = Path(__file__).parent / "golden" / "record.json"
+WHERE = Path("run/record.json")
+
+
+def golden() -> dict:
+    return json.loads(GOLDEN.read_text())
+
+
+def test_golden_record_is_read_and_written_byte_for_byte():
+    record = parse_record(GOLDEN.read_text(), GOLDEN)
+    assert record.to_json() == GOLDEN.read_text()
+    assert record.label == "trak + dropout(models=5, masks=10)"
+    assert record.members == 50
+    assert record.costs is not None
+    assert record.costs.serve_s == 3.25
+
+
+def test_a_run_that_failed_has_neither_costs_nor_scores():
+    value = golden() | {"status": "failed", "reason": "it broke", "ensemble": None, "phases": {}}
+    for part in ("costs", "ingredients", "scores"):
+        del value[part]
+    record = parse_record(json.dumps(value), WHERE)
+    assert (record.costs, record.scores, record.label, record.members) == (None, None, "trak", 1)
+    assert parse_record(record.to_json(), WHERE) == record
+
+
+def test_option_values_keep_their_types():
+    options = {"a": True, "b": 1, "c": 1.0, "d": "1", "e": None}
+    record = parse_record(json.dumps(golden() | {"options": options}), WHERE)
+    back = parse_record(record.to_json(), WHERE).options
+    assert [(k, type(v)) for k, v in back.items()] == [(k, type(v)) for k, v in options.items()]
+
+
+def test_record_is_immutable():
+    record = parse_record(GOLDEN.read_text(), GOLDEN)
+    with pytest.raises(ValidationError, match="frozen"):
+        record.status = "failed"
+
+
+def test_every_problem_is_listed():
+    value = golden() | {"surprise": 1, "seed": "0", "status": "great"}
+    value["costs"] = value["costs"] | {"train_s": -1.0, "wall_s": True}
+    del value["task"]
+    with pytest.raises(FileFormatError) as caught:
+        parse_record(json.dumps(value), WHERE)
+    message = str(caught.value)
+    assert message.startswith("run/record.json is not a valid record (")
+    assert message.endswith("Run the method again.")
+    assert "\n" not in message
+    for field in ("surprise:", "seed:", "status:", "costs.train_s:", "costs.wall_s:", "task: Field required"):
+        assert field in message
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity"])
+@pytest.mark.parametrize("field", ["wall_s", "storage_bytes"])
+def test_numbers_are_finite(number, field):
+    text = GOLDEN.read_text().replace(f'"{field}": ', f'"{field}": {number}, "x": ')
+    with pytest.raises(FileFormatError, match=f"costs.{field}: "):
+        parse_record(text, WHERE)
+
+
+@given(st.integers(0, len(GOLDEN.read_bytes()) - 3))
+def test_a_truncated_record_is_one_error(length):
+    with pytest.raises(FileFormatError, match="is not a valid record"):
+        parse_record(GOLDEN.read_text()[:length], WHERE)
+
+
+@given(st.recursive(st.none() | st.booleans() | st.floats() | st.text(max_size=5), st.lists, max_leaves=5), st.data())
+def test_any_value_in_any_field_is_a_record_or_one_error(value, data):
+    changed = golden()
+    place = data.draw(st.sampled_from([changed, changed["costs"], changed["machine"], changed["provenance"]]))
+    place[data.draw(st.sampled_from(sorted(place)))] = value
+    try:
+        record = parse_record(json.dumps(changed), WHERE)
+    except FileFormatError:
+        return
+    assert parse_record(record.to_json(), WHERE) == record
+
+
+def test_folder_without_a_record(tmp_path):
+    with pytest.raises(FileFormatError, match=r"is not a run folder.*`tdabench run`"):
+        read_record(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"", b"[]", b"null"])
+def test_not_a_record_at_all(tmp_path, content):
+    (tmp_path / "record.json").write_bytes(content)
+    with pytest.raises(FileFormatError, match=r"record\.json"):
+        read_record(tmp_path)
+
+
+def test_no_field_holds_quality():
+    fields = {*Record.model_fields, *golden()["costs"], *golden()["ingredients"]}
+    assert not fields & {"lds", "score", "rank", "evaluation", "quality"}

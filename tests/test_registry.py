@@ -1,0 +1,133 @@
+"""Tasks and methods come from entry points, or from a file; every way to get it wrong is one clear error."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import sys
+from pathlib import Path
+
+import pytest
+
+from tdabench import registry
+from tdabench.errors import UnknownNameError, UsageError
+from tdabench.registry import find_method, find_task, source_sha256, split_reference
+
+METHOD = """
+import os
+from pathlib import Path
+from tdabench import MemberMethod, Task
+
+SIZE = {size}
+
+class Mine(MemberMethod):
+    def attribute(self, member, state):
+        return SIZE
+
+class Other:
+    pass
+
+def function():
+    pass
+"""
+
+
+@pytest.fixture
+def mine(tmp_path: Path) -> Path:
+    path = tmp_path / "mine.py"
+    path.write_text(METHOD.format(size=1))
+    return path
+
+
+def test_everything_that_is_registered_is_found():
+    assert {"digits-mlp", "mnist-mlp"} <= set(registry.names(registry.TASKS))
+    assert {"random", "gradient-norm", "grad-dot", "grad-cos", "trak"} <= set(registry.names(registry.METHODS))
+    for name in registry.names(registry.TASKS):
+        assert find_task(name).name == name
+    for name in registry.names(registry.METHODS):
+        assert find_method(name).__doc__
+
+
+def test_unknown_names_are_guessed_at_and_end_with_what_to_type():
+    with pytest.raises(UnknownNameError, match=r"Unknown task 'digits'. Did you mean 'digits-mlp'\?.*`tdabench tasks`"):
+        find_task("digits")
+    with pytest.raises(UnknownNameError, match=r"Unknown method 'track'. Did you mean 'trak'\?.*FILE.py:NAME\.$"):
+        find_method("track")
+
+
+def test_method_and_task_in_a_file(mine, small, small_reference):
+    assert find_method(f"{mine}:Mine").__name__ == "Mine"
+    assert find_task(small_reference) is small
+
+
+def test_a_task_from_a_file_is_found_by_its_name_from_then_on(small, small_reference):
+    find_task(small_reference)
+    assert find_task("small") is small
+
+
+def test_an_edited_file_is_a_new_method_with_another_hash(mine):
+    first = find_method(f"{mine}:Mine")
+    assert find_method(f"{mine}:Mine") is first
+    before = source_sha256(first)
+    mine.write_text(METHOD.format(size=22))
+    second = find_method(f"{mine}:Mine")
+    assert second().attribute(None, None) == 22
+    assert source_sha256(second) != before
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("Min", r"Unknown method in .*mine.py 'Min'. Did you mean 'Mine'\? Known: Mine, Other\."),
+        ("function", r"mine.py:function is not a method.*Subclass"),
+        ("Other", r"mine.py:Other is not a method.*Subclass"),
+        ("SIZE", r"mine.py:SIZE is not a method.*Subclass"),
+        ("", r"Unknown method in .*mine.py ''"),
+    ],
+)
+def test_a_wrong_name_in_a_file(mine, name, message):
+    with pytest.raises(UsageError, match=message):
+        find_method(f"{mine}:{name}")
+
+
+def test_a_wrong_task_in_a_file_lists_the_tasks_in_it(mine, small_reference):
+    with pytest.raises(UnknownNameError, match=r"Did you mean 'TASK'\? Known: SLOW, TASK\."):
+        find_task(small_reference.replace(":TASK", ":TASKS"))
+    with pytest.raises(UsageError, match=r"is a type, not a tdabench\.Task"):
+        find_task(f"{mine}:Mine")
+
+
+def test_a_file_without_a_name(mine):
+    with pytest.raises(UsageError, match=r"names a file but no method in it. Write .*mine.py:NAME\."):
+        find_method(str(mine))
+    assert split_reference("trak") is None
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(UsageError, match=r"There is no file .*gone.py.*FILE.py:NAME\."):
+        find_method(f"{tmp_path / 'gone.py'}:Mine")
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("import nothing_of_that_name", "ModuleNotFoundError"),
+        ("class Mine(:", "SyntaxError"),
+        ("1 / 0", "ZeroDivisionError"),
+        ("import sys; sys.exit(0)", "SystemExit"),
+        ("\0", "SyntaxError|ValueError"),
+    ],
+)
+def test_a_file_that_fails_on_import(tmp_path, text, what):
+    path = tmp_path / "broken.py"
+    path.write_text(text)
+    before = set(sys.modules)
+    with pytest.raises(UsageError, match=rf"broken.py fails on import: ({what}).*Run `python "):
+        find_method(f"{path}:Mine")
+    assert not {m for m in set(sys.modules) - before if m.startswith("tdabench_file")}
+
+
+def test_an_entry_point_that_does_not_load(monkeypatch):
+    broken = importlib.metadata.EntryPoint("broken", "nothing_of_that_name:Mine", registry.METHODS)
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda **_: importlib.metadata.EntryPoints([broken]))
+    with pytest.raises(UsageError, match=r"The method broken cannot be loaded from nothing_of_that_name:Mine.*package"):
+        find_method("broken")

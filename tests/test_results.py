@@ -1,0 +1,107 @@
+"""Quality is recomputed from the scores, each time it is read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tdabench import results
+from tdabench.errors import FileFormatError, UsageError
+from tdabench.files import write_arrays
+from tdabench.ground_truth import read_ground_truth
+from tdabench.lds import lds_per_query
+from tdabench.records import read_record
+from tdabench.results import evaluate_run, evaluator_of, find_runs, read_rows
+
+GOLDEN = Path(__file__).parent / "golden" / "record.json"
+
+
+@pytest.fixture(autouse=True)
+def _fresh_evaluators():
+    results._evaluator.cache_clear()
+    yield
+    results._evaluator.cache_clear()
+
+
+@pytest.fixture
+def write_run(tmp_path, small):
+    """Return a factory of run folders with the scores that are given."""
+
+    def write(name: str, scores: np.ndarray | None, **changes) -> Path:
+        folder = tmp_path / "runs" / name
+        folder.mkdir(parents=True)
+        value = json.loads(GOLDEN.read_text()) | {"run_id": name, "task": "small", "task_version": small.version}
+        value["scores"] = None
+        if scores is not None:
+            sha256 = write_arrays(folder / "scores.safetensors", {"scores": scores.astype(np.float32)})
+            value["scores"] = {"sha256": sha256, "shape": list(scores.shape), "dtype": "float32"}
+        (folder / "record.json").write_text(json.dumps(value | changes))
+        return folder
+
+    return write
+
+
+def perfect_scores(truth) -> np.ndarray:
+    """Return scores whose subset sums are the outputs: the masks' pseudo-inverse on the centred mean outputs."""
+    masks = truth.masks.astype(float)
+    centred = truth.mean - truth.mean.mean(axis=0)
+    return (np.linalg.pinv(masks - masks.mean(axis=0)) @ centred).T
+
+
+def test_quality_is_the_lds_of_the_reported_queries(write_run, small, small_truth_folder):
+    truth = read_ground_truth(small)
+    scores = np.random.default_rng(0).normal(size=(small.n_queries, small.n_train)).astype(np.float32)
+    folder = write_run("a", scores)
+    evaluation = evaluate_run(folder, read_record(folder))
+    rho, _ = lds_per_query(scores[truth.reported], truth.masks, truth.mean[:, truth.reported])
+    assert evaluation.lds == pytest.approx(rho.mean(), abs=1e-12)
+    assert evaluation.n_queries == len(truth.reported) == 32
+    scores[truth.tuning] = 0
+    other = write_run("b", scores)
+    assert evaluate_run(other, read_record(other)).lds == evaluation.lds, "tuning queries do not count"
+
+
+def test_runs_without_quality(write_run, small, small_truth_folder):
+    failed = write_run("failed", None, status="failed", reason="it broke", costs=None)
+    older = write_run("older", np.zeros((40, 120)), task_version="0" * 16)
+    for folder in (failed, older):
+        assert evaluate_run(folder, read_record(folder)) is None
+
+
+def test_rows_are_ranked_within_their_task_and_unknown_tasks_pass(write_run, small, small_truth_folder):
+    truth = read_ground_truth(small)
+    perfect = perfect_scores(truth)
+    best, worst = write_run("best", perfect), write_run("worst", -perfect)
+    failed = write_run("failed", None, status="failed", reason="it broke", costs=None)
+    stranger = write_run("stranger", np.zeros((2, 2)), task="a-task-that-is-not-here")
+    seen = []
+    rows, tasks = read_rows([worst, best, failed, stranger], on_row=seen.append)
+    assert [r.rank_group for r in rows] == [2, 1, None, None]
+    assert rows[1].evaluation.lds == pytest.approx(1)
+    assert [t.name for t in tasks] == ["small"]
+    assert (tasks[0].n_subsets, tasks[0].n_seeds, tasks[0].n_queries) == (8, 4, 32)
+    assert len(seen) == 4
+
+
+def test_scores_that_changed_are_not_evaluated(write_run, small_truth_folder):
+    folder = write_run("a", np.zeros((40, 120)))
+    write_arrays(folder / "scores.safetensors", {"scores": np.ones((40, 120), dtype=np.float32)})
+    with pytest.raises(FileFormatError, match="not the file that its record was written for"):
+        read_rows([folder])
+
+
+def test_unfinished_folders_are_left_out(write_run, tmp_path):
+    write_run("b", None)
+    write_run("a", None)
+    write_run(".partial-x", None)
+    (tmp_path / "runs" / "notes").mkdir()
+    assert [p.name for p in find_runs(tmp_path / "runs")] == ["a", "b"]
+    with pytest.raises(UsageError, match=r"There is no folder of runs at .*gone. Run `tdabench"):
+        find_runs(tmp_path / "gone")
+
+
+def test_an_evaluator_is_made_once(small, small_truth_folder):
+    assert evaluator_of("small") is evaluator_of("small")

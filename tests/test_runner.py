@@ -1,0 +1,370 @@
+"""One fresh process per run: what it measures, and what becomes of methods that misbehave."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from tdabench import errors, runner
+from tdabench.errors import DataError, UnknownNameError
+from tdabench.jobs import Job, Plan, plan
+from tdabench.records import Record, read_record
+from tdabench.runner import find_run, run
+from tdabench.scores import read_scores
+
+METHODS = Path(__file__).parent / "methods_for_runner.py"
+MB = 2**20
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def planned(small_reference: str):
+    def make(method: str, ensemble: str | None = None, seed: int = 0, **options) -> Plan:
+        return plan(Job(small_reference, f"{METHODS}:{method}", options, ensemble, seed))
+
+    return make
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; a zombie that nobody has collected yet does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def dies(pid: int, within_s: float = 10) -> bool:
+    end = time.monotonic() + within_s
+    while alive(pid) and time.monotonic() < end:
+        time.sleep(0.02)
+    return not alive(pid)
+
+
+# --- a run that ends well
+
+
+@pytest.fixture(scope="module")
+def two_attempts(planned, runs, tmp_path_factory):
+    """Return the same job run twice, from a folder whose files are called like the standard library's."""
+    folder = tmp_path_factory.mktemp("cwd")
+    for name in ("random", "select", "json", "torch"):
+        (folder / f"{name}.py").write_text("raise SystemExit('a file of the user stands in for a library')")
+    job = planned("Good", seed=5)  # whose model no other test has trained
+    events = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        first = run(job, runs, on_event=events.append)
+        before = {path.name: path.read_bytes() for path in first[0].iterdir()}
+        second = run(job, runs)
+    return SimpleNamespace(job=job, first=first, second=second, before=before, events=events)
+
+
+def test_a_run_folder_holds_record_scores_and_log_alone(two_attempts, small):
+    folder, record = two_attempts.first
+    assert folder.name == record.run_id == two_attempts.job.run_id
+    assert names(folder) == ["log.txt", "record.json", "scores.safetensors"]
+    assert read_record(folder) == record
+    assert (record.status, record.reason, record.method) == ("ok", None, "methods_for_runner.py:Good")
+    assert (record.task, record.task_version) == ("small", small.version)
+    assert record.options == {"skew": 0.0}
+    assert record.ingredients.models_trained == 1
+    scores = read_scores(folder)
+    assert record.scores.shape == list(scores.shape) == [small.n_queries, small.n_train]
+    assert np.isfinite(scores).all()
+
+
+def test_an_attempt_never_overwrites_another(two_attempts, runs):
+    folder, record = two_attempts.second
+    assert folder.name == record.run_id == f"{two_attempts.job.run_id}-attempt-2"
+    first = two_attempts.first[0]
+    assert {path.name: path.read_bytes() for path in first.iterdir()} == two_attempts.before
+    assert find_run(two_attempts.job, runs) == folder
+    np.testing.assert_array_equal(read_scores(folder), read_scores(first))
+
+
+def test_the_tenth_attempt_comes_after_the_second(two_attempts, tmp_path):
+    job = two_attempts.job
+    assert find_run(job, tmp_path) is None
+    for number in (10, 2):
+        folder = tmp_path / f"{job.run_id}-attempt-{number}"
+        folder.mkdir()
+        (folder / "record.json").write_text("{}")
+    assert find_run(job, tmp_path).name.endswith("-attempt-10")
+
+
+def test_progress_names_the_phases_in_order(two_attempts):
+    phases = [event["phase"] for event in two_attempts.events if "phase" in event]
+    assert phases[0] == "harness"
+    assert phases.index("fit") < phases.index("train") < phases.index("attribute")
+    assert {"done": 1, "total": 1} in two_attempts.events
+
+
+def test_a_record_names_no_folder_of_this_machine(two_attempts):
+    text = (two_attempts.first[0] / "record.json").read_text()
+    for folder in (Path.home(), METHODS.parent, two_attempts.first[0].parent):
+        assert str(folder) + "/" not in text
+
+
+def test_a_models_training_is_charged_to_every_run_that_uses_it(two_attempts):
+    first, second = (r.costs for _, r in (two_attempts.first, two_attempts.second))
+    assert first.train_s == second.train_s > 0
+    assert (first.extra_train_s, second.extra_train_s) == (0, 0)
+    assert first.storage_bytes == second.storage_bytes > 0
+
+
+# --- time
+
+
+@pytest.fixture(scope="module")
+def slow_run(planned, runs) -> Record:
+    return run(planned("Slow", "independent(models=2)", seed=3), runs)[1]
+
+
+@pytest.fixture(scope="module")
+def training_run(planned, runs) -> Record:
+    return run(planned("TrainsInside", seed=7), runs)[1]
+
+
+def check_sum(record: Record) -> None:
+    assert sum(record.phases.values()) == pytest.approx(record.costs.wall_s, rel=0.02)
+    assert record.costs.fit_s == record.phases["fit"]
+    assert record.costs.attribute_s == record.phases["attribute"]
+
+
+def test_phases_of_a_fast_method_add_up(two_attempts):
+    records = [record for _, record in (two_attempts.first, two_attempts.second)]
+    off = [abs(sum(r.phases.values()) / r.costs.wall_s - 1) for r in records]
+    assert min(off) < 0.02, "of a few milliseconds; one of the two may have been interrupted between its clocks"
+
+
+def test_phases_of_a_slow_method_add_up_and_are_right(slow_run):
+    check_sum(slow_run)
+    assert slow_run.costs.fit_s == pytest.approx(0.4, abs=0.1)
+    assert slow_run.costs.attribute_s == pytest.approx(0.2, abs=0.1)
+    assert slow_run.members == 2
+
+
+def test_training_inside_a_phase_is_not_counted_in_it(training_run):
+    check_sum(training_run)
+    assert training_run.phases["train"] > 0
+    assert training_run.costs.fit_s == pytest.approx(0.1, abs=0.08)
+    assert training_run.costs.attribute_s == pytest.approx(0.1, abs=0.08)
+    assert training_run.ingredients.models_trained == 2
+    assert training_run.costs.train_s > training_run.costs.extra_train_s > 0
+
+
+# --- memory
+
+
+LAUNCHER = """
+import json, sys
+from pathlib import Path
+import numpy as np
+from tdabench.jobs import Job, plan
+from tdabench.runner import run
+held = np.ones(2**30, dtype=np.uint8)
+_, record = run(plan(Job(sys.argv[1], sys.argv[2], {}, None, 11)), Path(sys.argv[3]))
+print(record.to_json())
+"""
+
+
+def test_a_known_allocation_is_measured(planned, runs):
+    """Loading the methods' file takes and frees 400 MB, which must not be what the 256 MB are found in."""
+    record = run(planned("Allocates"), runs)[1]
+    assert record.costs.peak_host_bytes == pytest.approx(256 * MB, rel=0.05)
+    assert record.costs.peak_device_bytes is None
+
+
+def test_a_large_launcher_is_not_measured_with_it(small_reference, runs):
+    words = [sys.executable, "-c", LAUNCHER, small_reference, f"{METHODS}:Allocates", str(runs)]
+    costs = json.loads(subprocess.run(words, capture_output=True, text=True, check=True).stdout)["costs"]
+    assert costs["peak_host_bytes"] == pytest.approx(256 * MB, rel=0.05)
+    assert costs["baseline_host_bytes"] < 800 * MB
+
+
+# --- methods that misbehave
+
+
+@pytest.fixture(scope="module")
+def failed(planned, runs):
+    """Return a function that runs ``Fails`` in one way, once."""
+    done: dict[str, tuple[Path, Record]] = {}
+
+    def fail(how: str) -> tuple[Path, Record]:
+        if how not in done:
+            done[how] = run(planned("Fails", how=how), runs)
+        return done[how]
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    ("how", "status", "reason"),
+    [
+        ("raise", "failed", "ZeroDivisionError: a line and another"),
+        ("nan", "failed", "Scores are not finite: 1 NaN"),
+        ("shape", "failed", "Scores have shape [40, 119], expected [n_queries, n_train] = [40, 120]."),
+        ("transpose", "failed", "got the transpose, [120, 40]. Return scores.T."),
+        ("type", "failed", "attribute must return a torch.Tensor; got ndarray."),
+        ("integers", "failed", "Scores have type torch.int64, expected floats."),
+        ("exit", "failed", "the process ended with code 3 and left no result; see its log"),
+        ("kill", "failed", "killed by SIGKILL"),
+        ("memory", "out-of-memory", "MemoryError"),
+        ("allocation", "out-of-memory", "can't allocate memory"),
+        ("decline", "declined", "it never works"),
+    ],
+)
+def test_whatever_a_method_does_is_a_row_with_a_reason_and_a_log(failed, how, status, reason):
+    folder, record = failed(how)
+    assert record.status == status
+    assert reason in record.reason
+    assert "\n" not in record.reason
+    assert (record.costs, record.scores) == (None, None)
+    assert names(folder) == ["log.txt", "record.json"]
+    if status != "declined":
+        assert f"going to {how}" in (folder / "log.txt").read_text()
+
+
+def test_the_log_has_the_traceback(failed):
+    folder, _ = failed("raise")
+    log = (folder / "log.txt").read_text()
+    assert "Traceback" in log
+    assert "fail_by_raise" in log
+
+
+@pytest.fixture
+def hanging(planned, tmp_path, monkeypatch) -> Iterator[tuple[Plan, Path]]:
+    """Return a job that hangs, and the file that it writes its process and its child to once it does."""
+    pids = tmp_path / "pids"
+    monkeypatch.setenv("TDABENCH_TEST_PIDS", str(pids))
+    yield planned("Fails", how="hang"), pids
+    for pid in map(int, pids.read_text().split()) if pids.exists() else []:
+        if alive(pid):
+            os.kill(pid, signal.SIGKILL)
+
+
+def test_a_method_that_hangs_is_stopped_with_its_children(hanging, runs, monkeypatch):
+    job, pids = hanging
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + (1000 if pids.exists() else 0))
+    monkeypatch.setattr(runner, "time", clock)
+    folder, record = run(job, runs, timeout_s=900)
+    assert (record.status, record.reason) == ("timeout", "stopped after 900 s, the limit set by --timeout")
+    assert names(folder) == ["log.txt", "record.json"]
+    assert all(dies(int(pid)) for pid in pids.read_text().split())
+
+
+def test_interrupting_the_launcher_ends_the_worker_and_leaves_nothing(hanging, tmp_path):
+    job, pids = hanging
+
+    def interrupt(event: dict) -> None:
+        if event.get("phase") == "attribute":
+            while not pids.exists():
+                time.sleep(0.01)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(job, tmp_path / "runs", on_event=interrupt)
+    assert names(tmp_path / "runs") == []
+    assert all(dies(int(pid)) for pid in pids.read_text().split())
+
+
+def test_killing_the_launcher_ends_the_worker(hanging, tmp_path, small_reference):
+    _, pids = hanging
+    words = ["run", small_reference, f"{METHODS}:Fails", "--set", "how=hang", "--runs", str(tmp_path / "runs")]
+    launcher = subprocess.Popen([sys.executable, "-m", "tdabench", *words], stderr=subprocess.DEVNULL)
+    end = time.monotonic() + 60
+    while not pids.exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    worker = int(pids.read_text().split()[0])
+    assert alive(worker)
+    launcher.kill()
+    launcher.wait()
+    assert dies(worker)
+    assert [n for n in names(tmp_path / "runs") if not n.startswith(".")] == []
+
+
+def test_a_worker_whose_launcher_is_gone_runs_nothing(planned, tmp_path):
+    job = tmp_path / "job.json"
+    job.write_text(planned("Good").job.to_json())
+    words = [sys.executable, "-m", "tdabench.worker", str(job), str(tmp_path), "2", "1"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert names(tmp_path) == ["job.json"]
+
+
+# --- what is not the method's fault
+
+
+def test_missing_data_is_an_error_and_no_row(tmp_path):
+    job = Job("mnist-mlp", "random", {}, data_folder=str(tmp_path / "empty"))
+    with pytest.raises(DataError, match="--data"):
+        run(plan(job), tmp_path / "runs")
+    assert names(tmp_path / "runs") == []
+
+
+def test_an_error_of_the_worker_is_raised_as_its_kind():
+    assert type(runner._refusal("DataError", "text")) is DataError
+    assert type(runner._refusal("UnknownNameError", "text")) is errors.UsageError
+    assert type(runner._refusal("FromAPackage", "text")) is errors.TdabenchError
+    assert str(runner._refusal("UnknownNameError", "text")) == "text"
+
+
+def test_an_unknown_option_is_found_before_a_process_starts(planned):
+    with pytest.raises(UnknownNameError, match="Did you mean 'how'"):
+        planned("Fails", hwo="raise")
+
+
+def test_memory_kills_are_counted_where_the_kernel_tells(monkeypatch, tmp_path):
+    events = tmp_path / "memory.events"
+    monkeypatch.setattr(runner, "_CGROUP_EVENTS", events)
+    assert runner._out_of_memory_kills() == 0
+    events.write_text("low 0\noom 3\noom_kill 2\n")
+    assert runner._out_of_memory_kills() == 2
+    assert runner._result(tmp_path, -9, out_of_memory=True)["status"] == "out-of-memory"
+    assert runner._result(tmp_path, -9, out_of_memory=False)["status"] == "failed"
+
+
+# --- what a method is handed
+
+
+def reachable(root: object) -> Iterator[object]:
+    """Yield everything that attributes and containers lead to from a task view."""
+    seen, todo = set(), [root]
+    while todo:
+        thing = todo.pop()
+        if id(thing) in seen or isinstance(thing, (type, str, bytes, int, float)):
+            continue
+        seen.add(id(thing))
+        yield thing
+        if isinstance(thing, dict):
+            todo += [*thing.keys(), *thing.values()]
+        elif isinstance(thing, (list, tuple, set, frozenset)):
+            todo += list(thing)
+        else:
+            todo += list(getattr(thing, "__dict__", {}).values())
+
+
+def test_nothing_a_method_is_handed_leads_to_the_ground_truth(view, small, small_truth_folder):
+    paths = [thing for thing in reachable(view()) if isinstance(thing, Path)]
+    assert paths, "the walk finds the folder of trained models"
+    for path in paths:
+        assert small.folder not in (path.resolve(), *path.resolve().parents)
+        assert not (path / "ground_truth").exists()

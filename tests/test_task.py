@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from tdabench.errors import DataError
+from tdabench.registry import find_task
+from tdabench.targets import Target, log_odds
+from tdabench.task import SubsetPlan
+
+
+def other_loss(logits, labels):
+    return -log_odds(logits, labels)
+
+
+CHANGES = {
+    "name": lambda t: replace(t, name="other"),
+    "data": lambda t: replace(t, data_sha256="0" * 64),
+    "width": lambda t: replace(t, make_model=lambda: nn.Sequential(nn.Linear(64, 33), nn.ReLU(), nn.Linear(33, 10))),
+    "activation": lambda t: replace(t, make_model=lambda: nn.Sequential(nn.Linear(64, 10), nn.Tanh())),
+    "layer added": lambda t: replace(t, make_model=lambda: nn.Sequential(nn.Linear(64, 10), nn.Tanh(), nn.Tanh())),
+    "no bias": lambda t: replace(t, make_model=lambda: nn.Sequential(nn.Linear(64, 10, bias=False))),
+    "dropout": lambda t: replace(t, make_model=lambda: nn.Sequential(nn.Linear(64, 10), nn.Dropout(0.1))),
+    "dropout rate": lambda t: replace(t, make_model=lambda: nn.Sequential(nn.Linear(64, 10), nn.Dropout(0.2))),
+    "loss": lambda t: replace(t, loss=other_loss),
+    "target": lambda t: replace(t, target=Target("margin", log_odds, torch.sigmoid)),
+    "lr": lambda t: replace(t, recipe=replace(t.recipe, lr=0.3)),
+    "momentum": lambda t: replace(t, recipe=replace(t.recipe, momentum=0.3)),
+    "batch size": lambda t: replace(t, recipe=replace(t.recipe, batch_size=7)),
+    "epochs": lambda t: replace(t, recipe=replace(t.recipe, epochs=7)),
+    "weight decay": lambda t: replace(t, recipe=replace(t.recipe, weight_decay=0.1)),
+}
+
+
+def test_every_change_of_the_task_is_another_version(small):
+    versions = {name: change(small).version for name, change in CHANGES.items()} | {"unchanged": small.version}
+    assert len(set(versions.values())) == len(versions)
+
+
+def test_words_for_people_and_the_amount_of_retraining_are_not_part_of_the_version(small, tmp_path):
+    assert replace(small, title="x", description="y", licence="z", folder=tmp_path).version == small.version
+    assert replace(small, plan=SubsetPlan(3, 3)).version == small.version
+
+
+@pytest.mark.parametrize(("name", "version"), [("digits-mlp", "ceb80a0481915dbf"), ("mnist-mlp", "aafca6d579e2dc38")])
+def test_shipped_versions_never_change_unnoticed(name, version):
+    assert find_task(name).version == version
+
+
+@pytest.mark.parametrize("name", ["digits-mlp", "mnist-mlp"])
+def test_queries_are_split_once_in_20_and_80_percent(name):
+    task = find_task(name)
+    tuning, reported = task.tuning_queries.tolist(), task.reported_queries.tolist()
+    assert len(tuning) == 100
+    assert sorted(tuning + reported) == list(range(500))
+    assert tuning == sorted(tuning)
+    assert reported == sorted(reported)
+    assert tuning[:5] == {"digits-mlp": [7, 9, 14, 19, 22], "mnist-mlp": [6, 9, 11, 17, 18]}[name]
+
+
+def test_subsets_are_of_equal_size_different_and_uniform(digits):
+    masks = digits.subset_masks()
+    assert masks.shape == (100, 1000)
+    assert set(masks.sum(1).tolist()) == {500}
+    assert len({tuple(row) for row in masks.tolist()}) == 100
+    assert masks.sum(0).min() > 30
+    assert masks.sum(0).max() < 70
+
+
+def test_more_subsets_leave_the_first_ones_as_they_are(small):
+    more = replace(small, plan=replace(small.plan, n_subsets=20)).subset_masks()
+    assert torch.equal(more[:8], small.subset_masks())
+
+
+def assert_no_training_example_is_a_query(data):
+    training = {row.numpy().tobytes() for row in data.training.inputs}
+    assert not [i for i, row in enumerate(data.queries.inputs) if row.numpy().tobytes() in training]
+
+
+def test_no_training_example_of_digits_is_a_query(digits, digits_data):
+    assert (len(digits_data.training), len(digits_data.queries)) == (digits.n_train, digits.n_queries)
+    assert_no_training_example_is_a_query(digits_data)
+
+
+@pytest.mark.data
+def test_no_training_example_of_mnist_is_a_query(mnist):
+    task, data = mnist
+    assert (len(data.training), len(data.queries)) == (task.n_train, task.n_queries)
+    assert_no_training_example_is_a_query(data)
+
+
+def test_other_data_than_the_task_was_defined_on_is_refused(small):
+    with pytest.raises(DataError, match=r"data of small is not the data.*SHA-256 bac2a0e6.*expected 00000000"):
+        replace(small, data_sha256="0" * 64).data()
+
+
+def test_one_changed_pixel_or_label_is_other_data(small, small_data):
+    for part in (small_data.training, small_data.queries):
+        for array in (part.inputs, part.labels):
+            changed = small.load_data(None)
+            mine = changed.training if part.split == "train" else changed.queries
+            (mine.inputs if array is part.inputs else mine.labels).view(-1)[0] += 1
+            assert changed.sha256 != small_data.sha256
+
+
+def test_missing_mnist_says_where_it_looked_and_what_to_do(tmp_path):
+    with pytest.raises(DataError) as caught:
+        find_task("mnist-mlp").data(tmp_path)
+    message = str(caught.value)
+    assert str(tmp_path / "MNIST" / "raw" / "train-images-idx3-ubyte") in message
+    assert "Point --data or TDABENCH_DATA at the folder that holds MNIST/raw" in message
+
+
+def test_damaged_mnist_is_a_clear_error(tmp_path):
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for part in ("train", "t10k"):
+        for kind in ("images-idx3", "labels-idx1"):
+            (raw / f"{part}-{kind}-ubyte").write_bytes(b"\0\0\x08\x03\0\0")
+    with pytest.raises(DataError, match="No readable MNIST"):
+        find_task("mnist-mlp").data(tmp_path)
+
+
+def test_initial_models_depend_on_their_stream_alone(small):
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    a, b, c = (small.initial_model("x", i)[0].weight for i in (0, 0, 1))
+    assert torch.equal(a, b)
+    assert not torch.equal(a, c)
+    assert torch.equal(torch.get_rng_state(), before)

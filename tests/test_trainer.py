@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from tdabench.seeds import derive_seed, generator
+from tdabench.trainer import Program, Stream, group_size, target_outputs, train_replicas
+
+# What grouping may change: the order of additions inside matrix products, in float32.
+TOLERANCE = {"rtol": 1e-4, "atol": 2e-5}
+
+
+def assert_same(a, b) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], **TOLERANCE)
+
+
+def together(task, data, masks, *stream):
+    return train_replicas(task, data, masks, *stream)
+
+
+def in_groups(task, data, masks, size, *stream):
+    parts = [train_replicas(task, data, part, *stream) for part in masks.split(size)]
+    return {k: torch.cat([p[k] for p in parts]) for k in parts[0]}
+
+
+@pytest.fixture(scope="module")
+def reference(small, small_data):
+    return together(small, small_data, small.subset_masks(), "ground-truth", 0)
+
+
+@pytest.mark.parametrize("size", [1, 3, 7])
+def test_results_do_not_depend_on_who_trains_beside(small, small_data, reference, size):
+    assert_same(in_groups(small, small_data, small.subset_masks(), size, "ground-truth", 0), reference)
+
+
+@settings(max_examples=10)
+@given(st.permutations(range(8)))
+def test_results_do_not_depend_on_the_order_of_replicas(small, small_data, reference, order):
+    shuffled = together(small, small_data, small.subset_masks()[order], "ground-truth", 0)
+    assert_same(shuffled, {k: v[order] for k, v in reference.items()})
+
+
+def test_results_do_not_depend_on_the_number_of_threads(small, small_data, reference):
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            assert_same(together(small, small_data, small.subset_masks(), "ground-truth", 0), reference)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_results_depend_on_no_global_state(small, small_data, reference):
+    torch.manual_seed(12345)
+    before = torch.get_rng_state()
+    again = together(small, small_data, small.subset_masks(), "ground-truth", 0)
+    assert all(torch.equal(again[k], reference[k]) for k in reference)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+class PlainNetwork(nn.Module):
+    """The small task's model once more, with dropout masks as an argument."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(64, 32), nn.Linear(32, 10)
+
+    def forward(self, x, mask):
+        return self.last(self.first(x).relu() * mask)
+
+
+def plain_training(task, data, kept, *stream):
+    """Train one replica the way a first-year student would."""
+    recipe = task.recipe
+    torch.manual_seed(derive_seed(task.name, *stream, "init"))
+    model = PlainNetwork()
+    _, sites = task.template(data.training.inputs[:1])
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
+    )
+    for epoch in range(recipe.epochs):
+        order = torch.randperm(task.n_train, generator=generator(task.name, *stream, "order", epoch))
+        mine = [i for i in order.tolist() if kept[i]]
+        masks = Stream((task.name, *stream), task.n_train, sites, torch.device("cpu")).dropout(epoch).masks["2.mask"]
+        for start in range(0, len(mine), recipe.batch_size):
+            batch = mine[start : start + recipe.batch_size]
+            logits = model(data.training.inputs[batch], masks[batch])
+            loss = nn.functional.cross_entropy(logits, data.training.labels[batch])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return model
+
+
+@pytest.mark.parametrize("change", [{}, {"weight_decay": 0.01}, {"momentum": 0.0}, {"batch_size": 17}])
+def test_training_equals_a_plain_loop(small, small_data, change):
+    task = replace(small, recipe=replace(small.recipe, **change))
+    masks = task.subset_masks()[:3]
+    ours = together(task, small_data, masks, "ground-truth", 2)
+    with torch.random.fork_rng():
+        for r in range(3):
+            plain = plain_training(task, small_data, masks[r], "ground-truth", 2)
+            expected = dict(zip(("0.weight", "0.bias", "3.weight", "3.bias"), plain.parameters(), strict=True))
+            assert_same({k: p[r] for k, p in ours.items()}, {k: p.detach() for k, p in expected.items()})
+
+
+def test_training_learns(small, small_data):
+    everything = torch.ones(1, small.n_train, dtype=torch.bool)
+    recipe = replace(small.recipe, epochs=15)
+    trained = train_replicas(small, small_data, everything, "attribution", 0, 0, recipe=recipe)
+    outputs = target_outputs(small, small_data, trained)
+    assert (outputs > 0).double().mean() > 0.6  # the right class outweighs all others together
+
+
+def test_ground_truth_and_attribution_models_share_nothing(small, small_data):
+    _, sites = small.template(small_data.training.inputs[:1])
+    everything = torch.ones(1, small.n_train, dtype=torch.bool)
+    truth, attribution = (
+        Stream((small.name, *name), small.n_train, sites, torch.device("cpu"))
+        for name in (("ground-truth", 0), ("attribution", 0, 0))
+    )
+    assert not torch.equal(truth.kept_in_order(0, everything), attribution.kept_in_order(0, everything))
+    assert not torch.equal(truth.dropout(0).masks["2.mask"], attribution.dropout(0).masks["2.mask"])
+    initial = [small.initial_model(*name)[0].weight for name in (("ground-truth", 0), ("attribution", 0, 0))]
+    assert not torch.equal(*initial)
+
+
+def test_subsets_of_a_seed_share_order_masks_and_start(small, small_data):
+    _, sites = small.template(small_data.training.inputs[:1])
+    stream = Stream((small.name, "ground-truth", 0), small.n_train, sites, torch.device("cpu"))
+    masks = small.subset_masks()
+    whole = stream.kept_in_order(1, torch.ones(1, small.n_train, dtype=torch.bool))[0].tolist()
+    for mask, order in zip(masks, stream.kept_in_order(1, masks).tolist(), strict=True):
+        assert order == [i for i in whole if mask[i]]
+
+
+def test_an_example_outside_the_subset_has_no_effect(small, small_data):
+    masks = small.subset_masks()[:1]
+    changed = small.load_data(None)
+    changed.training.inputs[~masks[0]] = 100.0
+    same = together(small, changed, masks, "ground-truth", 0)
+    expected = together(small, small_data, masks, "ground-truth", 0)
+    assert all(torch.equal(same[k], expected[k]) for k in same)
+
+
+def test_subsets_of_different_sizes_are_refused(small, small_data):
+    masks = torch.ones(2, small.n_train, dtype=torch.bool)
+    masks[0, :2] = False
+    with pytest.raises(ValueError, match="equal size"):
+        together(small, small_data, masks, "ground-truth", 0)
+
+
+def test_on_epoch_hears_of_every_epoch(small, small_data):
+    seen = []
+    train_replicas(small, small_data, small.subset_masks()[:1], "x", on_epoch=seen.append)
+    assert seen == [1, 2, 3]
+
+
+def test_the_recipe_can_be_replaced(small, small_data):
+    masks = small.subset_masks()[:1]
+    short = train_replicas(small, small_data, masks, "x", recipe=replace(small.recipe, epochs=1))
+    expected = together(replace(small, recipe=replace(small.recipe, epochs=1)), small_data, masks, "x")
+    assert all(torch.equal(short[k], expected[k]) for k in short)
+
+
+def test_outputs_are_the_target_with_dropout_off(small, small_data, reference):
+    model = small.make_model().eval()
+    outputs = target_outputs(small, small_data, reference)
+    assert outputs.shape == (8, 40)
+    for r in range(8):
+        model.load_state_dict({k: p[r] for k, p in reference.items()})
+        expected = small.target.function(model(small_data.queries.inputs), small_data.queries.labels)
+        torch.testing.assert_close(outputs[r], expected.detach())
+
+
+def test_batched_logits_equal_the_logits_of_each(small, small_data, reference):
+    program = Program.of(small, small_data)
+    inputs = small_data.queries.inputs.expand(8, -1, -1)
+    batched = program.logits(reference, inputs, {})
+    for r in range(8):
+        alone = program.logits({k: p[r : r + 1] for k, p in reference.items()}, inputs[:1], {})
+        torch.testing.assert_close(batched[r], alone[0])
+
+
+def test_groups_are_bounded_by_memory_and_number():
+    assert group_size({"w": torch.zeros(1)}) == 50
+    assert group_size({"w": torch.empty(10**8, device="meta")}) == 1
+    assert group_size({"w": torch.zeros(100_000)}) == (16 << 20) // 1_200_000

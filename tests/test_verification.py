@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tdabench import provenance, verification
+from tdabench.errors import GroundTruthError
+from tdabench.ground_truth import GroundTruth, read_ground_truth, write_ground_truth
+from tdabench.verification import OTHER_MACHINE_TOLERANCE, SAME_MACHINE_TOLERANCE, choose_replicas, tolerance, verify
+
+ALL = 32
+
+
+@pytest.fixture
+def forge(small, small_truth_folder, tmp_path):
+    """Write changed arrays with a manifest that matches them, and return the folder."""
+    truth = read_ground_truth(small, small_truth_folder)
+
+    def write(change):
+        masks, outputs = truth.masks.copy(), truth.outputs.copy()
+        change(masks, outputs)
+        write_ground_truth(tmp_path / "forged", masks, outputs, truth.manifest.model_dump())
+        return tmp_path / "forged"
+
+    return write
+
+
+def failed(task, folder) -> set[tuple[int, int]]:
+    return {(c.subset, c.seed) for c in verify(task, ALL, folder=folder) if not c.passed}
+
+
+def test_honest_ground_truth_passes(small, small_truth_folder):
+    seen = []
+    checks = verify(small, ALL, on_check=seen.append)
+    assert len(checks) == ALL
+    assert seen == checks
+    assert all(c.passed and c.difference < 1e-5 for c in checks)
+
+
+def test_the_number_of_threads_is_that_of_the_build_and_given_back(small, small_truth_folder, monkeypatch):
+    seen = []
+    real = verification.retrain
+    monkeypatch.setattr(verification, "retrain", lambda *a: seen.append(torch.get_num_threads()) or real(*a))
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        verify(small, 2)
+        assert set(seen) == {1}
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_swapped_rows_fail_and_only_they(small, forge):
+    def swap(_, outputs):
+        outputs[[2, 5], 1] = outputs[[5, 2], 1]
+
+    assert failed(small, forge(swap)) == {(2, 1), (5, 1)}
+
+
+def test_a_row_of_another_seed_fails(small, forge):
+    def copy(_, outputs):
+        outputs[3, 0] = outputs[3, 2]
+
+    assert failed(small, forge(copy)) == {(3, 0)}
+
+
+def test_a_row_shifted_by_a_little_fails(small, small_truth_folder, forge):
+    spread = read_ground_truth(small, small_truth_folder).manifest.subset_spread
+
+    def shift(_, outputs):
+        outputs[4, 3] += 0.01 * spread
+
+    assert failed(small, forge(shift)) == {(4, 3)}
+
+
+def test_outliers_cannot_be_hidden_behind_a_forged_spread(small, forge):
+    """One huge row widens the spread and with it the tolerance, but fails itself."""
+
+    def inflate(_, outputs):
+        outputs[0, 0] += 1e4
+
+    assert (0, 0) in failed(small, forge(inflate))
+
+
+def test_changed_masks_are_named_although_the_manifest_matches_them(small, forge):
+    def move_one(masks, _):
+        kept, dropped = np.flatnonzero(masks[6])[0], np.flatnonzero(~masks[6])[0]
+        masks[6, [kept, dropped]] = False, True
+
+    with pytest.raises(GroundTruthError, match=r"masks of small are not the ones its seeds give .*subset 6"):
+        verify(small, 1, folder=forge(move_one))
+
+
+def test_another_number_of_subsets_is_named(small, small_truth_folder):
+    larger = replace(small, plan=replace(small.plan, n_subsets=9))
+    with pytest.raises(GroundTruthError, match=r"have shape \(8, 120\), its plan gives \(9, 120\)"):
+        verify(larger, 1, folder=small_truth_folder)
+
+
+def test_the_tolerance_is_tight_only_where_the_truth_was_built(small, small_truth_folder, monkeypatch):
+    truth = read_ground_truth(small, small_truth_folder)
+    assert tolerance(truth) == SAME_MACHINE_TOLERANCE
+    monkeypatch.setattr(verification.provenance, "cpu_name", lambda: "another processor")
+    assert tolerance(truth) == OTHER_MACHINE_TOLERANCE
+    monkeypatch.undo()
+    monkeypatch.setattr(provenance, "packages", lambda: {"torch": "0.1"})
+    assert tolerance(truth) == OTHER_MACHINE_TOLERANCE
+
+
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 100), st.integers(0, 5))
+def test_chosen_replicas_are_distinct_and_exist(n_subsets, n_seeds, n, seed):
+    truth = GroundTruth(None, np.zeros((n_subsets, n_seeds, 1)), None, None, None)
+    chosen = choose_replicas(truth, n, seed)
+    assert len(set(chosen)) == len(chosen) == min(n, n_subsets * n_seeds)
+    assert all(0 <= m < n_subsets and 0 <= s < n_seeds for m, s in chosen)
+    assert chosen == choose_replicas(truth, n, seed)

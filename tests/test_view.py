@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from tdabench import view as view_module
+from tdabench.trainer import train_replicas
+
+
+@pytest.fixture
+def trainings(monkeypatch):
+    """Count real trainings."""
+    calls = []
+
+    def counted(*args, **kwargs):
+        calls.append(args)
+        return view_module_fit(*args, **kwargs)
+
+    view_module_train = view_module.train_replicas
+    view_module_fit = view_module.fit_stacked
+    monkeypatch.setattr(view_module, "fit_stacked", counted)
+    monkeypatch.setattr(view_module, "train_replicas", lambda *a: calls.append(a) or view_module_train(*a))
+    return calls
+
+
+def same(a, b) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_a_model_is_trained_once_and_charged_to_every_run(view, trainings):
+    first, second = view(), view()
+    assert same(first.train(0), second.train(0))
+    assert len(trainings) == 1
+    assert first.meter.models == second.meter.models
+    assert second.meter.train_s > 0
+    assert second.meter.storage_bytes >= 4 * (65 * 32 + 33 * 10)
+
+
+def test_a_model_asked_for_twice_in_a_run_is_charged_once(view):
+    task = view()
+    task.train(0)
+    once = task.meter.train_s
+    task.train(0)
+    task.member(0)
+    assert task.meter.train_s == once
+    task.train(1)
+    assert task.meter.train_s > once
+    assert task.meter.extra_train_s == pytest.approx(task.meter.train_s - once)
+
+
+def test_training_is_the_phase_train_and_loading_is_not(view):
+    fresh, cached = view(), view()
+    fresh.train(0)
+    cached.train(0)
+    assert "train" in fresh.meter.stopwatch.phases
+    assert "train" not in cached.meter.stopwatch.phases
+
+
+def test_a_damaged_checkpoint_is_trained_again(view, trainings, tmp_path):
+    expected = view().train(0)
+    (path,) = (tmp_path / "models").iterdir()
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    assert same(view().train(0), expected)
+    assert len(trainings) == 2
+    assert len(path.read_bytes()) == pytest.approx(len(whole), abs=16)
+
+
+def test_models_are_trained_on_everything_from_a_stream_of_their_own(view, small, small_data):
+    everything = torch.ones(1, small.n_train, dtype=torch.bool)
+    expected = train_replicas(small, small_data, everything, "attribution", 5, 1)
+    found = view(seed=5).train(1)
+    assert all(torch.equal(found[k], expected[k][0]) for k in found)
+    assert not same(found, view(seed=5).train(0))
+    assert not same(found, view(seed=4).train(1))
+
+
+def test_adapters_are_cached_and_charged_beside_their_model(view, trainings):
+    first, second = view(), view()
+    _, a = first.train_adapter(0, 1, rank=2, epochs=1)
+    _, b = second.train_adapter(0, 1, rank=2, epochs=1)
+    assert same(a, b)
+    assert len(trainings) == 2  # the model and the adapter
+    for task in (first, second):
+        assert (len(task.meter.models), len(task.meter.adapters)) == (1, 1)
+        assert task.meter.train_s == pytest.approx(
+            sum(t.seconds for t in (*task.meter.models.values(), *task.meter.adapters.values()))
+        )
+        (adapter,), (model,) = task.meter.adapters.values(), task.meter.models.values()
+        assert adapter.storage_bytes < model.storage_bytes
+
+
+def test_every_adapter_rank_and_length_is_an_adapter_of_its_own(view):
+    task = view()
+    asked = [(0, 2, 1), (1, 2, 1), (0, 3, 1), (0, 2, 2)]
+    for adapter, rank, epochs in asked:
+        task.train_adapter(0, adapter, rank=rank, epochs=epochs)
+    assert len(task.meter.adapters) == len(asked)
+
+
+def test_an_adapter_is_fine_tuned_on_the_model_and_helps_it(view, small):
+    task = view()
+    model, adapter = task.train_adapter(0, 0, rank=4, epochs=20)
+    whole, base = task.training.all(), task.member(0)
+    mine = task.adapter_member(0, 0, number=0, rank=4, epochs=20)
+    assert set(mine.parameters) == set(adapter)
+    assert model is not base.model
+    assert mine.loss(mine.parameters, whole).mean() < base.loss(base.parameters, whole).mean()
+
+
+def test_adapters_do_not_change_their_model(view):
+    task = view()
+    before = {k: v.clone() for k, v in task.train(0).items()}
+    task.train_adapter(0, 0, rank=2, epochs=1)
+    assert same(task.train(0), before)
+
+
+def test_warming_up_trains_nothing_that_counts(view, tmp_path):
+    task = view()
+    before = [p.clone() for p in task._template.parameters()]
+    task.warm_up()
+    assert not task.meter.models
+    assert not (tmp_path / "models").exists()
+    assert all(torch.equal(a, b) for a, b in zip(before, task._template.parameters(), strict=True))
+
+
+def test_the_view_describes_the_model(view, small):
+    assert [s.buffer for s in view().dropout_sites] == ["2.mask"]
+    assert view().has_linear_layers
+    plain = replace(
+        small, make_model=lambda: nn.Sequential(nn.Unflatten(1, (1, 64)), nn.Conv1d(1, 10, 64), nn.Flatten())
+    )
+    assert view(plain, small.data()).dropout_sites == ()
+    assert not view(plain, small.data()).has_linear_layers
+
+
+def test_the_view_leads_to_no_ground_truth(view, small, small_truth_folder):
+    task = view()
+    assert (task.n_train, task.n_queries, task.name) == (120, 40, "small")
+    assert not (task._task.folder / "ground_truth").exists()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tdabench import lds
 from tdabench.ensembles import Ensemble, Independent, check_supported
-from tdabench.errors import Declined, ScoresError, UsageError
+from tdabench.errors import Declined, ScoresError
 from tdabench.member import Member
 from tdabench.meter import ATTRIBUTE, FIT
 from tdabench.method import MemberMethod, Method
@@ -45,8 +45,6 @@ def _execute(
         raise Declined(reason)
     if isinstance(method, MemberMethod):
         scores = _per_member(method, ensemble or Independent(), task, on_member)
-    elif ensemble is not None:
-        raise UsageError(f"{type(method).__name__} is defined on the whole task; it cannot be wrapped in an ensemble.")
     else:
         with task.meter.phase(FIT):
             state = method.fit(task)

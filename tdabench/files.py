@@ -31,6 +31,8 @@ _CLOSED = {
     errno.EISDIR: "it is a folder",
 }
 
+_TAKEN = (errno.ENOTEMPTY, errno.EEXIST)
+
 
 @contextlib.contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
@@ -46,6 +48,10 @@ def storage_errors(path: Path) -> Iterator[None]:
         if error.errno in _CLOSED:
             raise StorageError(
                 f"Cannot write {path}: {_CLOSED[error.errno]}. Choose a folder that you can write to."
+            ) from error
+        if error.errno == errno.ENOTEMPTY:  # a folder was renamed to one that exists
+            raise StorageError(
+                f"Cannot write {path}: another command wrote it first. Nothing was replaced; give the command again."
             ) from error
         raise
 

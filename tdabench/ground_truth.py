@@ -45,7 +45,7 @@ class Manifest(Strict):
     commit: str | None
     packages: dict[str, str]
     cpu: str
-    threads_per_worker: int
+    threads_per_worker: int = Field(ge=1)
     replicas_per_group: int
     seconds_per_replica: float = Field(ge=0)
     """Worker seconds, batched, on this machine."""

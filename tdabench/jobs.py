@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tdabench import provenance
 from tdabench.datasets import cache_folder
+from tdabench.errors import UsageError
 from tdabench.options import make, values
 from tdabench.records import EnsembleRecord, Machine, OptionValue
 from tdabench.registry import find_method, find_task, source_sha256, split_reference
@@ -143,6 +144,7 @@ def plan(job: Job) -> Plan:
     method = make(cls, job.method, job.options)
     record = None
     if job.ensemble is not None:
+        _check_wrappable(cls, job)
         ensemble = parse_ensemble(job.ensemble)
         record = EnsembleRecord(kind=kind_of(ensemble), options=values(ensemble), members=ensemble.size)
     return Plan(
@@ -154,3 +156,13 @@ def plan(job: Job) -> Plan:
         method_sha256=source_sha256(cls),
         machine=provenance.machine(job.threads, job.device),
     )
+
+
+def _check_wrappable(cls: type[Any], job: Job) -> None:
+    from tdabench.method import MemberMethod
+
+    if not issubclass(cls, MemberMethod):
+        raise UsageError(
+            f"{shown(job.method)} is defined on the whole task, so no ensemble can wrap it. Leave out --ensemble, "
+            "or define it per member (tdabench.MemberMethod)."
+        )

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tdabench.ensembles import format_ensemble
 from tdabench.errors import FileFormatError
@@ -137,6 +137,15 @@ class Record(Strict):
     provenance: Provenance
     command: str
     """What replays the run."""
+
+    @model_validator(mode="after")
+    def _is_complete(self) -> Record:
+        """Hold an ok run to what evaluation and the board read, and any other to a reason."""
+        if self.status == "ok" and None in (self.costs, self.ingredients, self.scores):
+            raise ValueError("a run that ended as ok has costs, ingredients and scores")
+        if self.status != "ok" and not self.reason:
+            raise ValueError(f"a run that ended as {self.status} has a reason")
+        return self
 
     @property
     def label(self) -> str:

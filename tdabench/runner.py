@@ -164,7 +164,7 @@ def _result(folder: Path, code: int, out_of_memory: bool) -> dict[str, Any]:
     path = folder / RESULT_FILE
     if path.exists():
         return json.loads(path.read_text(encoding="utf-8"))
-    if out_of_memory:
+    if out_of_memory and code == -signal.SIGKILL:
         return {"status": "out-of-memory", "reason": "killed by the kernel, which ran out of memory"}
     if code < 0:
         name = signal.Signals(-code).name

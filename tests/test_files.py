@@ -195,10 +195,19 @@ def test_new_folder_vanishes_on_an_error(tmp_path, error):
 def test_new_folder_never_replaces_a_folder_with_content(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "file.txt").write_text("first")
-    with pytest.raises(OSError, match="run"), new_folder(tmp_path / "run") as aside:
+    with pytest.raises(StorageError, match="another command wrote it first"), new_folder(tmp_path / "run") as aside:
         write_text(aside / "file.txt", "second")
     assert (tmp_path / "run" / "file.txt").read_text() == "first"
     assert names(tmp_path) == ["run"]
+
+
+def test_a_file_in_the_way_of_a_folder_is_named(tmp_path):
+    (tmp_path / "runs").write_text("a file")
+    with (
+        pytest.raises(StorageError, match="in the way|part of the path is a file"),
+        new_folder(tmp_path / "runs" / "run"),
+    ):
+        pass
 
 
 def test_arrays_come_back_and_their_hash_is_the_files(tmp_path):

@@ -107,3 +107,14 @@ def test_not_a_record_at_all(tmp_path, content):
 def test_no_field_holds_quality():
     fields = {*Record.model_fields, *golden()["costs"], *golden()["ingredients"]}
     assert not fields & {"lds", "score", "rank", "evaluation", "quality"}
+
+
+@pytest.mark.parametrize("part", ["costs", "ingredients", "scores"])
+def test_an_ok_run_without_what_the_board_reads_is_refused(part):
+    with pytest.raises(FileFormatError, match="ok has costs, ingredients and scores"):
+        parse_record(json.dumps(golden() | {part: None}), WHERE)
+
+
+def test_a_run_that_is_not_ok_says_why():
+    with pytest.raises(FileFormatError, match="failed has a reason"):
+        parse_record(json.dumps(golden() | {"status": "failed", "reason": None}), WHERE)

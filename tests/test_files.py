@@ -204,7 +204,7 @@ def test_new_folder_never_replaces_a_folder_with_content(tmp_path):
 def test_a_file_in_the_way_of_a_folder_is_named(tmp_path):
     (tmp_path / "runs").write_text("a file")
     with (
-        pytest.raises(StorageError, match="in the way|part of the path is a file"),
+        pytest.raises(StorageError, match=r"in the way|part of the path is a file"),
         new_folder(tmp_path / "runs" / "run"),
     ):
         pass

@@ -119,5 +119,5 @@ def test_mistakes_are_found_before_anything_runs(job):
 def test_a_method_on_the_whole_task_cannot_be_wrapped(job: Job):
     whole = replace(job, method=f"{METHODS}:TrainsInside", options={})
     assert plan(replace(whole, ensemble=None)).ensemble is None
-    with pytest.raises(UsageError, match="no ensemble can wrap it. Leave out --ensemble"):
+    with pytest.raises(UsageError, match=r"no ensemble can wrap it\. Leave out --ensemble"):
         plan(whole)

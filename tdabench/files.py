@@ -29,9 +29,8 @@ _CLOSED = {
     errno.EROFS: "the disk is read-only",
     errno.ENOTDIR: "a part of the path is a file",
     errno.EISDIR: "it is a folder",
+    errno.EEXIST: "a file of that name is in the way",
 }
-
-_TAKEN = (errno.ENOTEMPTY, errno.EEXIST)
 
 
 @contextlib.contextmanager

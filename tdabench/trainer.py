@@ -29,6 +29,7 @@ Parameters = dict[str, Tensor]
 # of L3, the rate is flat up to about this size and falls by a fifth at four times it.
 _GROUP_BYTES = 16 << 20
 _MAX_GROUP = 50
+_LARGE_WEIGHT = 1 << 12
 
 
 @dataclass(frozen=True)
@@ -127,8 +128,25 @@ def train_replicas(
     initial = dict(task.initial_model(*stream).named_parameters())
     device = data.training.inputs.device
     stacked = {k: p.detach().to(device).expand(masks.shape[0], *p.shape).clone() for k, p in initial.items()}
-    name = (task.name, *stream)
-    return fit_stacked(Program.of(task, data), stacked, data.training, masks, name, recipe or task.recipe, on_epoch)
+    name, program = (task.name, *stream), Program.of(task, data)
+    stacked = _laid_out_as_gradients(program.model, stacked)
+    trained = fit_stacked(program, stacked, data.training, masks, name, recipe or task.recipe, on_epoch)
+    return {k: p.contiguous() for k, p in trained.items()}
+
+
+def _laid_out_as_gradients(model: nn.Module, stacked: Parameters) -> Parameters:
+    """Store the weights of batched linear layers transposed, as their gradients come out of the matrix product.
+
+    Updating one from the other is then one sweep through memory: a sixth of mnist-mlp's training time. Values are the
+    same to the bit; small weights stay as they are, because they gain nothing.
+    """
+    linear = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+
+    def lay(name: str, p: Tensor) -> Tensor:
+        large = name in linear and p.shape[0] > 1 and p[0].numel() >= _LARGE_WEIGHT
+        return p.transpose(1, 2).contiguous().transpose(1, 2) if large else p
+
+    return {name: lay(name, p) for name, p in stacked.items()}
 
 
 def fit_stacked(

@@ -7,10 +7,10 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from tdabench.tasks import digits_mlp
 from torch import Tensor, nn
 
 from tdabench import LOG_ODDS, Examples, Recipe, SubsetPlan, Task, TaskData, cross_entropy
+from tdabench.tasks import digits_mlp
 
 N_TRAIN, N_QUERIES = 120, 40
 FOLDER = Path(os.environ.get("TDABENCH_TEST_TASK_FOLDER", Path(__file__).parent / "small_task_without_folder"))

@@ -7,11 +7,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tdabench.baselines.grad_dot import GradDot
-from tdabench.baselines.trak import Trak
 from torch import nn
 
 from tdabench import MemberMethod
+from tdabench.baselines.grad_dot import GradDot
+from tdabench.baselines.trak import Trak
 from tdabench.ensembles import Dropout, Independent, Lora, format_ensemble, kind_of, parse_ensemble
 from tdabench.errors import Declined, OptionError, UnknownNameError, UsageError
 from tdabench.execution import execute

@@ -5,11 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+
+from tdabench import Examples, TaskData, UsageError
 from tdabench.baselines.controls import GradientNorm, Random
 from tdabench.baselines.grad_dot import GradCos, GradDot
 from tdabench.baselines.trak import Trak
-
-from tdabench import Examples, TaskData, UsageError
 from tdabench.ensembles import Dropout, Independent, Lora
 from tdabench.execution import execute
 from tdabench.trainer import target_outputs, train_replicas

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tdabench.dropout import DropoutSite, install_masks
-from tdabench.errors import DataError
+from tdabench.errors import DataError, UsageError
 from tdabench.examples import Examples
 from tdabench.files import sha256_arrays
 from tdabench.seeds import derive_seed, generator
@@ -93,6 +93,8 @@ class Task:
         What attribution explains.
     folder
         Where the task's card, ground truth and tuned options stand.
+    revision
+        Counted up by the author for a change that the version cannot see: the code of the model, loss or target.
     """
 
     name: str
@@ -109,6 +111,7 @@ class Task:
     recipe: Recipe
     folder: Path
     plan: SubsetPlan = SubsetPlan()
+    revision: int = 1
 
     def data(self, folder: Path | None = None) -> TaskData:
         """Load and check the prepared arrays.
@@ -137,7 +140,8 @@ class Task:
                 "data": self.data_sha256,
                 "model": self.architecture,
                 "recipe": asdict(self.recipe),
-                "loss": self.loss.__name__,
+                "loss": _name_of(self.loss),
+                "revision": self.revision,
                 "target": self.target.name,
             },
             sort_keys=True,
@@ -146,12 +150,17 @@ class Task:
 
     @cached_property
     def architecture(self) -> list[list[object]]:
-        """Names, kinds and parameter shapes of the model's modules: a description that torch's repr cannot change."""
-        model = self.initial_model("architecture")
+        """Names, kinds, settings and parameter shapes of the model's modules.
+
+        Settings are the plain values that torch's modules declare as constants (rate, stride, slope, ...): they change
+        less between torch's versions than its printed form does. What the code of a module computes is not seen.
+        """
         rows: list[list[object]] = []
-        for name, module in model.named_modules():
+        for name, module in self.initial_model("architecture").named_modules():
             shapes = [[k, list(p.shape)] for k, p in module.named_parameters(recurse=False)]
-            rows.append([name, type(module).__name__, shapes, getattr(module, "p", None)])
+            settings = {k: getattr(module, k, None) for k in getattr(module, "__constants__", [])}
+            plain = {k: v for k, v in settings.items() if isinstance(v, (bool, int, float, str, tuple))}
+            rows.append([name, type(module).__name__, shapes, plain])
         return rows
 
     def initial_model(self, *stream: str | int) -> nn.Module:
@@ -186,3 +195,12 @@ class Task:
             order = torch.randperm(self.n_train, generator=generator(self.name, "subset", m))
             masks[m, order[:size]] = True
         return masks
+
+
+def _name_of(function: Callable[..., object]) -> str:
+    name = getattr(function, "__name__", None)
+    if name is None:
+        raise UsageError(
+            f"The loss is a {type(function).__name__} without a name. Define it with def, for its version."
+        )
+    return str(name)

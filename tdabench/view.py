@@ -48,6 +48,7 @@ class TaskView:
         self.device = data.training.inputs.device
         self.meter = meter or Meter(self.device)
         self._store = ModelStore(store, self.device)
+        self._models: dict[str, Parameters] = {}
         self._template, self._sites = task.template(data.training.inputs[:1].cpu())
         self._template.to(self.device).requires_grad_(False)
         self.loss_function = task.loss
@@ -77,17 +78,20 @@ class TaskView:
     def train(self, model: int = 0) -> Parameters:
         """Return the parameters of attribution model number ``model``, trained on the full training set.
 
-        Metered and cached: trained once on this machine class, charged to every run that asks for it.
+        Metered and cached: trained once on this machine class, charged to every run that asks for it. Members of one
+        model share its tensors; do not write to them.
         """
         name = f"model-{self.seed}-{model}"
+        if name in self._models:
+            return self._models[name]
 
         def work() -> Parameters:
             everything = torch.ones(1, self.n_train, dtype=torch.bool)
             stacked = train_replicas(self._task, self._data, everything, STREAM, self.seed, model)
             return {k: p[0] for k, p in stacked.items()}
 
-        parameters, self.meter.models[name] = self._trained(name, work)
-        return parameters
+        self._models[name], self.meter.models[name] = self._trained(name, work)
+        return self._models[name]
 
     def train_adapter(self, model: int, adapter: int, *, rank: int, epochs: int) -> tuple[nn.Module, Parameters]:
         """Return the model with low-rank adapters, and the parameters of adapter number ``adapter`` on it.

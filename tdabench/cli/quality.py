@@ -161,11 +161,14 @@ def board(runs: Path, out: Path, as_json: bool) -> None:
     help="Where W&B writes.",
 )
 @own_tasks_option
-def wandb(runs: Path, project: str, mode: Literal["offline", "online"], folder: Path) -> None:
+@json_option
+def wandb(runs: Path, project: str, mode: Literal["offline", "online"], folder: Path, as_json: bool) -> None:
     """Copy the results of the run folders in RUNS to Weights & Biases; needs the wandb extra."""
     from tdabench.results import find_runs, read_rows
     from tdabench.wandb_sink import send
 
     rows, _ = read_rows(find_runs(runs))
     count = send(rows, project, folder, mode)
-    click.echo(f"Sent {count} runs to the project {project} ({mode}).")
+    if as_json:
+        return print_json({"runs": count, "project": project, "mode": mode})
+    return click.echo(f"Sent {count} runs to the project {project} ({mode}).")

@@ -39,7 +39,7 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 benchmark: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/benchmarks --benchmark-only -o addopts= -s $(ARGS)
+	$(BIN)/python -m pytest tests/benchmarks --benchmark-only -o addopts= -s $(ARGS)
 
 clean:
 	rm -rf $(OUT) build dist .pytest_cache .mypy_cache .ruff_cache .benchmarks .hypothesis

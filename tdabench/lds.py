@@ -15,8 +15,8 @@ from tdabench.errors import GroundTruthError, ScoresError
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
-BLOCK_BYTES = 64 * 2**20
-"""Cap on the float64 copy of the scores."""
+BLOCK_BYTES = 8 * 2**20
+"""Size of the float64 copy of a block of scores: large enough for the matrix product, small enough for the cache."""
 
 CENTRE_BITS = 24
 """Bits of the centre that is subtracted from a query's scores: as many as float32 has."""
@@ -92,13 +92,14 @@ def subset_sums(scores: npt.NDArray[np.floating], masks: Bools) -> Floats:
     scores = np.asarray(scores)
     kept = _subset_size(masks)
     check_scores(scores, n_train=masks.shape[1])
-    weights = np.ascontiguousarray(masks.T, dtype=np.float64)  # [n_train, n_subsets]
+    weights = masks.astype(np.float64)  # [n_subsets, n_train]
     sums = np.empty((len(masks), len(scores)))  # [n_subsets, n_queries]
     step = max(1, BLOCK_BYTES // (8 * max(1, masks.shape[1])))
+    buffer = np.empty((min(step, len(scores)), masks.shape[1]))  # reused: fresh memory costs more than filling it
     for start in range(0, len(scores), step):
         block = slice(start, start + step)
         with np.errstate(over="ignore", invalid="ignore"):  # reported below
-            sums[:, block] = _centred_sums(scores[block], weights, kept)
+            sums[:, block] = _centred_sums(scores[block], weights, kept, buffer)
     if not np.isfinite(sums).all():
         query = int(np.argmin(np.isfinite(sums).all(axis=0)))
         raise ScoresError(
@@ -205,13 +206,15 @@ def _subset_size(masks: Bools) -> int:
     return int(sizes[0])
 
 
-def _centred_sums(scores: npt.NDArray[np.floating], weights: Floats, kept: int) -> Floats:
+def _centred_sums(scores: npt.NDArray[np.floating], weights: Floats, kept: int, buffer: Floats) -> Floats:
     # A centre of few bits keeps the sums of float32 scores of similar magnitude exact. Centred on the float64 mean, two
     # subsets with the same sum (counts, votes, 0/1 scores) would differ by rounding, and their tie would be broken.
     mantissa, exponent = np.frexp(scores.mean(axis=1, dtype=np.float64))
     centre = np.ldexp(np.round(np.ldexp(mantissa, CENTRE_BITS)), exponent - CENTRE_BITS)  # [n_queries]
-    centred = np.subtract(scores, centre[:, None], dtype=np.float64)  # [n_queries, n_train]
-    sums = (centred @ weights).T  # [n_subsets, n_queries]
+    centred = buffer[: len(scores)]  # [n_queries, n_train]
+    centred[...] = scores
+    centred -= centre[:, None]
+    sums = (centred @ weights.T).T  # [n_subsets, n_queries]
     span = sums.max(axis=0) - sums.min(axis=0)
     # If all scores of a query are equal, its sums are rounding noise around a constant, and ranking noise gives a
     # random number instead of 0. The noise in the difference of two sums is at most 2 * kept * eps * sum(|score|)

@@ -252,17 +252,17 @@ def test_damaged_arrays_are_one_error_or_arrays(tmp_path_factory, data):
         if content:
             content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     path.write_bytes(content)
-    _reads_or_says_what_to_do(read_arrays, path)
+    check_reads_or_says_what_to_do(read_arrays, path)
 
 
 @given(st.binary(max_size=64))
 def test_any_bytes_are_json_or_one_error(tmp_path_factory, content):
     path = tmp_path_factory.getbasetemp() / "any.json"
     path.write_bytes(content)
-    _reads_or_says_what_to_do(read_json, path)
+    check_reads_or_says_what_to_do(read_json, path)
 
 
-def _reads_or_says_what_to_do(read, path):
+def check_reads_or_says_what_to_do(read, path):
     error = None
     try:
         read(path, "thing", "Make it.")

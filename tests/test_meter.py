@@ -123,5 +123,7 @@ def test_a_run_that_trains_nothing_costs_nothing():
 
 @pytest.mark.parametrize("device", ["cpu", torch.device("cpu")])
 def test_devices_are_named_either_way(device):
-    with Meter(device).phase("fit"):
+    meter = Meter(device)
+    with meter.phase("fit"):
         pass
+    assert set(meter.stopwatch.phases) == {"fit", "harness"}

@@ -128,9 +128,11 @@ def test_damaged_files_are_scores_or_one_error(tmp_path_factory, suffix, data):
             content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     path.write_bytes(content)
     try:
-        read_scores(path)
-    except FileFormatError:
-        return
+        found = read_scores(path)
+    except FileFormatError as error:
+        assert str(path) in str(error)
+    else:
+        assert isinstance(found, np.ndarray)
 
 
 def test_hash_in_the_record_is_of_the_file(run_folder):

@@ -11,6 +11,7 @@ from tdabench.examples import Examples
 from tdabench.seeds import generator
 from tdabench.targets import LOG_ODDS, cross_entropy
 from tdabench.task import Recipe, SubsetPlan, Task, TaskData
+from tdabench.tasks.networks import dropout_mlp
 
 N_TRAIN, N_QUERIES = 1000, 500
 
@@ -31,15 +32,7 @@ def load_data(folder: Path | None) -> TaskData:
 
 def make_model() -> nn.Module:
     """Return the MLP 64-128-64-10 with dropout 0.1 after each hidden layer: 17,226 parameters."""
-    return nn.Sequential(
-        nn.Linear(64, 128),
-        nn.ReLU(),
-        nn.Dropout(0.1),
-        nn.Linear(128, 64),
-        nn.ReLU(),
-        nn.Dropout(0.1),
-        nn.Linear(64, 10),
-    )
+    return dropout_mlp(64, 128, 64, 10, p=0.1)
 
 
 TASK = Task(

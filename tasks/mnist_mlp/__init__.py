@@ -11,6 +11,7 @@ from tdabench import datasets
 from tdabench.examples import Examples
 from tdabench.targets import LOG_ODDS, cross_entropy
 from tdabench.task import Recipe, SubsetPlan, Task, TaskData
+from tdabench.tasks.networks import dropout_mlp
 
 N_TRAIN, N_QUERIES = 5000, 500
 MEAN, STANDARD_DEVIATION = 0.1307, 0.3081
@@ -30,15 +31,7 @@ def _first(images: object, n: int, split: str) -> Examples:
 
 def make_model() -> nn.Module:
     """Return the MLP 784-128-64-10 with dropout 0.1 after each hidden layer: 109,386 parameters."""
-    return nn.Sequential(
-        nn.Linear(784, 128),
-        nn.ReLU(),
-        nn.Dropout(0.1),
-        nn.Linear(128, 64),
-        nn.ReLU(),
-        nn.Dropout(0.1),
-        nn.Linear(64, 10),
-    )
+    return dropout_mlp(784, 128, 64, 10, p=0.1)
 
 
 TASK = Task(

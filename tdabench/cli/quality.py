@@ -122,7 +122,7 @@ def _print_comparison(facts: dict[str, Any]) -> None:
     if facts["cost_ratios"] is None:
         rows.append(["costs", "measured on different machine classes, so not compared"])
     else:
-        known = [f"{k} x{v:.2f}" for k, v in facts["cost_ratios"].items() if v is not None]
+        known = [f"{k} x{v:.2g}" for k, v in facts["cost_ratios"].items() if v is not None]
         rows.append(["costs, first over second", ", ".join(known)])
     print_facts(rows)
 

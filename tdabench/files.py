@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +33,10 @@ _CLOSED = {
     errno.EISDIR: "it is a folder",
     errno.EEXIST: "a file of that name is in the way",
 }
+
+
+_ASIDE = ".partial-"
+_FRESH_S = 60.0
 
 
 @contextlib.contextmanager
@@ -85,11 +91,17 @@ def write_json(path: Path, value: Any) -> None:
 
 @contextlib.contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
-    """Give a folder to fill that becomes ``target`` when the block ends well, and vanishes when it does not."""
+    """Give a folder to fill that becomes ``target`` when the block ends well, and vanishes when it does not.
+
+    What a killed process left beside ``target`` is removed first.
+    """
     with storage_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=".partial-"))
+        _remove_abandoned(target.parent)
+        aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=_ASIDE))
+        lock = os.open(aside, os.O_RDONLY)
         try:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # held while this process lives: whoever can take it may remove the folder
             yield aside
             for file in aside.iterdir():
                 _sync_file(file)
@@ -99,6 +111,22 @@ def new_folder(target: Path) -> Iterator[Path]:
         except BaseException:
             shutil.rmtree(aside, ignore_errors=True)
             raise
+        finally:
+            os.close(lock)
+
+
+def _remove_abandoned(parent: Path) -> None:
+    """Remove unfinished folders whose process is gone; one that was made just now may not have its lock yet."""
+    for folder in parent.glob(f"{_ASIDE}*"):
+        with contextlib.suppress(OSError):  # another process is at it, or it is gone
+            if time.time() - folder.stat().st_mtime < _FRESH_S:
+                continue
+            lock = os.open(folder, os.O_RDONLY)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(lock)
 
 
 def _sync_file(path: Path) -> None:

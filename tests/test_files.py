@@ -201,6 +201,24 @@ def test_new_folder_never_replaces_a_folder_with_content(tmp_path):
     assert names(tmp_path) == ["run"]
 
 
+def test_what_a_killed_process_left_is_removed_and_what_is_at_work_is_not(tmp_path):
+    abandoned = tmp_path / ".partial-abandoned"
+    abandoned.mkdir()
+    with new_folder(tmp_path / "first") as at_work:
+        for folder in (abandoned, at_work):
+            os.utime(folder, (0, 0))
+        with new_folder(tmp_path / "second"):
+            assert at_work.exists()
+            assert not abandoned.exists()
+    assert names(tmp_path) == ["first", "second"]
+
+
+def test_a_folder_made_just_now_is_left_alone(tmp_path):
+    (tmp_path / ".partial-fresh").mkdir()
+    with new_folder(tmp_path / "run"):
+        assert (tmp_path / ".partial-fresh").exists()
+
+
 def test_a_file_in_the_way_of_a_folder_is_named(tmp_path):
     (tmp_path / "runs").write_text("a file")
     with (

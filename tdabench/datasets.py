@@ -101,8 +101,9 @@ def _download_mnist(datasets: ModuleType) -> tuple[object, object]:
         with FileLock(root / "mnist.lock"):
             return datasets.MNIST(str(root), train=True, download=True), datasets.MNIST(str(root), train=False)
     except (RuntimeError, OSError) as error:
+        why = " ".join(str(error).split())
         raise DataError(
-            f"MNIST could not be downloaded into {root} ({' '.join(str(error).split())}). Check the network, or put the files "
+            f"MNIST could not be downloaded into {root} ({why}). Check the network, or put the files "
             f"train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte and t10k-labels-idx1-ubyte "
             f"into DIR/MNIST/raw and pass --data DIR (or set {DATA_VARIABLE}=DIR)."
         ) from error

@@ -13,7 +13,7 @@ from tdabench.ensembles import Ensemble, Independent, check_supported
 from tdabench.errors import Declined, ScoresError
 from tdabench.member import Member
 from tdabench.meter import ATTRIBUTE, FIT
-from tdabench.method import MemberMethod, Method
+from tdabench.method import MemberMethod, Method, check_floats
 from tdabench.stopwatch import HARNESS
 from tdabench.view import TaskView
 
@@ -78,15 +78,12 @@ def _part(method: MemberMethod, member: Member, known: set[int]) -> Any:
 
 def check_scores(scores: Any, n_queries: int, n_train: int) -> Tensor:
     """Return scores as float32 on the CPU, or say what is wrong with them."""
-    if not isinstance(scores, torch.Tensor):
-        raise ScoresError(f"attribute must return a torch.Tensor; got {type(scores).__name__}.")
+    check_floats(scores)
     if scores.shape == (n_train, n_queries) and n_train != n_queries:
         raise ScoresError(
             f"Scores must have shape [n_queries, n_train] = [{n_queries}, {n_train}]; got the transpose, "
             f"{list(scores.shape)}. Return scores.T."
         )
-    if not scores.is_floating_point():
-        raise ScoresError(f"Scores have type {scores.dtype}, expected floats. Return scores.float().")
     scores = scores.detach().to("cpu", torch.float32).contiguous()
     lds.check_scores(scores.numpy(), n_train=n_train, n_queries=n_queries)
     return scores

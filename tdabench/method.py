@@ -75,7 +75,7 @@ def mean(parts: Iterable[Any]) -> Any:
     for part in parts:
         single = not isinstance(part, tuple)
         tensors = (part,) if single else part
-        _check_floats(tensors)
+        check_floats(*tensors)
         total = [t.clone() for t in tensors] if count == 0 else [a.add_(b) for a, b in zip(total, tensors, strict=True)]
         count += 1
     if count == 0:
@@ -84,7 +84,8 @@ def mean(parts: Iterable[Any]) -> Any:
     return means[0] if single else means
 
 
-def _check_floats(parts: Iterable[Any]) -> None:
+def check_floats(*parts: Any) -> None:
+    """Refuse what ``attribute`` may not return: anything but floating-point tensors."""
     for part in parts:
         if not isinstance(part, Tensor):
             raise ScoresError(f"attribute must return a torch.Tensor; got {type(part).__name__}.")

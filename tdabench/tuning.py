@@ -19,7 +19,8 @@ from tdabench.files import read_json, write_json
 from tdabench.records import OptionValue, Strict
 
 if TYPE_CHECKING:
-    from tdabench.jobs import Job
+    from tdabench.ground_truth import GroundTruth
+    from tdabench.jobs import Job, Plan
     from tdabench.task import Task
 
 TUNED_FILE = "tuned.json"
@@ -99,15 +100,17 @@ def tune(
     timeout_s
         Seconds after which a candidate is stopped; the runner's default if None.
     """
+    from tdabench.ground_truth import read_ground_truth
     from tdabench.jobs import plan
     from tdabench.registry import find_method, find_task
 
     task = find_task(job.task)
+    truth = read_ground_truth(task)
     grid = {k: v for k, v in grid_of(find_method(job.method), job.method).items() if k not in job.options}
     candidates = []
     for options in combinations(grid):
         planned = plan(replace(job, options={**job.options, **options}, ensemble=None))
-        candidates.append(_try(planned, options, runs, timeout_s))
+        candidates.append(_try(planned, truth, options, runs, timeout_s))
         on_candidate(candidates[-1])
     best = max(candidates, key=lambda c: c.tuning_lds)
     return Tuned(
@@ -119,8 +122,7 @@ def tune(
     )
 
 
-def _try(planned: Any, options: dict[str, Any], runs: Path, timeout_s: float | None) -> Candidate:
-    from tdabench.ground_truth import read_ground_truth
+def _try(planned: Plan, truth: GroundTruth, options: dict[str, Any], runs: Path, timeout_s: float | None) -> Candidate:
     from tdabench.lds import lds_per_query
     from tdabench.records import read_record
     from tdabench.runner import DEFAULT_TIMEOUT_S, find_run, run
@@ -133,7 +135,6 @@ def _try(planned: Any, options: dict[str, Any], runs: Path, timeout_s: float | N
         record = read_record(folder)
     if record.costs is None:
         raise UsageError(f"Tuning stopped: {record.label} {options} ended as {record.status} ({record.reason}).")
-    truth = read_ground_truth(planned.task)
     scores = read_run_scores(folder, record)[truth.tuning]
     rho, _ = lds_per_query(scores, truth.masks, truth.mean[:, truth.tuning])
     return Candidate(options=options, tuning_lds=float(rho.mean()), serve_s=record.costs.serve_s)

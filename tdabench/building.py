@@ -1,21 +1,18 @@
 """Building ground truth: retraining in slices that survive a kill, over any ``concurrent.futures.Executor``.
 
-A slice is a group of subsets under one seed. It is written, whole, when it is done; a build starts by reading the
-slices that are there and retrains only the replicas that are missing.
+A slice is written, whole, when it is done; a build starts by reading the slices that are there and retrains only the
+replicas that are missing. Several machines build shards into folders of their own, and ``merge`` puts them together.
 """
 
 from __future__ import annotations
 
-import os
+import json
 import shutil
-import threading
 import time
-from collections.abc import Callable, Iterable
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError, Executor, Future, as_completed
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import lru_cache
-from multiprocessing import get_context, parent_process
 from pathlib import Path
 
 import numpy as np
@@ -23,29 +20,18 @@ import torch
 from filelock import FileLock, Timeout
 
 from tdabench import provenance
-from tdabench._version import __version__
+from tdabench.ceiling import RunningReliability
 from tdabench.datasets import cache_folder
-from tdabench.errors import FileFormatError, UsageError
-from tdabench.files import read_arrays, write_arrays
-from tdabench.ground_truth import Manifest, write_ground_truth
+from tdabench.errors import UsageError
+from tdabench.files import read_arrays
+from tdabench.ground_truth import Builder, Manifest, ground_truth_folder, subset_spread, write_ground_truth
+from tdabench.grouping import choose_group
 from tdabench.registry import find_task
-from tdabench.task import Task, TaskData
-from tdabench.trainer import Parameters, group_size, target_outputs, train_replicas
+from tdabench.retraining import Work, compute_slice, local_pool, rounding_difference
+from tdabench.slices import Found, Slice, builder_facts, check_complete, plan_slices, read_slices
+from tdabench.task import Task
 
-STREAM = "ground-truth"
-
-
-@dataclass(frozen=True)
-class Slice:
-    """A group of replicas that trains at once: some subsets under one seed."""
-
-    seed: int
-    subsets: tuple[int, ...]
-
-    @property
-    def file_name(self) -> str:
-        """Where its outputs are kept."""
-        return f"seed-{self.seed:04d}-subsets-{self.subsets[0]:05d}-{self.subsets[-1]:05d}.safetensors"
+OnProgress = Callable[["Progress"], None]
 
 
 @dataclass(frozen=True)
@@ -57,6 +43,37 @@ class Progress:
     """Of these, how many this call computed."""
     total: int
     seconds_per_replica: float
+    reliability: float | None = None
+    """Split-half reliability of the mean over the seeds that are there; None before there are two."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to build.
+
+    Attributes
+    ----------
+    data_folder
+        Where the user's data sets are.
+    workers
+        Local worker processes, one thread each; by default one a core, or one for an accelerator. Unused with an
+        executor.
+    device
+        ``cpu`` or ``cuda``.
+    slices
+        Folder of finished slices; by default :func:`work_folder`.
+    shard
+        (i, n): only the subsets whose number is i modulo n; ground truth is then left to :func:`merge`.
+    minutes
+        Stop after so many minutes; finished slices are kept.
+    """
+
+    data_folder: Path | None = None
+    workers: int | None = None
+    device: str = "cpu"
+    slices: Path | None = None
+    shard: tuple[int, int] | None = None
+    minutes: float | None = None
 
 
 def total_replicas(task: Task) -> int:
@@ -64,25 +81,10 @@ def total_replicas(task: Task) -> int:
     return task.plan.n_subsets * task.plan.n_seeds
 
 
-def retrain(task: Task, data: TaskData, seed: int, subsets: Iterable[int]) -> torch.Tensor:
-    """Retrain on some subsets under one seed; return the target of every query, ``[R, n_queries]`` float32.
-
-    In groups of the build's size, and never alone where the build has groups: one replica alone runs through other
-    kernels than a batch of them, and training can amplify their rounding into a tenth of the spread between subsets.
-    """
-    chosen, masks = list(subsets), task.subset_masks()
-    size = group_size(dict(task.initial_model("plan").named_parameters()))
-    parts = []
-    for start in range(0, len(chosen), size):
-        group = chosen[start : start + size]
-        rows = group * 2 if len(group) == 1 < size else group
-        stacked: Parameters = train_replicas(task, data, masks[rows], STREAM, seed)
-        parts.append(target_outputs(task, data, stacked)[: len(group)].cpu())
-    return torch.cat(parts)
-
-
 def work_folder(task: Task) -> Path:
-    """Return where the slices of a build are kept until it is complete; other subsets are another build."""
+    """Return where slices are kept until they are complete: beside the task if it ships some, else in the cache."""
+    if (task.folder / "slices").is_dir():
+        return task.folder / "slices"
     plan = task.plan
     name = f"{task.name}-{task.version}-{plan.n_subsets}x{plan.n_seeds}-{plan.fraction:g}"
     return cache_folder() / "ground_truth" / name
@@ -90,14 +92,13 @@ def work_folder(task: Task) -> Path:
 
 def build(
     reference: str,
-    out: Path,
+    out: Path | None = None,
+    options: Options | None = None,
     *,
-    data_folder: Path | None = None,
-    workers: int | None = None,
     executor: Executor | None = None,
     replace: bool = False,
-    on_progress: Callable[[Progress], None] = lambda _: None,
-) -> Manifest:
+    on_progress: OnProgress = lambda _: None,
+) -> Manifest | None:
     """Build a task's ground truth into ``out``, resuming what an earlier call finished.
 
     Parameters
@@ -105,36 +106,66 @@ def build(
     reference
         The task's name or ``path.py:NAME``; workers find the task by it.
     out
-        Folder to write.
-    data_folder
-        Where the user's data sets are.
-    workers
-        Local worker processes, one thread each; all cores by default. Unused with ``executor``.
+        Folder to write; the task's own by default.
+    options
+        How to build.
     executor
-        Where slices are computed; its workers must see the work folder.
+        Where slices are computed; its workers must see the folder of slices.
     replace
         Build anew although ``out`` exists; it is replaced when the new one is complete.
     on_progress
         Called after every slice.
 
+    Returns
+    -------
+    Manifest or None
+        None if it stopped before all replicas were there: the time was up, or a shard is all that was asked for.
+
     Raises
     ------
     UsageError
-        If ``out`` exists and ``replace`` is not given, or another build of this task is running.
+        If ``out`` exists and ``replace`` is not given, or another build into the same folder of slices is running.
     """
-    task = find_task(reference)
+    task, options = find_task(reference), options or Options()
+    out = out or ground_truth_folder(task)
     _refuse_existing(out, replace)
-    folder = work_folder(task)
+    folder = options.slices or work_folder(task)
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / "build.lock", timeout=0):
             _refuse_existing(out, replace)  # a build that ended just now
-            outputs, seconds = _fill(reference, task, folder, data_folder, workers, executor, on_progress)
-            manifest = _put(out, task.subset_masks().numpy(), outputs, _facts(task, seconds))
-            shutil.rmtree(folder, ignore_errors=True)
+            found = _fill(reference, task, folder, options, executor, on_progress)
+            if options.shard is not None or found.missing.any():
+                return None
+            manifest = _write(task, found, out, options)
+            if options.slices is None:
+                shutil.rmtree(folder, ignore_errors=True)
     except Timeout:
         raise UsageError(f"Another build of {task.name} is running in {folder}; wait for it, or stop it.") from None
     return manifest
+
+
+def merge(
+    reference: str,
+    folders: Sequence[Path],
+    out: Path | None = None,
+    options: Options | None = None,
+    *,
+    replace: bool = False,
+) -> Manifest:
+    """Write ground truth from the slices in several folders.
+
+    Raises
+    ------
+    UsageError
+        If a replica is missing, or ``out`` exists and ``replace`` is not given.
+    """
+    task, options = find_task(reference), options or Options()
+    out = out or ground_truth_folder(task)
+    _refuse_existing(out, replace)
+    found = read_slices(task, folders)
+    check_complete(task, found, folders)
+    return _write(task, found, out, options)
 
 
 def _refuse_existing(out: Path, replace: bool) -> None:
@@ -142,12 +173,20 @@ def _refuse_existing(out: Path, replace: bool) -> None:
         raise UsageError(f"{out} exists already. Pass --replace to build anew, or --out DIR to build elsewhere.")
 
 
-def _put(out: Path, masks: np.ndarray, outputs: np.ndarray, facts: dict[str, object]) -> Manifest:
+def _write(task: Task, found: Found, out: Path, options: Options) -> Manifest:
     """Write beside what is there and swap when it is whole; a failure leaves what was there."""
+    mislabelled = None if task.mislabelled is None else task.mislabelled(options.data_folder).numpy()
     fresh, old = (out.with_name(f".{out.name}.{word}") for word in ("new", "old"))
     for leftover in (fresh, old):
         shutil.rmtree(leftover, ignore_errors=True)
-    manifest = write_ground_truth(fresh, masks, outputs, facts)
+    manifest = write_ground_truth(
+        fresh,
+        task.subset_masks().numpy(),
+        found.outputs,
+        _facts(task, found, options),
+        builders=found.builders,
+        mislabelled=mislabelled,
+    )
     if out.exists():
         out.rename(old)
     fresh.rename(out)
@@ -156,129 +195,91 @@ def _put(out: Path, masks: np.ndarray, outputs: np.ndarray, facts: dict[str, obj
 
 
 def _fill(
-    reference: str,
-    task: Task,
-    folder: Path,
-    data_folder: Path | None,
-    workers: int | None,
-    executor: Executor | None,
-    on_progress: Callable[[Progress], None],
-) -> tuple[np.ndarray, float]:
-    """Compute whatever is missing; return outputs ``[M, S, n_queries]`` and worker seconds per replica."""
-    outputs, seconds = read_slices(task, folder)
-    total = total_replicas(task)
-    missing = plan_slices(task, np.isnan(outputs).any(axis=2))
-    done = total - sum(len(s.subsets) for s in missing)
-    on_progress(Progress(done, 0, total, seconds))
-    if missing:
-        own = executor is None
-        pool = executor or _local_pool(workers)
-        futures: list[Future[float]] = []
-        try:
-            futures += [pool.submit(_compute, reference, data_folder, s, folder / s.file_name) for s in missing]
-            _watch(futures, missing, done, total, on_progress)
-        finally:
-            for future in futures:
-                future.cancel()
-            if own:
-                pool.shutdown(wait=True)
-        outputs, seconds = read_slices(task, folder)
-    if np.isnan(outputs).any():
-        raise FileFormatError(f"The build in {folder} is incomplete. Start it again; finished slices are kept.")
-    return outputs, seconds
+    reference: str, task: Task, folder: Path, options: Options, executor: Executor | None, on_progress: OnProgress
+) -> Found:
+    """Compute whatever is missing, and return what there is."""
+    found = read_slices(task, [folder])
+    missing = found.missing
+    if options.shard is not None:
+        index, count = options.shard
+        missing[np.arange(len(missing)) % count != index] = False
+    start = Progress(found.n_done, 0, found.n_done + int(missing.sum()), found.seconds_per_replica)
+    running = RunningReliability(found.outputs)
+    on_progress(replace(start, reliability=running.value))
+    if not missing.any():
+        return found
+    work = _plan(reference, task, folder, options, found.built_on)
+    slices = plan_slices(missing, work.group)
+    pool = executor or local_pool(_workers(options))
+    futures: list[Future[float]] = []
+    try:
+        futures += [pool.submit(compute_slice, work, part) for part in slices]
+        _watch(futures, slices, folder, start, running, options.minutes, on_progress)
+    finally:
+        for future in futures:
+            future.cancel()
+        if executor is None:
+            pool.shutdown(wait=True)
+    return read_slices(task, [folder])
+
+
+def _plan(reference: str, task: Task, folder: Path, options: Options, built_on: Sequence[Builder]) -> Work:
+    """Choose the group: the one that this machine began with, else the fastest."""
+    facts = builder_facts(task, torch.device(options.device))
+    began = next((b for b in built_on if all(getattr(b, k) == v for k, v in facts.items())), None)
+    if began is not None:
+        size, seconds = began.replicas_per_group, began.seconds_by_group
+    else:
+        grouping = choose_group(task, task.data(options.data_folder).to(options.device))
+        size, seconds = grouping.size, {str(n): s for n, s in grouping.seconds.items()}
+    text = json.dumps({**facts, "replicas_per_group": size, "seconds_by_group": seconds})
+    return Work(reference, options.data_folder, options.device, folder, size, text)
+
+
+def _workers(options: Options) -> int:
+    return options.workers or (provenance.available_cores() if options.device == "cpu" else 1)
 
 
 def _watch(
     futures: list[Future[float]],
     slices: list[Slice],
-    done: int,
-    total: int,
-    on_progress: Callable[[Progress], None],
+    folder: Path,
+    start: Progress,
+    running: RunningReliability,
+    minutes: float | None,
+    on_progress: OnProgress,
 ) -> None:
-    size = {id(f): len(s.subsets) for f, s in zip(futures, slices, strict=True)}
+    """Report every slice that is done; when the time is up, let those at work finish and cancel the others."""
+    parts = {id(f): part for f, part in zip(futures, slices, strict=True)}
+    end = time.monotonic() + 60 * minutes if minutes is not None else float("inf")
     seconds, fresh = 0.0, 0
     for future in as_completed(futures):
-        seconds += future.result()
-        fresh += size[id(future)]
-        on_progress(Progress(done + fresh, fresh, total, seconds / fresh))
+        try:
+            seconds += future.result()
+        except CancelledError:
+            continue
+        part = parts[id(future)]
+        fresh += len(part.subsets)
+        arrays = read_arrays(folder / part.file_name, "slice of ground truth", "Start the build again.")
+        running.add(arrays["subsets"], part.seed, arrays["outputs"])
+        now = replace(start, done=start.done + fresh, fresh=fresh, seconds_per_replica=seconds / fresh)
+        on_progress(replace(now, reliability=running.value))
+        if time.monotonic() > end:
+            for other in futures:
+                other.cancel()
 
 
-def _local_pool(workers: int | None) -> ProcessPoolExecutor:
-    # One thread per worker: independent replicas use the cores better than one replica's matrix products do.
-    return ProcessPoolExecutor(workers or provenance.available_cores(), get_context("spawn"), initializer=_start_worker)
-
-
-def _start_worker() -> None:
-    torch.set_num_threads(1)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """End this worker when the build is killed; else it would wait for work for ever."""
-    parent = parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-def plan_slices(task: Task, missing: np.ndarray) -> list[Slice]:
-    """Group the missing replicas, ``[M, S]`` bool, by seed, in groups that train well together."""
-    size = group_size(dict(task.initial_model("plan").named_parameters()))
-    slices = []
-    for seed in range(missing.shape[1]):
-        subsets = np.flatnonzero(missing[:, seed]).tolist()
-        slices += [Slice(seed, tuple(subsets[i : i + size])) for i in range(0, len(subsets), size)]
-    return slices
-
-
-@lru_cache(maxsize=1)
-def _cached_data(reference: str, data_folder: Path | None) -> TaskData:
-    return find_task(reference).data(data_folder)
-
-
-def _compute(reference: str, data_folder: Path | None, part: Slice, path: Path) -> float:
-    """Compute one slice in a worker, write it, and return its seconds."""
-    task, data = find_task(reference), _cached_data(reference, data_folder)
-    start = time.perf_counter()
-    outputs = retrain(task, data, part.seed, part.subsets)
-    seconds = time.perf_counter() - start
-    if not outputs.isfinite().all():
-        subset = part.subsets[int((~outputs.isfinite()).any(1).nonzero()[0])]
-        raise UsageError(
-            f"The training of {task.name} diverged: its outputs are not finite, first for subset {subset} under seed "
-            f"{part.seed}. Lower the recipe's learning rate, and start again."
-        )
-    arrays = {
-        "outputs": outputs.numpy(),
-        "subsets": np.array(part.subsets, dtype=np.int64),
-        "seed": np.array([part.seed], dtype=np.int64),
-        "seconds": np.array([seconds]),
-    }
-    write_arrays(path, arrays)
-    return seconds
-
-
-def read_slices(task: Task, folder: Path) -> tuple[np.ndarray, float]:
-    """Return outputs ``[M, S, n_queries]``, NaN where no slice is there yet, and worker seconds per replica."""
+def _facts(task: Task, found: Found, options: Options) -> dict[str, object]:
     plan = task.plan
-    outputs = np.full((plan.n_subsets, plan.n_seeds, task.n_queries), np.nan, dtype=np.float32)
-    seconds, replicas = 0.0, 0
-    for path in sorted(folder.glob("seed-*.safetensors")):
-        arrays = read_arrays(path, "slice of ground truth", f"Remove {path} and start the build again.")
-        outputs[arrays["subsets"], int(arrays["seed"][0])] = arrays["outputs"]
-        seconds += float(arrays["seconds"][0])
-        replicas += len(arrays["subsets"])
-    return outputs, seconds / max(replicas, 1)
-
-
-def _facts(task: Task, seconds_per_replica: float) -> dict[str, object]:
-    plan = task.plan
+    builder = found.built_on[int(found.builders[0, 0])]
+    data = task.data(options.data_folder).to(options.device)
+    first = torch.from_numpy(found.outputs[0, 0])
     return {
         "task": task.name,
         "task_version": task.version,
         "data_sha256": task.data_sha256,
         "target": task.target.name,
-        "recipe": asdict(task.recipe),
+        "recipe": task.recipe.facts(),
         "n_subsets": plan.n_subsets,
         "n_seeds": plan.n_seeds,
         "n_train": task.n_train,
@@ -286,11 +287,7 @@ def _facts(task: Task, seconds_per_replica: float) -> dict[str, object]:
         "fraction": plan.fraction,
         "seeds": list(range(plan.n_seeds)),
         "built": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "tdabench_version": __version__,
-        "commit": provenance.commit()[0],
-        "packages": provenance.packages(),
-        "cpu": provenance.cpu_name(),
-        "threads_per_worker": 1,
-        "replicas_per_group": group_size(dict(task.initial_model("plan").named_parameters())),
-        "seconds_per_replica": seconds_per_replica,
+        "built_on": [b.model_dump() for b in found.built_on],
+        "rounding_difference": rounding_difference(task, data, first, builder.replicas_per_group)
+        / subset_spread(found.outputs),
     }

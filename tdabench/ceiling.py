@@ -147,3 +147,35 @@ def _to_pearson(rho: Floats) -> Floats:
 
 def _to_spearman(correlation: Floats) -> Floats:
     return 6 / np.pi * np.arcsin(correlation / 2)
+
+
+class RunningReliability:
+    """The reliability of what a build has finished so far: of the mean over its seeds, on the subsets it has.
+
+    Parameters
+    ----------
+    outputs
+        ``[n_subsets, n_seeds, n_queries]``, NaN where a replica is missing.
+    """
+
+    def __init__(self, outputs: npt.NDArray[np.floating]) -> None:
+        self._outputs = outputs.copy()
+        self._seen = 0
+        self.value: float | None = None
+        self._update()
+
+    def add(self, subsets: npt.NDArray[np.integer], seed: int, outputs: npt.NDArray[np.floating]) -> None:
+        """Take in the outputs ``[R, n_queries]`` of some subsets under one seed."""
+        self._outputs[subsets, seed] = outputs
+        self._update()
+
+    def _update(self) -> None:
+        """Compute it anew when a twentieth has been added, for the largest number of seeds that many subsets have."""
+        done = np.isfinite(self._outputs).all(axis=2)  # [n_subsets, n_seeds]
+        if done.sum() < self._seen + max(done.size // 20, 1) and done.sum() < done.size:
+            return
+        self._seen = int(done.sum())
+        common = [seed for seed in range(done.shape[1]) if done[:, seed].mean() >= 0.5]
+        subsets = done[:, common].all(axis=1)
+        if len(common) >= 2 and subsets.sum() >= 4:
+            self.value = noise_ceiling(self._outputs[subsets][:, common]).reliability

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,19 +29,50 @@ class MaskedDropout(nn.Module):
 
     mask: Tensor
 
-    def __init__(self, p: float) -> None:
+    def __init__(self, p: float, kind: type[nn.Module] = nn.Dropout) -> None:
         super().__init__()
-        self.p = p
+        self.p, self.kind = p, kind
         self.register_buffer("mask", torch.ones(()), persistent=False)
+
+    def mask_shape(self, activations: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the shape of one example's mask, from that of its activations."""
+        return _MASKED_AXES[self.kind](activations)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x * mask``; the mask broadcasts over the batch or has one row per example."""
         return x * self.mask
 
 
+class SequenceDropout(nn.Module):
+    """Dropout for sequences ``[B, T, features]`` whose mask holds for all positions (Gal & Ghahramani 2016).
+
+    An example has one mask per feature instead of one per token and feature: the same sub-network reads the whole
+    sequence, and the masks of a training set fit in memory. On its own, called in training mode, it draws its mask
+    from torch's global generator, as ``torch.nn.Dropout`` does.
+    """
+
+    __constants__ = ("p",)
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``x`` with features dropped."""
+        return x * nn.functional.dropout(x.new_ones(x.shape[0], 1, x.shape[2]), self.p, self.training)
+
+
+# Which axes of one example's activations have masks of their own; over the others a mask is shared.
+_MASKED_AXES: dict[type[nn.Module], Callable[[tuple[int, ...]], tuple[int, ...]]] = {
+    nn.Dropout: lambda shape: shape,
+    nn.Dropout2d: lambda shape: (shape[0], *(1 for _ in shape[1:])),
+    SequenceDropout: lambda shape: (*(1 for _ in shape[:-1]), shape[-1]),
+}
+
+
 @dataclass(frozen=True)
 class DropoutSite:
-    """A place in the model where units are dropped: buffer name, rate, and shape of one example's activations."""
+    """A place in the model where units are dropped: buffer name, rate, and shape of one example's mask."""
 
     buffer: str
     p: float
@@ -59,7 +90,7 @@ def install_masks(model: nn.Module, example: Tensor) -> tuple[nn.Module, tuple[D
     Parameters
     ----------
     model
-        Any module; every ``nn.Dropout`` in it is replaced.
+        Any module; every ``nn.Dropout``, ``nn.Dropout2d`` and :class:`SequenceDropout` in it is replaced.
     example
         ``[1, ...]`` one input; a dry pass finds the shapes of the activations.
 
@@ -72,10 +103,10 @@ def install_masks(model: nn.Module, example: Tensor) -> tuple[nn.Module, tuple[D
     model = copy.deepcopy(model)
     # A module that stands in two places is replaced in both, by two modules: each place has its own mask.
     for name, module in list(model.named_modules(remove_duplicate=False)):
-        if isinstance(module, nn.modules.dropout._DropoutNd) and type(module) is not nn.Dropout:
+        if type(module) in _MASKED_AXES:
+            model.set_submodule(name, MaskedDropout(module.p, type(module)))
+        elif isinstance(module, nn.modules.dropout._DropoutNd):
             raise UsageError(f"The model's {name} is a {type(module).__name__}; use torch.nn.Dropout instead.")
-        if type(module) is nn.Dropout:
-            model.set_submodule(name, MaskedDropout(module.p))
     return model, _find_sites(model, example)
 
 
@@ -86,7 +117,8 @@ def _find_sites(model: nn.Module, example: Tensor) -> tuple[DropoutSite, ...]:
         if isinstance(module, MaskedDropout) and module.p > 0:
 
             def note(module: MaskedDropout, inputs: tuple[Tensor, ...], _: Tensor, name: str = name) -> None:
-                sites.append(DropoutSite(f"{name}.mask", module.p, tuple(inputs[0].shape[1:])))
+                shape = module.mask_shape(tuple(inputs[0].shape[1:]))
+                sites.append(DropoutSite(f"{name}.mask", module.p, shape))
 
             hooks.append(module.register_forward_hook(note))
     with torch.no_grad():

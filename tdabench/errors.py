@@ -7,7 +7,8 @@
     │   └── DataError             a data file is missing, or is not the file that the task was defined on
     ├── FileFormatError       a file is unreadable, truncated or not what its name says
     │   ├── ScoresError           scores of the wrong shape or type, or not finite
-    │   └── GroundTruthError      ground truth that is missing, incomplete or does not match its manifest
+    │   └── GroundTruthError      ground truth that is incomplete or does not match its manifest
+    │       └── MissingGroundTruthError   a task has none yet
     ├── StorageError          the disk is full or not writable
     └── Declined              a method cannot run on a task, and says why (a status, not a failure)
 
@@ -69,7 +70,11 @@ class ScoresError(FileFormatError):
 
 
 class GroundTruthError(FileFormatError):
-    """Ground truth that is missing, incomplete or does not match its manifest."""
+    """Ground truth that is incomplete or does not match its manifest."""
+
+
+class MissingGroundTruthError(GroundTruthError):
+    """A task has no ground truth yet."""
 
 
 class StorageError(TdabenchError):

@@ -58,7 +58,7 @@ def _per_member(method: MemberMethod, ensemble: Ensemble, task: TaskView, on_mem
     check_supported(ensemble, method, task)
     with task.meter.phase(FIT):
         members = ensemble.members(task)
-    known = {p.untyped_storage().data_ptr() for m in members for p in m.parameters.values()}
+    known = {p.untyped_storage().data_ptr() for m in members for p in (*m.parameters.values(), *m.statistics.values())}
 
     def parts() -> Iterator[Any]:
         for done, member in enumerate(members):

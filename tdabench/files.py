@@ -86,7 +86,12 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file with sorted keys, so that equal values are equal bytes; NaN is refused."""
-    write_text(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
+    write_bytes(path, json_bytes(value))
+
+
+def json_bytes(value: Any) -> bytes:
+    """Return the bytes that :func:`write_json` writes."""
+    return (json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n").encode("utf-8")
 
 
 @contextlib.contextmanager
@@ -178,6 +183,19 @@ def read_arrays(path: Path, what: str, hint: str) -> dict[str, np.ndarray]:
     except FileNotFoundError:
         raise FileFormatError(f"There is no {what} at {path}. {hint}") from None
     except (OSError, SafetensorError, ValueError, KeyError) as error:
+        raise FileFormatError(f"{path} is not a readable {what}: {error}. {hint}") from error
+
+
+def read_metadata(path: Path, what: str, hint: str) -> dict[str, str]:
+    """Return the metadata of a safetensors file; errors as in :func:`read_arrays`."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np") as file:
+            return dict(file.metadata() or {})
+    except FileNotFoundError:
+        raise FileFormatError(f"There is no {what} at {path}. {hint}") from None
+    except (OSError, SafetensorError, ValueError) as error:
         raise FileFormatError(f"{path} is not a readable {what}: {error}. {hint}") from error
 
 

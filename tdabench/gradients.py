@@ -223,8 +223,7 @@ def _tap(
 
         hooks.append(layer.register_forward_hook(note))
     try:
-        watched = {k: p.detach().requires_grad_() for k, p in member.parameters.items()}
-        logits = functional_call(member.model, {**watched, **member.mask_rows(batch)}, (batch.inputs,))
+        logits = member.logits({k: p.detach().requires_grad_() for k, p in member.parameters.items()}, batch)
     finally:
         for hook in hooks:
             hook.remove()
@@ -243,7 +242,7 @@ def _flat_gradients(member: Member, batch: Batch, of: Quantity) -> Tensor:
 
     def one(parameters: dict[str, Tensor], x: Tensor, y: Tensor, masks: dict[str, Tensor]) -> Tensor:
         rows = {k: m.unsqueeze(0) for k, m in masks.items()}
-        logits = functional_call(member.model, {**parameters, **rows}, (x.unsqueeze(0),))
+        logits = functional_call(member.model, {**parameters, **member.statistics, **rows}, (x.unsqueeze(0),))
         return function(logits, y.unsqueeze(0)).squeeze(0)
 
     per_sample = vmap(grad(one), in_dims=(None, 0, 0, 0))

@@ -1,20 +1,31 @@
 """Ground truth: which examples each subset keeps, and the target of every query after retraining on it.
 
-Two files: ``arrays.safetensors`` (packed masks ``[M, ceil(n_train / 8)]``, outputs ``[M, S, n_queries]`` float32) and
-``manifest.json`` (what they are, how they were made, and their hashes).
+Two files: ``arrays.safetensors`` (packed masks ``[M, ceil(n_train / 8)]``, outputs ``[M, S, n_queries]`` float32,
+builders ``[M, S]``: which machine retrained each replica, and packed ``mislabelled`` where the task knows which labels
+are wrong) and ``manifest.json`` (what they are, how they were made, and their hashes, its own included).
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import hashlib
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import Field, ValidationError
 
-from tdabench.errors import GroundTruthError
-from tdabench.files import new_folder, read_arrays, read_json, sha256_arrays, write_arrays, write_json
+from tdabench.errors import GroundTruthError, MissingGroundTruthError
+from tdabench.files import (
+    json_bytes,
+    new_folder,
+    read_arrays,
+    read_json,
+    sha256_arrays,
+    sha256_file,
+    write_arrays,
+    write_json,
+)
 from tdabench.records import Strict
 
 if TYPE_CHECKING:
@@ -24,6 +35,26 @@ MANIFEST_FILE = "manifest.json"
 ARRAYS_FILE = "arrays.safetensors"
 
 
+class Builder(Strict):
+    """A machine that retrained replicas, and how it did."""
+
+    cpu: str
+    device: str
+    """``cpu``, or the name of the accelerator."""
+    packages: dict[str, str]
+    tdabench_version: str
+    commit: str | None
+    precision: str
+    threads_per_worker: int = Field(ge=1)
+    replicas_per_group: int = Field(ge=1)
+    """How many replicas trained at once as one batched program."""
+    seconds_by_group: dict[str, float]
+    """Measured seconds per replica and step for each size of group that was tried; the fastest was taken."""
+    n_replicas: int = Field(ge=0)
+    seconds_per_replica: float = Field(ge=0)
+    """Worker seconds."""
+
+
 class Manifest(Strict):
     """What the arrays are and how they were made."""
 
@@ -31,26 +62,37 @@ class Manifest(Strict):
     task_version: str
     data_sha256: str
     target: str
-    recipe: dict[str, float | int]
+    recipe: dict[str, float | int | str]
     n_subsets: int
     n_seeds: int
     n_train: int
     n_queries: int
     fraction: float
     seeds: list[int]
+    arrays_sha256: str
+    """Of the file; those of the arrays hold in any format."""
     masks_sha256: str
     outputs_sha256: str
+    builders_sha256: str
+    mislabelled_sha256: str | None = None
     built: str
-    tdabench_version: str
-    commit: str | None
-    packages: dict[str, str]
-    cpu: str
-    threads_per_worker: int = Field(ge=1)
-    replicas_per_group: int
-    seconds_per_replica: float = Field(ge=0)
-    """Worker seconds, batched, on this machine."""
+    built_on: list[Builder] = Field(min_length=1)
     subset_spread: float = Field(ge=0)
     """Standard deviation of an output between subsets, averaged over queries and seeds; the unit of tolerances."""
+    rounding_difference: float = Field(ge=0)
+    """What retraining from inputs perturbed by one part in a million changes, root mean square, in that unit."""
+    manifest_sha256: str = ""
+    """Of this file with this field empty."""
+
+    def sealed(self) -> Manifest:
+        """Return the manifest with its own hash."""
+        return self.model_copy(update={"manifest_sha256": self.own_sha256})
+
+    @property
+    def own_sha256(self) -> str:
+        """Hash of every other field."""
+        plain = self.model_copy(update={"manifest_sha256": ""})
+        return hashlib.sha256(json_bytes(plain.model_dump(mode="json"))).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -67,6 +109,10 @@ class GroundTruth:
         Query indices: options are chosen on the first, results are reported on the second.
     manifest
         How it was made.
+    builders
+        ``[M, S]`` uint8: which of the manifest's builders retrained each replica.
+    mislabelled
+        ``[n_train]`` bool: the training examples whose label is wrong; None where that is not known.
     """
 
     masks: np.ndarray
@@ -74,6 +120,8 @@ class GroundTruth:
     tuning: np.ndarray
     reported: np.ndarray
     manifest: Manifest
+    builders: np.ndarray
+    mislabelled: np.ndarray | None = None
 
     @property
     def mean(self) -> np.ndarray:
@@ -97,47 +145,71 @@ def read_ground_truth(task: Task, folder: Path | None = None) -> GroundTruth:
     folder = folder or ground_truth_folder(task)
     hint = f"Build it with `tdabench ground-truth build {task.name}`."
     if not (folder / MANIFEST_FILE).exists():
-        raise GroundTruthError(f"{task.name} has no ground truth in {folder}. {hint}")
+        raise MissingGroundTruthError(f"{task.name} has no ground truth in {folder}. {hint}")
     manifest = read_manifest(folder, hint)
     if (manifest.task, manifest.task_version) != (task.name, task.version):
         raise GroundTruthError(
             f"The ground truth in {folder} belongs to {manifest.task} version {manifest.task_version}, "
             f"not to {task.name} version {task.version}. {hint}"
         )
-    arrays = read_arrays(folder / ARRAYS_FILE, "ground-truth file", hint)
-    masks, outputs = check_arrays(arrays, manifest, folder, hint)
-    _check_facts(manifest, task, masks, outputs, folder / MANIFEST_FILE, hint)
-    return GroundTruth(masks, outputs, task.tuning_queries.numpy(), task.reported_queries.numpy(), manifest)
+    arrays = check_arrays(manifest, folder, hint)
+    truth = GroundTruth(
+        masks=_unpack(arrays["masks"], manifest),
+        outputs=arrays["outputs"],
+        tuning=task.tuning_queries.numpy(),
+        reported=task.reported_queries.numpy(),
+        manifest=manifest,
+        builders=arrays["builders"],
+        mislabelled=_unpack(arrays["mislabelled"], manifest) if "mislabelled" in arrays else None,
+    )
+    _check_facts(truth, task, folder / MANIFEST_FILE, hint)
+    return truth
 
 
 def read_manifest(folder: Path, hint: str) -> Manifest:
-    """Read and validate ``manifest.json``."""
+    """Read and validate ``manifest.json``; one changed byte is noticed."""
     path = folder / MANIFEST_FILE
     value = read_json(path, "ground-truth manifest", hint)
     try:
-        return Manifest.model_validate(value)
+        manifest = Manifest.model_validate(value)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
         raise GroundTruthError(f"{path} is not a valid manifest: {where}: {first['msg']}. {hint}") from error
+    written = json_bytes(manifest.model_dump(mode="json"))
+    if manifest.manifest_sha256 != manifest.own_sha256 or path.read_bytes() != written:
+        raise GroundTruthError(
+            f"The manifest {path} does not match its own hash: SHA-256 {manifest.own_sha256[:16]}..., it says "
+            f"{manifest.manifest_sha256[:16]}.... The file was changed or damaged; restore it, or rebuild. {hint}"
+        )
+    return manifest
 
 
-def check_arrays(
-    arrays: dict[str, np.ndarray], manifest: Manifest, folder: Path, hint: str
-) -> tuple[np.ndarray, np.ndarray]:
-    """Unpack masks and outputs, and name whatever does not match the manifest."""
+def check_arrays(manifest: Manifest, folder: Path, hint: str) -> dict[str, np.ndarray]:
+    """Read the arrays, and name whatever does not match the manifest."""
     path = folder / ARRAYS_FILE
-    if set(arrays) != {"masks", "outputs"}:
-        raise GroundTruthError(f"{path} holds {sorted(arrays)}, expected masks and outputs. {hint}")
-    for name, expected in (("masks", manifest.masks_sha256), ("outputs", manifest.outputs_sha256)):
-        got = sha256_arrays({name: arrays[name]})
+    arrays = read_arrays(path, "ground-truth file", hint)
+    hashes = {
+        "masks": manifest.masks_sha256,
+        "outputs": manifest.outputs_sha256,
+        "builders": manifest.builders_sha256,
+        **({"mislabelled": manifest.mislabelled_sha256} if manifest.mislabelled_sha256 else {}),
+    }
+    if set(arrays) != set(hashes):
+        raise GroundTruthError(f"{path} holds {sorted(arrays)}, expected {sorted(hashes)}. {hint}")
+    found = {f"{name} in": (sha256_arrays({name: arrays[name]}), expected) for name, expected in hashes.items()}
+    found["bytes of"] = (sha256_file(path), manifest.arrays_sha256)
+    for what, (got, expected) in found.items():
         if got != expected:
             raise GroundTruthError(
-                f"The {name} in {path} do not match the manifest: SHA-256 {got[:16]}..., expected {expected[:16]}.... "
+                f"The {what} {path} do not match the manifest: SHA-256 {got[:16]}..., expected {expected[:16]}.... "
                 f"The file was changed or damaged; restore it, or rebuild. {hint}"
             )
-    masks = np.unpackbits(arrays["masks"], axis=1, count=manifest.n_train).astype(bool)
-    return masks, arrays["outputs"]
+    return arrays
+
+
+def _unpack(bits: np.ndarray, manifest: Manifest) -> np.ndarray:
+    return np.unpackbits(bits, axis=-1, count=manifest.n_train).astype(bool)
 
 
 def subset_spread(outputs: np.ndarray) -> float:
@@ -145,17 +217,18 @@ def subset_spread(outputs: np.ndarray) -> float:
     return float(outputs.std(axis=0, dtype=np.float64).mean())
 
 
-def _check_facts(manifest: Manifest, task: Task, masks: np.ndarray, outputs: np.ndarray, path: Path, hint: str) -> None:
+def _check_facts(truth: GroundTruth, task: Task, path: Path, hint: str) -> None:
     """Name the first fact of the manifest that the task or the arrays contradict."""
+    manifest, outputs = truth.manifest, truth.outputs
     expected = {
         "data_sha256": task.data_sha256,
         "target": task.target.name,
-        "recipe": asdict(task.recipe),
+        "recipe": task.recipe.facts(),
         "n_train": task.n_train,
         "n_queries": task.n_queries,
-        "n_subsets": masks.shape[0],
+        "n_subsets": truth.masks.shape[0],
         "seeds": list(range(manifest.n_seeds)),
-        "fraction": masks.mean(),
+        "fraction": truth.masks.mean(),
         "subset_spread": subset_spread(outputs),
     }
     for name, value in expected.items():
@@ -166,20 +239,44 @@ def _check_facts(manifest: Manifest, task: Task, masks: np.ndarray, outputs: np.
     shape = (manifest.n_subsets, manifest.n_seeds, manifest.n_queries)
     if outputs.shape != shape:
         raise GroundTruthError(f"{path} says the outputs have shape {shape}; they have {outputs.shape}. {hint}")
+    if truth.builders.shape != shape[:2] or truth.builders.max() >= len(manifest.built_on):
+        raise GroundTruthError(f"{path} names {len(manifest.built_on)} builders; the replicas name others. {hint}")
 
 
-def write_ground_truth(folder: Path, masks: np.ndarray, outputs: np.ndarray, facts: dict[str, object]) -> Manifest:
-    """Write arrays and manifest as a new folder, whole or not at all; ``facts`` are the manifest's other fields."""
-    packed = np.packbits(masks, axis=1)
-    manifest = Manifest.model_validate(
-        {
-            **facts,
-            "masks_sha256": sha256_arrays({"masks": packed}),
-            "outputs_sha256": sha256_arrays({"outputs": outputs}),
-            "subset_spread": subset_spread(outputs),
-        }
-    )
+def write_ground_truth(
+    folder: Path,
+    masks: np.ndarray,
+    outputs: np.ndarray,
+    facts: dict[str, Any],
+    *,
+    builders: np.ndarray | None = None,
+    mislabelled: np.ndarray | None = None,
+) -> Manifest:
+    """Write arrays and manifest as a new folder, whole or not at all.
+
+    Parameters
+    ----------
+    folder
+        Must not exist.
+    masks, outputs
+        As in :class:`GroundTruth`.
+    facts
+        The manifest's other fields.
+    builders
+        ``[M, S]``; by default the first builder retrained everything.
+    mislabelled
+        ``[n_train]`` bool, where it is known.
+    """
+    arrays = {
+        "masks": np.packbits(masks, axis=-1),
+        "outputs": outputs,
+        "builders": np.zeros(outputs.shape[:2], np.uint8) if builders is None else builders.astype(np.uint8),
+        **({} if mislabelled is None else {"mislabelled": np.packbits(mislabelled)}),
+    }
     with new_folder(folder) as aside:
-        write_arrays(aside / ARRAYS_FILE, {"masks": packed, "outputs": outputs})
+        file_sha256 = write_arrays(aside / ARRAYS_FILE, arrays)
+        hashes = {f"{name}_sha256": sha256_arrays({name: array}) for name, array in arrays.items()}
+        derived = {**hashes, "arrays_sha256": file_sha256, "subset_spread": subset_spread(outputs)}
+        manifest = Manifest.model_validate({**facts, **derived}).sealed()
         write_json(aside / MANIFEST_FILE, manifest.model_dump(mode="json"))
     return manifest

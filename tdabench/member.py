@@ -58,7 +58,9 @@ class Member:
     parameters
         What gradients are taken with respect to: the model's parameters, or its adapter's.
     model
-        Called functionally; holds whatever is not in ``parameters``.
+        Called functionally; holds whatever is not in ``parameters`` or ``statistics``.
+    statistics
+        Running statistics of the model's normalisation layers; used, never differentiated.
     masks
         Dropout masks; None where dropout is off.
     q_members
@@ -69,6 +71,7 @@ class Member:
     number: int
     parameters: dict[str, Tensor]
     model: nn.Module
+    statistics: dict[str, Tensor] = field(default_factory=dict)
     masks: MemberMasks | None = None
     _q_members: tuple[Member, ...] = field(default=(), repr=False)
 
@@ -89,7 +92,8 @@ class Member:
 
     def logits(self, parameters: Mapping[str, Tensor], batch: Batch) -> Tensor:
         """Return the model's outputs ``[B, ...]`` at ``parameters``."""
-        return functional_call(self.model, {**parameters, **self.mask_rows(batch)}, (batch.inputs,))
+        values = {**parameters, **self.statistics, **self.mask_rows(batch)}
+        return functional_call(self.model, values, (batch.inputs,))
 
     def loss(self, parameters: Mapping[str, Tensor], batch: Batch) -> Tensor:
         """Return the training loss of each example, ``[B]``."""

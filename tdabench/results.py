@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from tdabench.board.rows import Row, TaskInfo
-from tdabench.errors import UnknownNameError, UsageError
+from tdabench.errors import MissingGroundTruthError, UnknownNameError, UsageError
 from tdabench.evaluation import Evaluation, Evaluator, rank_groups
 from tdabench.ground_truth import GroundTruth, read_ground_truth
 from tdabench.records import RECORD_FILE, Record, read_record
@@ -60,10 +60,10 @@ def read_rows(
 
 
 def _evaluate_known(folder: Path, record: Record) -> Evaluation | None:
-    """Evaluate, but let runs of a task that is not installed here through without a quality."""
+    """Evaluate, but let runs of a task that is not installed, or not built yet, through without a quality."""
     try:
         return evaluate_run(folder, record)
-    except UnknownNameError:
+    except (UnknownNameError, MissingGroundTruthError):
         return None
 
 
@@ -80,7 +80,7 @@ def _ranked(rows: Sequence[Row]) -> list[Row]:
 def _task_info(name: str) -> TaskInfo | None:
     try:
         task, truth, evaluator = _evaluator(name)
-    except UnknownNameError:
+    except (UnknownNameError, MissingGroundTruthError):
         return None
     return TaskInfo(
         name=task.name,

@@ -48,3 +48,17 @@ LOG_ODDS = Target("log-odds of the right class", log_odds, torch.sigmoid)
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Return the cross-entropy of each example, ``[B]``, for logits ``[B, C]`` and labels ``[B]``."""
     return torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+
+
+def token_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the mean cross-entropy of each sequence's tokens, ``[B]``; logits ``[B, T, V]``, labels ``[B, T]``."""
+    return torch.nn.functional.cross_entropy(logits.transpose(-1, -2), labels, reduction="none").mean(-1)
+
+
+def mean_log_probability(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the mean log-probability of each sequence's tokens, ``[B]``."""
+    return -token_cross_entropy(logits, labels)
+
+
+#: Its probability of the right answer is the geometric mean of the tokens'.
+MEAN_LOG_PROBABILITY = Target("mean log-probability of the tokens", mean_log_probability, torch.exp)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,10 +26,31 @@ PROTOCOL = 1
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a model of the task is trained: plain SGD with momentum, constant rate.
+    """How a model of the task is trained.
 
     One permutation of the whole training set per epoch, filtered to the subset; the last batch of an epoch may be
     short. The loss is the mean over the batch.
+
+    Attributes
+    ----------
+    lr
+        Learning rate; the highest where the schedule changes it.
+    momentum
+        Of SGD; Adam's first decay rate.
+    batch_size, epochs
+        Examples a step, and passes over the subset.
+    weight_decay
+        Added to the gradient by SGD; taken off the matrices by AdamW.
+    optimizer
+        ``sgd`` or ``adamw``.
+    beta2
+        Adam's second decay rate; unused by SGD.
+    schedule
+        ``constant``, or ``linear``: down to zero at the last step.
+    warmup
+        Share of the steps, at the start, over which the rate rises linearly from zero.
+    precision
+        ``bfloat16``: autocast where the processor computes in it, else as ``float32``. What was used is recorded.
     """
 
     lr: float
@@ -36,6 +58,29 @@ class Recipe:
     batch_size: int
     epochs: int
     weight_decay: float = 0.0
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    beta2: float = 0.0
+    schedule: Literal["constant", "linear"] = "constant"
+    warmup: float = 0.0
+    precision: Literal["float32", "bfloat16"] = "float32"
+
+    def rate(self, step: int, n_steps: int) -> float:
+        """Return the learning rate of a step, counted from 0."""
+        rise = min(1.0, (step + 1) / (self.warmup * n_steps)) if self.warmup else 1.0
+        fall = 1.0 - step / n_steps if self.schedule == "linear" else 1.0
+        return self.lr * rise * fall
+
+    def facts(self) -> dict[str, float | int | str]:
+        """Return the settings that versions and manifests hold.
+
+        Settings that are at the default they had when they were added are left out: a new one must not change the
+        version of a task that does not use it.
+        """
+        later = {f.name: f.default for f in fields(self)[_FIRST_RECIPE_FIELDS:]}
+        return {k: v for k, v in asdict(self).items() if k not in later or v != later[k]}
+
+
+_FIRST_RECIPE_FIELDS = 5
 
 
 @dataclass(frozen=True)
@@ -93,6 +138,11 @@ class Task:
         What attribution explains.
     folder
         Where the task's card, ground truth and tuned options stand.
+    mislabelled
+        ``(folder or None) -> [n_train] bool``: which training labels are known to be wrong; None where that is not
+        known. Methods never see it.
+    needs_cuda
+        Whether a ground truth is out of a CPU's reach.
     revision
         Counted up by the author for a change that the version cannot see: the code of the model, loss or target.
     """
@@ -111,6 +161,8 @@ class Task:
     recipe: Recipe
     folder: Path
     plan: SubsetPlan = SubsetPlan()
+    mislabelled: Callable[[Path | None], Tensor] | None = None
+    needs_cuda: bool = False
     revision: int = 1
 
     def data(self, folder: Path | None = None) -> TaskData:
@@ -139,7 +191,7 @@ class Task:
                 "name": self.name,
                 "data": self.data_sha256,
                 "model": self.architecture,
-                "recipe": asdict(self.recipe),
+                "recipe": self.recipe.facts(),
                 "loss": _name_of(self.loss),
                 "revision": self.revision,
                 "target": self.target.name,

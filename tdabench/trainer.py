@@ -20,16 +20,20 @@ from torch.func import functional_call, vmap
 
 from tdabench.dropout import DropoutSite, MaskTable
 from tdabench.examples import Examples
+from tdabench.optimizers import optimizer_of
+from tdabench.precision import autocast
 from tdabench.seeds import generator
 from tdabench.task import Recipe, Task, TaskData
 
 Parameters = dict[str, Tensor]
+"""What training changes: parameters by name, and running statistics where the model has some."""
 
 # A group's parameters, gradients and momentum should stay in the processor's cache: measured on 2 MB of L2 and 32 MB
 # of L3, the rate is flat up to about this size and falls by a fifth at four times it.
 _GROUP_BYTES = 16 << 20
 _MAX_GROUP = 50
 _LARGE_WEIGHT = 1 << 12
+_QUERY_BATCH = 512
 
 
 @dataclass(frozen=True)
@@ -59,9 +63,21 @@ class Program:
     def logits(self, stacked: Mapping[str, Tensor], inputs: Tensor, masks: Mapping[str, Tensor]) -> Tensor:
         """Return the logits ``[R, B, ...]`` of ``R`` replicas, each with its own batch ``[R, B, ...]`` and masks."""
         if inputs.shape[0] == 1:  # vmap over one replica costs half as much again as calling the model
-            own = {k: v[0] for k, v in {**stacked, **masks}.items()}
-            return functional_call(self.model, own, (inputs[0],)).unsqueeze(0)
+            return self.logits_of_one({k: v[0] for k, v in {**stacked, **masks}.items()}, inputs[0]).unsqueeze(0)
         return vmap(lambda values, x: functional_call(self.model, values, (x,)))({**stacked, **masks}, inputs)
+
+    def logits_of_one(self, values: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+        """Return the logits ``[B, ...]`` at ``values``; images go through channels last, which is faster."""
+        if inputs.dim() == 4:
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
+        return functional_call(self.model, dict(values), (inputs,))
+
+
+def stacked_state(model: nn.Module, replicas: int, device: torch.device) -> Parameters:
+    """Return what training changes of a model, copied for each replica: ``[R, *shape]``."""
+    kept = model.state_dict().keys()  # a tied parameter is here twice, and once among the parameters
+    state = {**dict(model.named_parameters()), **{k: v for k, v in model.named_buffers() if k in kept}}
+    return {k: v.detach().to(device).expand(replicas, *v.shape).clone() for k, v in state.items()}
 
 
 @dataclass(frozen=True)
@@ -125,10 +141,8 @@ def train_replicas(
     """
     if masks.sum(1).unique().numel() != 1:
         raise ValueError(f"Subsets that train at once must be of equal size; got {sorted(set(masks.sum(1).tolist()))}.")
-    initial = dict(task.initial_model(*stream).named_parameters())
-    device = data.training.inputs.device
-    stacked = {k: p.detach().to(device).expand(masks.shape[0], *p.shape).clone() for k, p in initial.items()}
     name, program = (task.name, *stream), Program.of(task, data)
+    stacked = stacked_state(task.initial_model(*stream), masks.shape[0], data.training.inputs.device)
     stacked = _laid_out_as_gradients(program.model, stacked)
     trained = fit_stacked(program, stacked, data.training, masks, name, recipe or task.recipe, on_epoch)
     return {k: p.contiguous() for k, p in trained.items()}
@@ -158,31 +172,30 @@ def fit_stacked(
     recipe: Recipe,
     on_epoch: Callable[[int], None] | None = None,
 ) -> Parameters:
-    """Minimise the program's loss over the stacked parameters ``[R, ...]``, in place; see :func:`train_replicas`."""
+    """Minimise the program's loss over the stacked values ``[R, ...]``, in place; see :func:`train_replicas`.
+
+    Running statistics of the model that are among the values are updated; else the model is as in evaluation.
+    """
     stream = Stream(name, len(training), program.sites, training.inputs.device)
-    values = {k: p.requires_grad_() for k, p in stacked.items()}
+    statistics = {k: v for k, v in stacked.items() if k in dict(program.model.named_buffers())}
+    values = {k: p.requires_grad_() for k, p in stacked.items() if k not in statistics}
     parameters = list(values.values())
-    momentum = [torch.zeros_like(p) for p in parameters]
+    optimizer = optimizer_of(recipe, parameters)
+    n_steps, step = recipe.epochs * -(-int(masks[0].sum()) // recipe.batch_size), 0
+    program.model.train(bool(statistics))
     for epoch in range(recipe.epochs):
         for inputs, labels, dropped in _steps(stream, epoch, training, masks, recipe.batch_size):
-            logits = program.logits(values, inputs, dropped)  # [R, B, ...]
+            with autocast(recipe.precision, stream.device):
+                logits = program.logits({**values, **statistics}, inputs, dropped).float()  # [R, B, ...]
             losses = program.loss(logits.flatten(0, 1), labels.flatten(0, 1))  # [R * B]
             # Divided by B, not by R * B: every replica's gradient is that of its own mean loss.
             gradients = torch.autograd.grad(losses.sum() / inputs.shape[1], parameters)
-            _sgd_step(parameters, gradients, momentum, recipe)
+            optimizer.step(gradients, recipe.rate(step, n_steps))
+            step += 1
         if on_epoch is not None:
             on_epoch(epoch + 1)
-    return {k: p.detach() for k, p in values.items()}
-
-
-@torch.no_grad()
-def _sgd_step(parameters: list[Tensor], gradients: tuple[Tensor, ...], momentum: list[Tensor], recipe: Recipe) -> None:
-    """Do what ``torch.optim.SGD`` does, to the bit, without the second that its first step takes to import."""
-    if recipe.weight_decay:
-        gradients = torch._foreach_add(gradients, parameters, alpha=recipe.weight_decay)
-    torch._foreach_mul_(momentum, recipe.momentum)
-    torch._foreach_add_(momentum, gradients)
-    torch._foreach_add_(parameters, momentum, alpha=-recipe.lr)
+    program.model.eval()
+    return {k: p.detach() for k, p in {**values, **statistics}.items()}
 
 
 def _steps(
@@ -202,9 +215,12 @@ def _steps(
 def target_outputs(task: Task, data: TaskData, stacked: Parameters) -> Tensor:
     """Return the target of every query under every replica, dropout off: ``[R, n_queries]`` float32."""
     program = Program.of(task, data)
-    queries = data.queries
     rows = []
     for r in range(next(iter(stacked.values())).shape[0]):
-        logits = functional_call(program.model, {k: v[r] for k, v in stacked.items()}, (queries.inputs,))
-        rows.append(task.target.function(logits, queries.labels))
+        values = {k: v[r] for k, v in stacked.items()}
+        parts = [
+            task.target.function(program.logits_of_one(values, batch.inputs), batch.labels)
+            for batch in data.queries.batches(_QUERY_BATCH)
+        ]
+        rows.append(torch.cat(parts))
     return torch.stack(rows)

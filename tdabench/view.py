@@ -16,7 +16,7 @@ from tdabench.member import Member, MemberMasks
 from tdabench.meter import TRAIN, Meter, Trained
 from tdabench.model_store import ModelStore
 from tdabench.task import Task, TaskData
-from tdabench.trainer import Parameters, Program, fit_stacked, train_replicas
+from tdabench.trainer import Parameters, Program, fit_stacked, stacked_state, train_replicas
 
 STREAM = "attribution"  # never "ground-truth": the seeds of the two are disjoint
 
@@ -40,7 +40,7 @@ class TaskView:
 
     def __init__(self, task: Task, data: TaskData, store: Path, *, seed: int = 0, meter: Meter | None = None) -> None:
         # Without its folder: no attribute of what a method is handed leads to the ground truth.
-        self._task, self._data = dataclasses.replace(task, folder=Path()), data
+        self._task, self._data = dataclasses.replace(task, folder=Path(), mislabelled=None), data
         self.name = task.name
         self.training: Examples = data.training
         self.queries: Examples = data.queries
@@ -77,6 +77,8 @@ class TaskView:
 
     def train(self, model: int = 0) -> Parameters:
         """Return the parameters of attribution model number ``model``, trained on the full training set.
+
+        Running statistics of normalisation layers are among them.
 
         Metered and cached: trained once on this machine class, charged to every run that asks for it. Members of one
         model share its tensors; do not write to them.
@@ -139,7 +141,11 @@ class TaskView:
         if mask is not None:
             stream = (self.name, STREAM, self.seed, model, "mask", mask[0])
             masks = MemberMasks(self._sites, stream, mask[1])
-        return Member(self, model if number is None else number, self.train(model), self._template, masks)
+        trained = self.train(model)
+        names = {name for name, _ in self._template.named_parameters()}
+        parameters = {k: v for k, v in trained.items() if k in names}
+        statistics = {k: v for k, v in trained.items() if k not in names}
+        return Member(self, model if number is None else number, parameters, self._template, statistics, masks)
 
     def adapter_member(self, model: int, adapter: int, *, number: int, rank: int, epochs: int) -> Member:
         """Return a member whose gradients are taken with respect to a low-rank adapter only."""
@@ -154,7 +160,7 @@ class TaskView:
             torch.zeros_like(self.training.labels[:1]).expand(n, *self.training.labels.shape[1:]).contiguous(),
             "train",
         )
-        stacked = {k: p.detach().clone().unsqueeze(0) for k, p in self._template.named_parameters()}
         program = Program(self._template, self._sites, self.loss_function)
+        stacked = stacked_state(self._template, 1, self.device)
         recipe = dataclasses.replace(self._task.recipe, epochs=1)
         fit_stacked(program, stacked, fake, torch.ones(1, n, dtype=torch.bool), ("warm-up",), recipe)

@@ -14,21 +14,23 @@ import pytest
 import torch
 from filelock import FileLock
 
-from tdabench import building
-from tdabench.building import Slice, build, plan_slices, read_slices, retrain, total_replicas, work_folder
+from tdabench import building, retraining
+from tdabench.building import Options, build, total_replicas, work_folder
 from tdabench.errors import StorageError, UsageError
 from tdabench.files import write_json
 from tdabench.ground_truth import ARRAYS_FILE, MANIFEST_FILE, read_ground_truth
 from tdabench.registry import find_task
+from tdabench.retraining import retrain
+from tdabench.slices import Slice, plan_slices, read_slices
 
 BUILD = """
     import sys
     from pathlib import Path
-    from tdabench.building import build
+    from tdabench.building import Options, build
 
     if __name__ == "__main__":
         show = lambda p: print(p.done, p.fresh, flush=True)
-        build(sys.argv[1], Path(sys.argv[2]), workers=1, on_progress=show)
+        build(sys.argv[1], Path(sys.argv[2]), Options(workers=1), on_progress=show)
 """
 
 
@@ -68,13 +70,16 @@ class InlineExecutor(ThreadPoolExecutor):
 
 def test_the_process_pool_builds_what_a_thread_builds(small_reference, small, small_truth_folder, cache, tmp_path):
     seen = []
-    manifest = build(small_reference, tmp_path / "truth", workers=1, on_progress=seen.append)
+    manifest = build(small_reference, tmp_path / "truth", Options(workers=1), on_progress=seen.append)
     truth, other = read_ground_truth(small, tmp_path / "truth"), read_ground_truth(small, small_truth_folder)
     np.testing.assert_array_equal(truth.outputs, other.outputs)
     np.testing.assert_array_equal(truth.masks, small.subset_masks().numpy())
     assert truth.outputs.shape == (8, 4, 40)
     assert [(p.done, p.fresh, p.total) for p in (seen[0], seen[-1])] == [(0, 0, 32), (32, 32, 32)]
-    assert manifest.seconds_per_replica > 0
+    (builder,) = manifest.built_on
+    assert builder.n_replicas == 32
+    assert builder.seconds_per_replica > 0
+    assert str(builder.replicas_per_group) == min(builder.seconds_by_group, key=builder.seconds_by_group.__getitem__)
     assert not work_folder(small).exists()
 
 
@@ -98,7 +103,7 @@ def test_killed_again_and_again_a_build_ends_with_the_bytes_of_an_undisturbed_on
             assert time.monotonic() < deadline, "workers outlive a killed build"
             time.sleep(0.05)
         assert not out.exists()
-        before, kept = kept, int((~np.isnan(read_slices(task, work_folder(task))[0]).any(axis=2)).sum())
+        before, kept = kept, read_slices(task, [work_folder(task)]).n_done
         assert before < kept < total_replicas(task)
     with InlineExecutor() as executor:
         build(slow_reference, out, executor=executor)
@@ -116,7 +121,7 @@ def test_a_second_build_of_the_task_at_the_same_time_is_refused(small_reference,
 
 
 def test_an_executor_that_is_given_does_all_the_work_and_stays_open(small_reference, cache, tmp_path, monkeypatch):
-    monkeypatch.setattr(building, "_local_pool", lambda workers: pytest.fail("made a pool of its own"))
+    monkeypatch.setattr(building, "local_pool", lambda workers: pytest.fail("made a pool of its own"))
     with InlineExecutor() as executor:
         build(small_reference, tmp_path / "truth", executor=executor)
         assert [(s.seed, s.subsets) for s in executor.slices] == [(seed, tuple(range(8))) for seed in range(4)]
@@ -124,16 +129,15 @@ def test_an_executor_that_is_given_does_all_the_work_and_stays_open(small_refere
 
 
 def test_a_replica_retrained_alone_or_in_any_group_is_the_same_to_the_bit(small, small_data):
-    whole = retrain(small, small_data, 0, range(8))
+    whole = retrain(small, small_data, 0, range(8), 8)
     for part in ([3], [3, 5], [0, 3, 4, 7]):
-        assert torch.equal(retrain(small, small_data, 0, part), whole[part])
+        assert torch.equal(retrain(small, small_data, 0, part, 8), whole[part])
 
 
-def test_large_groups_are_trained_in_groups_of_the_build_s_size(small, small_data, monkeypatch):
-    expected = retrain(small, small_data, 0, range(8))
+def test_the_size_of_groups_changes_nothing_but_rounding(small, small_data):
+    expected = retrain(small, small_data, 0, range(8), 8)
     for size in (1, 3, 7):
-        monkeypatch.setattr(building, "group_size", lambda _, size=size: size)
-        torch.testing.assert_close(retrain(small, small_data, 0, range(8)), expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(retrain(small, small_data, 0, range(8), size), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_failing_slice_stops_the_rest_also_on_an_executor_that_is_given(
@@ -142,7 +146,7 @@ def test_a_failing_slice_stops_the_rest_also_on_an_executor_that_is_given(
     def fail(*_):
         raise RuntimeError("worker broke")
 
-    monkeypatch.setattr(building, "retrain", fail)
+    monkeypatch.setattr(retraining, "retrain", fail)
     with ThreadPoolExecutor(1) as executor:
         futures: list[Future] = []
         submit = executor.submit
@@ -154,7 +158,7 @@ def test_a_failing_slice_stops_the_rest_also_on_an_executor_that_is_given(
 
 
 def test_training_that_diverges_is_named_and_not_taken_for_missing(small_reference, cache, tmp_path, monkeypatch):
-    monkeypatch.setattr(building, "target_outputs", lambda *_: torch.full((8, 40), torch.inf))
+    monkeypatch.setattr(retraining, "target_outputs", lambda *_: torch.full((8, 40), torch.inf))
     with ThreadPoolExecutor(1) as executor, pytest.raises(UsageError, match=r"training of small diverged.*seed 0"):
         build(small_reference, tmp_path / "truth", executor=executor)
 
@@ -215,5 +219,5 @@ def test_slices_of_other_subsets_are_never_mixed_in(small):
 
 def test_only_missing_replicas_are_planned_each_once(small):
     missing = np.random.default_rng(0).random((8, 4)) < 0.5
-    planned = [(m, s.seed) for s in plan_slices(small, missing) for m in s.subsets]
+    planned = [(m, s.seed) for s in plan_slices(missing, 3) for m in s.subsets]
     assert sorted(planned) == sorted(zip(*map(np.ndarray.tolist, np.nonzero(missing)), strict=True))

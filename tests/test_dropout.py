@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from tdabench.dropout import DropoutSite, MaskedDropout, MaskTable, install_masks
+from tdabench.dropout import DropoutSite, MaskedDropout, MaskTable, SequenceDropout, install_masks
 from tdabench.errors import UsageError
 
 SITE = DropoutSite("2.mask", 0.3, (7,))
@@ -84,7 +84,7 @@ def test_without_a_mask_dropout_is_off_and_with_one_it_multiplies():
     torch.testing.assert_close(torch.func.functional_call(copy, mask, (x,)), expected)
 
 
-@pytest.mark.parametrize("kind", [nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout])
+@pytest.mark.parametrize("kind", [nn.Dropout1d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout])
 def test_other_kinds_of_dropout_are_refused_by_name(kind):
     with pytest.raises(UsageError, match=rf"model's 2 is a {kind.__name__}; use torch.nn.Dropout instead"):
         install_masks(model_with(kind(0.2)), torch.zeros(1, 4))
@@ -109,3 +109,33 @@ class CallsDropoutTwice(nn.Module):
 def test_a_dropout_layer_called_twice_is_refused_because_one_buffer_cannot_hold_two_masks():
     with pytest.raises(UsageError, match="dropout is called 2 times"):
         install_masks(CallsDropoutTwice(), torch.zeros(1, 4))
+
+
+@pytest.mark.parametrize(
+    ("module", "activations", "mask"),
+    [
+        (nn.Dropout2d(0.5), (6, 4, 5), (6, 1, 1)),
+        (SequenceDropout(0.5), (7, 6), (1, 6)),
+        (nn.Dropout(0.5), (7, 6), (7, 6)),
+    ],
+)
+def test_a_mask_is_shared_by_the_places_of_an_image_and_the_positions_of_a_sequence(module, activations, mask):
+    model, (site,) = install_masks(nn.Sequential(module), torch.zeros(1, *activations))
+    assert site.shape == mask
+    rows = MaskTable.draw([site], 3, "x").rows(torch.arange(3))
+    x = torch.ones(3, *activations)
+    dropped = torch.func.functional_call(model, rows, (x,))
+    assert dropped.shape == x.shape
+    torch.testing.assert_close(dropped, rows[site.buffer].expand_as(x))
+    assert set(dropped.unique().tolist()) == {0.0, 2.0}
+    assert torch.equal(model(x), x), "dropout is off by default"
+
+
+def test_sequence_dropout_on_its_own_drops_features_of_whole_sequences():
+    module = SequenceDropout(0.5)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        dropped = module(torch.ones(4, 5, 16))
+    assert torch.equal(dropped, dropped[:, :1].expand_as(dropped))
+    assert set(dropped.unique().tolist()) == {0.0, 2.0}
+    assert torch.equal(module.eval()(torch.ones(1, 2, 3)), torch.ones(1, 2, 3))

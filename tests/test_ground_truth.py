@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from dataclasses import replace
@@ -9,7 +10,7 @@ import pytest
 from safetensors.numpy import load, save
 
 from tdabench.errors import FileFormatError, GroundTruthError
-from tdabench.files import sha256_arrays, write_arrays
+from tdabench.files import json_bytes, sha256_arrays, write_arrays, write_json
 from tdabench.ground_truth import ARRAYS_FILE, MANIFEST_FILE, read_ground_truth, read_manifest, write_ground_truth
 
 BUILD_AGAIN = "Build it with `tdabench ground-truth build small`."
@@ -35,8 +36,10 @@ def position_of(path, name: str) -> int:
 
 
 def edit_manifest(folder, **changes) -> None:
+    """Change fields as a careful forger would: with a hash that matches."""
     path = folder / MANIFEST_FILE
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    changed = json.loads(path.read_text()) | changes | {"manifest_sha256": ""}
+    write_json(path, changed | {"manifest_sha256": hashlib.sha256(json_bytes(changed)).hexdigest()})
 
 
 def test_what_is_written_is_what_is_read(small, small_truth_folder, tmp_path):
@@ -112,15 +115,15 @@ def test_a_missing_file_is_named(small, copy, tmp_path):
 def test_missing_or_extra_arrays_are_named(small, copy):
     arrays = load((copy / ARRAYS_FILE).read_bytes())
     (copy / ARRAYS_FILE).write_bytes(save({"masks": arrays["masks"]}))
-    with pytest.raises(GroundTruthError, match=r"holds \['masks'\], expected masks and outputs"):
+    with pytest.raises(GroundTruthError, match=r"holds \['masks'\], expected \['builders', 'masks', 'outputs'\]"):
         read_ground_truth(small, copy)
 
 
 def test_numbers_that_are_none_are_refused_although_the_hash_matches(small, copy):
     arrays = load((copy / ARRAYS_FILE).read_bytes())
     arrays["outputs"][4, 3, 0] = np.nan
-    write_arrays(copy / ARRAYS_FILE, arrays)
-    edit_manifest(copy, outputs_sha256=sha256_arrays({"outputs": arrays["outputs"]}))
+    file_sha256 = write_arrays(copy / ARRAYS_FILE, arrays)
+    edit_manifest(copy, outputs_sha256=sha256_arrays({"outputs": arrays["outputs"]}), arrays_sha256=file_sha256)
     with pytest.raises(GroundTruthError, match="the task and the arrays say nan"):
         read_ground_truth(small, copy)
 
@@ -142,7 +145,7 @@ def test_a_manifest_that_is_no_json_is_one_clear_error(small, copy):
     ("change", "named"),
     [
         ({"n_seeds": "4"}, "n_seeds"),
-        ({"seconds_per_replica": -1.0}, "seconds_per_replica"),
+        ({"rounding_difference": -1.0}, "rounding_difference"),
         ({"note": "more"}, "note"),
     ],
 )
@@ -175,6 +178,8 @@ def test_a_missing_field_is_named(small, copy):
         {"seeds": [0, 1, 2, 4]},
         {"fraction": 0.6},
         {"subset_spread": 1e9},
+        {"arrays_sha256": "0" * 64},
+        {"builders_sha256": "0" * 64},
         {"task": "smell"},
         {"task_version": "0" * 16},
     ],

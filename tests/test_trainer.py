@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tdabench.seeds import derive_seed, generator
-from tdabench.task import Recipe
-from tdabench.trainer import Program, Stream, _sgd_step, group_size, target_outputs, train_replicas
+from tdabench.trainer import Program, Stream, group_size, target_outputs, train_replicas
 
 # What grouping may change: the order of additions inside matrix products, in float32.
 TOLERANCE = {"rtol": 1e-4, "atol": 2e-5}
@@ -194,20 +193,3 @@ def test_groups_are_bounded_by_memory_and_number():
     assert group_size({"w": torch.zeros(1)}) == 50
     assert group_size({"w": torch.empty(10**8, device="meta")}) == 1
     assert group_size({"w": torch.zeros(100_000)}) == (16 << 20) // 1_200_000
-
-
-@pytest.mark.parametrize("weight_decay", [0.0, 1e-3])
-def test_the_sgd_step_is_torchs_to_the_bit(weight_decay):
-    random = torch.Generator().manual_seed(0)
-    ours = [torch.randn(3, 7, 5, generator=random), torch.randn(3, 7, generator=random)]
-    theirs = [p.clone().requires_grad_() for p in ours]
-    momentum = [torch.zeros_like(p) for p in ours]
-    recipe = Recipe(lr=0.03, momentum=0.9, batch_size=1, epochs=1, weight_decay=weight_decay)
-    optimizer = torch.optim.SGD(theirs, recipe.lr, recipe.momentum, weight_decay=weight_decay, foreach=True)
-    for _ in range(5):
-        gradients = tuple(torch.randn(p.shape, generator=random) for p in ours)
-        _sgd_step(ours, gradients, momentum, recipe)
-        for parameter, gradient in zip(theirs, gradients, strict=True):
-            parameter.grad = gradient.clone()
-        optimizer.step()
-        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))

@@ -105,17 +105,33 @@ def test_another_number_of_subsets_is_named(small, small_truth_folder):
 
 def test_the_tolerance_is_tight_only_where_the_truth_was_built(small, small_truth_folder, monkeypatch):
     truth = read_ground_truth(small, small_truth_folder)
-    assert tolerance(truth) == SAME_MACHINE_TOLERANCE
+    (builder,) = truth.manifest.built_on
+    assert tolerance(truth, builder) == SAME_MACHINE_TOLERANCE
+    assert tolerance(truth, builder.model_copy(update={"device": "an accelerator"})) == OTHER_MACHINE_TOLERANCE
     monkeypatch.setattr(verification.provenance, "cpu_name", lambda: "another processor")
-    assert tolerance(truth) == OTHER_MACHINE_TOLERANCE
+    assert tolerance(truth, builder) == OTHER_MACHINE_TOLERANCE
     monkeypatch.undo()
     monkeypatch.setattr(provenance, "packages", lambda: {"torch": "0.1"})
-    assert tolerance(truth) == OTHER_MACHINE_TOLERANCE
+    assert tolerance(truth, builder) == OTHER_MACHINE_TOLERANCE
+
+
+def test_the_loose_tolerance_grows_with_what_rounding_changes_but_tells_replicas_apart(
+    small, small_truth_folder, monkeypatch
+):
+    truth = read_ground_truth(small, small_truth_folder)
+    (builder,) = truth.manifest.built_on
+    monkeypatch.setattr(verification.provenance, "cpu_name", lambda: "another processor")
+
+    def with_rounding(value: float) -> float:
+        manifest = truth.manifest.model_copy(update={"rounding_difference": value})
+        return tolerance(replace(truth, manifest=manifest), builder)
+
+    assert [with_rounding(x) for x in (0.0, 0.1, 0.3, 5.0)] == [0.25, 0.25, 0.6, 1.0]
 
 
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 100), st.integers(0, 5))
 def test_chosen_replicas_are_distinct_and_exist(n_subsets, n_seeds, n, seed):
-    truth = GroundTruth(None, np.zeros((n_subsets, n_seeds, 1)), None, None, None)
+    truth = GroundTruth(None, np.zeros((n_subsets, n_seeds, 1)), None, None, None, None)
     chosen = choose_replicas(truth, n, seed)
     assert len(set(chosen)) == len(chosen) == min(n, n_subsets * n_seeds)
     assert all(0 <= m < n_subsets and 0 <= s < n_seeds for m, s in chosen)

@@ -4,29 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from tdabench import datasets
-from tdabench.examples import Examples
 from tdabench.targets import LOG_ODDS, cross_entropy
-from tdabench.task import Recipe, SubsetPlan, Task, TaskData
+from tdabench.task import Recipe, SubsetPlan, Task
+from tdabench.tasks.mnist import LICENCE, N_QUERIES, N_TRAIN, load_data
 from tdabench.tasks.networks import dropout_mlp
-
-N_TRAIN, N_QUERIES = 5000, 500
-MEAN, STANDARD_DEVIATION = 0.1307, 0.3081
-
-
-def load_data(folder: Path | None) -> TaskData:
-    """Take the first 5,000 training and the first 500 test images, flattened and standardised."""
-    train, test = datasets.mnist(folder)
-    return TaskData(_first(train, N_TRAIN, "train"), _first(test, N_QUERIES, "queries"))
-
-
-def _first(images: object, n: int, split: str) -> Examples:
-    pixels: Tensor = images.data[:n]  # type: ignore[attr-defined]  # [n, 28, 28] uint8
-    inputs = (pixels.flatten(1).to(torch.float32) / 255.0 - MEAN) / STANDARD_DEVIATION  # [n, 784]
-    return Examples(inputs, images.targets[:n].to(torch.int64), split)  # type: ignore[attr-defined]
 
 
 def make_model() -> nn.Module:
@@ -38,7 +21,7 @@ TASK = Task(
     name="mnist-mlp",
     title="MNIST, dropout MLP",
     description="First 5,000 training and 500 test images of MNIST; MLP 784-128-64-10 with dropout 0.1.",
-    licence="CC BY-SA 3.0 (MNIST, LeCun, Cortes and Burges)",
+    licence=LICENCE,
     n_train=N_TRAIN,
     n_queries=N_QUERIES,
     load_data=load_data,

@@ -2,16 +2,39 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from tdabench.cli.output import Live, data_option, json_option, print_facts, print_json
+from tdabench.errors import TdabenchError
 
 if TYPE_CHECKING:
     from tdabench.building import Progress
+    from tdabench.ground_truth import Manifest
+    from tdabench.task import Task
     from tdabench.verification import Check
+
+_FOLDER = click.Path(path_type=Path, file_okay=False)
+
+
+class Shard(click.ParamType):
+    """A share of the work, written as ``i/n``: number i of n, counted from 0."""
+
+    name = "i/n"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        """Return (i, n)."""
+        if isinstance(value, tuple):
+            return value
+        found = re.fullmatch(r"(\d+)/(\d+)", str(value))
+        if found is None or not int(found[1]) < int(found[2]):
+            self.fail(f"{value!r} is not a share. Write i/n with i from 0 to n - 1, as in 0/4.", param, ctx)
+        return int(found[1]), int(found[2])
 
 
 @click.group("ground-truth")
@@ -21,78 +44,173 @@ def ground_truth() -> None:
 
 @ground_truth.command()
 @click.argument("task")
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Default: the task's own folder.")
+@click.option("--out", type=_FOLDER, help="Default: the task's own folder.")
 @click.option("--workers", type=click.IntRange(1), help="Worker processes, one thread each. Default: all cores.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option("--slices", type=_FOLDER, help="Folder of finished slices. Default: beside the task, else in the cache.")
+@click.option(
+    "--shard", type=Shard(), help="Build a share, as in 0/4, into --slices; `merge` puts the shares together."
+)
+@click.option(
+    "--minutes", type=click.FloatRange(0, min_open=True), help="Stop after so long; the same command goes on."
+)
 @click.option("--replace", is_flag=True, help="Build anew although there is ground truth.")
 @data_option
 @json_option
 def build(
-    task: str, out: Path | None, workers: int | None, replace: bool, data_folder: Path | None, as_json: bool
+    task: str,
+    out: Path | None,
+    workers: int | None,
+    device: str,
+    slices: Path | None,
+    shard: tuple[int, int] | None,
+    minutes: float | None,
+    replace: bool,
+    data_folder: Path | None,
+    as_json: bool,
 ) -> None:
     """Retrain on every subset of TASK under every seed. Killed at any moment, the same command goes on."""
+    from tdabench.building import Options, total_replicas
     from tdabench.building import build as build_task
-    from tdabench.building import total_replicas
-    from tdabench.ground_truth import ground_truth_folder
     from tdabench.registry import find_task
 
     found = find_task(task)
     found.data(data_folder)  # a missing data set is found before the workers start
-    folder = out or ground_truth_folder(found)
+    options = Options(data_folder, workers, device, slices, shard, minutes)
     with Live(total_replicas(found), "replicas") as live:
-        manifest = build_task(
-            task,
-            folder,
-            data_folder=data_folder,
-            workers=workers,
-            replace=replace,
-            on_progress=lambda p: _show_progress(live, p),
-        )
-    facts = {"folder": str(folder), **manifest.model_dump(mode="json")}
-    return print_json(facts) if as_json else click.echo(f"Ground truth of {found.name}: {folder}")
-
-
-def _show_progress(live: Live, progress: Progress) -> None:
-    if live.done == 0 and progress.fresh == 0:
-        live.skip(progress.done)
-    else:
-        live.finish(f"{progress.seconds_per_replica:.3f} s a replica", progress.done - live.done)
+        manifest = build_task(task, out, options, replace=replace, on_progress=lambda p: _show_progress(live, p))
+    _report(found, out, manifest, as_json, f"{live.done} of {live.total} replicas of {found.name} are done.")
 
 
 @ground_truth.command()
 @click.argument("task")
+@click.argument("slices", nargs=-1, required=True, type=_FOLDER)
+@click.option("--out", type=_FOLDER, help="Default: the task's own folder.")
+@click.option("--replace", is_flag=True, help="Write although there is ground truth.")
+@data_option
+@json_option
+def merge(
+    task: str, slices: tuple[Path, ...], out: Path | None, replace: bool, data_folder: Path | None, as_json: bool
+) -> None:
+    """Put the shares that several machines built into folders SLICES together; none may be missing."""
+    from tdabench.building import Options
+    from tdabench.building import merge as merge_slices
+    from tdabench.registry import find_task
+
+    manifest = merge_slices(task, slices, out, Options(data_folder), replace=replace)
+    _report(find_task(task), out, manifest, as_json, "")
+
+
+def _report(task: Task, out: Path | None, manifest: Manifest | None, as_json: bool, unfinished: str) -> None:
+    from tdabench.ground_truth import ground_truth_folder
+
+    folder = out or ground_truth_folder(task)
+    if manifest is None:
+        return print_json({"task": task.name, "complete": False}) if as_json else click.echo(unfinished)
+    facts = {"folder": str(folder), "complete": True, **manifest.model_dump(mode="json")}
+    return print_json(facts) if as_json else click.echo(f"Ground truth of {task.name}: {folder}")
+
+
+def _show_progress(live: Live, progress: Progress) -> None:
+    live.total = progress.total
+    if live.done == 0 and progress.fresh == 0:
+        live.skip(progress.done)
+    else:
+        reliability = "" if progress.reliability is None else f", reliability {progress.reliability:.3f}"
+        live.finish(f"{progress.seconds_per_replica:.3g} s a replica{reliability}", progress.done - live.done)
+
+
+@ground_truth.command()
+@click.argument("task", required=False)
+@click.option("--all", "everything", is_flag=True, help="Verify every task that a CPU can retrain.")
 @click.option("--replicas", type=click.IntRange(1), default=3, show_default=True, help="How many to retrain.")
 @click.option("--choice-seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of their choice.")
-@click.option("--folder", type=click.Path(path_type=Path, file_okay=False), help="Default: the task's own.")
+@click.option("--folder", type=_FOLDER, help="Default: the task's own.")
 @data_option
 @json_option
 def verify(
-    task: str, replicas: int, choice_seed: int, folder: Path | None, data_folder: Path | None, as_json: bool
+    task: str | None,
+    everything: bool,
+    replicas: int,
+    choice_seed: int,
+    folder: Path | None,
+    data_folder: Path | None,
+    as_json: bool,
 ) -> None:
     """Check TASK's files against their manifest, retrain random replicas, and compare them with the shipped rows.
 
-    Exits with 1 if a replica differs by more than the tolerance.
+    Exits with 1 if a replica differs by more than the tolerance; with --all also if a task cannot be verified.
     """
-    from tdabench.registry import find_task
+    if everything == (task is not None):
+        raise click.UsageError("Name a TASK, or pass --all.")
+    if everything and folder is not None:
+        raise click.UsageError("--folder goes with one TASK; leave it out, or name the task.")
     from tdabench.verification import verify as verify_task
 
-    found = find_task(task)
-    with Live(replicas, "replicas") as live:
-        live.now("retraining")
-        checks = verify_task(
-            found,
-            replicas,
-            choice_seed=choice_seed,
-            data_folder=data_folder,
-            folder=folder,
-            on_check=lambda check: live.finish(_check_line(check)),
-        )
-    passed = all(c.passed for c in checks)
+    tasks = _tasks_to_verify(task)
+    outcomes = []
+    with Live(replicas * len(tasks), "replicas") as live:
+        for found in tasks:
+            live.now(f"{found.name}: retraining")
+            try:
+                checks = verify_task(
+                    found,
+                    replicas,
+                    choice_seed=choice_seed,
+                    data_folder=data_folder,
+                    folder=folder,
+                    on_check=partial(_show_check, live, found.name),
+                )
+            except TdabenchError as error:
+                if not everything:
+                    raise
+                outcomes.append(_Outcome(found.name, [], str(error)))
+                live.finish(f"{found.name}: not verified: {error}", replicas)
+            else:
+                outcomes.append(_Outcome(found.name, checks))
+    shown = [outcome.to_dict() for outcome in outcomes]
     if as_json:
-        print_json({"task": found.name, "passed": passed, "checks": [{**vars(c), "passed": c.passed} for c in checks]})
+        print_json(shown if everything else shown[0])
     else:
-        click.echo(f"{found.name}: {sum(c.passed for c in checks)} of {len(checks)} replicas agree.")
-    if not passed:
+        for outcome in outcomes:
+            click.echo(outcome.line())
+    if not all(outcome.passed for outcome in outcomes):
         raise click.exceptions.Exit(1)
+
+
+def _show_check(live: Live, name: str, check: Check) -> None:
+    live.finish(f"{name}: {_check_line(check)}")
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    task: str
+    checks: list[Check]
+    error: str | None = None
+
+    @property
+    def passed(self) -> bool:
+        return self.error is None and all(c.passed for c in self.checks)
+
+    def to_dict(self) -> dict[str, Any]:
+        checks = [{**vars(c), "passed": c.passed} for c in self.checks]
+        problem = {} if self.error is None else {"error": self.error}
+        return {"task": self.task, "passed": self.passed, "checks": checks, **problem}
+
+    def line(self) -> str:
+        if self.error is not None:
+            return f"{self.task}: not verified: {self.error}"
+        return f"{self.task}: {sum(c.passed for c in self.checks)} of {len(self.checks)} replicas agree."
+
+
+def _tasks_to_verify(task: str | None) -> list[Task]:
+    """Return one task, or all that a CPU can retrain."""
+    from tdabench import registry
+
+    if task is not None:
+        return [registry.find_task(task)]
+    found = [registry.find_task(name) for name in registry.names(registry.TASKS)]
+    return [t for t in found if not t.needs_cuda]
 
 
 def _check_line(check: Check) -> str:

@@ -1,0 +1,52 @@
+"""The cache, the folder that the user's data sets are in, and what an error says about them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+DATA_VARIABLE = "TDABENCH_DATA"
+CACHE_VARIABLE = "TDABENCH_CACHE"
+
+
+def cache_folder() -> Path:
+    """Return where downloads and trained models are kept: ``TDABENCH_CACHE``, else the user's cache folder."""
+    named = os.environ.get(CACHE_VARIABLE)
+    if named:
+        return Path(named).expanduser()
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("tdabench"))
+
+
+def data_folder(named: Path | None) -> Path | None:
+    """Return the folder that the user's data sets are in: ``named``, else ``TDABENCH_DATA``, else None."""
+    if named is not None:
+        return named
+    variable = os.environ.get(DATA_VARIABLE)
+    return Path(variable).expanduser() if variable else None
+
+
+def download_folder() -> Path:
+    """Return where data sets are downloaded to."""
+    return cache_folder() / "data"
+
+
+def what_next(folder: Path | None, place: str, address: str) -> str:
+    """Return the end of a message about a set that is missing or damaged: what to do next.
+
+    Parameters
+    ----------
+    folder
+        What the caller named; None where ``TDABENCH_DATA`` or the cache decides.
+    place
+        The file or folder of the set, relative to the folder that data sets are in.
+    address
+        Where it is downloaded from.
+    """
+    if data_folder(folder) is None:
+        return f"Remove {download_folder() / place} to have it downloaded again from {address}."
+    return (
+        f"Point --data or {DATA_VARIABLE} at the folder that holds {place}, "
+        f"or unset {DATA_VARIABLE} and leave --data out to download it from {address}."
+    )

@@ -1,0 +1,80 @@
+"""How many replicas to train at once: measured, because it depends on the model and on the machine.
+
+Small models are dispatch-bound, and a batch of them is many times faster than one by one. Large convolutions fill a
+processor alone, and a batch of them only falls out of its cache.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+
+from tdabench.task import Task, TaskData
+from tdabench.trainer import Program, fit_stacked, group_size, stacked_state
+
+_STEPS = 3
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """The size of group that is fastest here, and the measured seconds per replica and step for each that was tried."""
+
+    size: int
+    seconds: dict[int, float]
+
+
+def candidates(task: Task, device: torch.device) -> list[int]:
+    """Return the sizes worth trying: one alone, as many as keep the cache, and on an accelerator far more."""
+    fits = group_size(dict(task.initial_model("plan").named_parameters()))
+    sizes = {1, fits} if device.type == "cpu" else {1, 8, 32, max(fits, 64)}
+    return sorted({min(size, task.plan.n_subsets) for size in sizes})
+
+
+def choose_group(task: Task, data: TaskData) -> Grouping:
+    """Time a few training steps of one thread for each candidate, and choose the fastest."""
+    device = data.training.inputs.device
+    sizes = candidates(task, device)
+    if len(sizes) == 1:
+        return Grouping(sizes[0], {})
+    seconds: dict[int, float] = {}
+    for size in sizes:
+        try:
+            seconds[size] = _seconds_per_replica(task, data, size)
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
+    return Grouping(min(seconds, key=lambda size: seconds[size]), seconds)
+
+
+def _seconds_per_replica(task: Task, data: TaskData, size: int) -> float:
+    device = data.training.inputs.device
+    program = Program.of(task, data)
+    recipe = replace(task.recipe, epochs=1)
+    masks = torch.zeros(size, task.n_train, dtype=torch.bool)
+    masks[:, : recipe.batch_size * _STEPS] = True
+
+    def train() -> float:
+        start = time.perf_counter()
+        stacked = stacked_state(program.model, size, device)
+        fit_stacked(program, stacked, data.training, masks, ("grouping",), recipe)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - start
+
+    with threads(1):
+        train()  # warm-up
+        return min(train(), train()) / (size * _STEPS)
+
+
+@contextlib.contextmanager
+def threads(n: int) -> Iterator[None]:
+    """Compute on ``n`` threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

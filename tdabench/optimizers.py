@@ -1,0 +1,70 @@
+"""The update rules of a recipe, on tensors that stack the parameters of many replicas.
+
+Both rules work element by element, so a replica's update does not depend on who is stacked beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from tdabench.task import Recipe
+
+
+class Optimizer(Protocol):
+    """Updates the parameters that it was made with, in place."""
+
+    def step(self, gradients: Sequence[Tensor], lr: float) -> None:
+        """Take one step; ``gradients`` are in the parameters' order."""
+
+
+class Sgd:
+    """What ``torch.optim.SGD`` does, to the bit, without the second that its first step takes to import."""
+
+    def __init__(self, parameters: list[Tensor], recipe: Recipe) -> None:
+        self.parameters, self.recipe = parameters, recipe
+        self.momentum = [torch.zeros_like(p) for p in parameters]
+
+    @torch.no_grad()
+    def step(self, gradients: Sequence[Tensor], lr: float) -> None:
+        """Take one step."""
+        gradients = tuple(gradients)
+        if self.recipe.weight_decay:
+            gradients = torch._foreach_add(gradients, self.parameters, alpha=self.recipe.weight_decay)
+        torch._foreach_mul_(self.momentum, self.recipe.momentum)
+        torch._foreach_add_(self.momentum, gradients)
+        torch._foreach_add_(self.parameters, self.momentum, alpha=-lr)
+
+
+class AdamW:
+    """``torch.optim.AdamW``, which decays matrices only, not biases and scales (as nanoGPT does)."""
+
+    def __init__(self, parameters: list[Tensor], recipe: Recipe) -> None:
+        self.parameters = parameters
+        matrices = [p for p in parameters if p.dim() > 2]  # one axis is the replicas'
+        others = [p for p in parameters if p.dim() <= 2]
+        groups = [
+            {"params": matrices, "weight_decay": recipe.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ]
+        betas = (recipe.momentum, recipe.beta2)
+        # The fused step is one sweep through memory; a step count per tensor, on the host, needs no synchronisation.
+        self.rule = torch.optim.AdamW([g for g in groups if g["params"]], lr=recipe.lr, betas=betas, fused=True)
+
+    def step(self, gradients: Sequence[Tensor], lr: float) -> None:
+        """Take one step."""
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            parameter.grad = gradient
+        for group in self.rule.param_groups:
+            group["lr"] = lr
+        self.rule.step()
+        self.rule.zero_grad(set_to_none=True)
+
+
+def optimizer_of(recipe: Recipe, parameters: list[Tensor]) -> Optimizer:
+    """Return the recipe's optimizer, with fresh state."""
+    return Sgd(parameters, recipe) if recipe.optimizer == "sgd" else AdamW(parameters, recipe)

@@ -1,0 +1,33 @@
+"""bfloat16 where the processor computes in it."""
+
+from __future__ import annotations
+
+import contextlib
+from contextlib import AbstractContextManager
+from functools import cache
+from typing import Literal
+
+import torch
+
+Precision = Literal["float32", "bfloat16"]
+
+
+@cache
+def has_bfloat16(kind: str) -> bool:
+    """Return whether devices of a kind (``cpu``, ``cuda``) multiply bfloat16 in hardware; emulation is slower."""
+    if kind == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def used(asked: Precision, device: torch.device) -> Precision:
+    """Return the precision that a recipe's is carried out in on a device."""
+    return "bfloat16" if asked == "bfloat16" and has_bfloat16(device.type) else "float32"
+
+
+def autocast(asked: Precision, device: torch.device) -> AbstractContextManager[object]:
+    """Return the context that carries out a recipe's precision on a device."""
+    if used(asked, device) == "float32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16)

@@ -1,0 +1,134 @@
+"""Retraining: the replicas of a subset and seed, here or in worker processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from multiprocessing import get_context, parent_process
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from tdabench.errors import UsageError
+from tdabench.grouping import threads
+from tdabench.registry import find_task
+from tdabench.seeds import generator
+from tdabench.slices import Slice, write_slice
+from tdabench.task import Task, TaskData
+from tdabench.trainer import Parameters, target_outputs, train_replicas
+
+STREAM = "ground-truth"
+ROUNDING = 1e-6
+
+
+def retrain(task: Task, data: TaskData, seed: int, subsets: Iterable[int], group: int) -> torch.Tensor:
+    """Retrain on some subsets under one seed; return the target of every query, ``[R, n_queries]`` float32.
+
+    In groups of at most ``group``, and never alone where that is more than one: one replica alone runs through other
+    kernels than a batch of them, and training can amplify their rounding into a tenth of the spread between subsets.
+    """
+    chosen, masks = list(subsets), task.subset_masks()
+    parts = []
+    for start in range(0, len(chosen), group):
+        part = chosen[start : start + group]
+        rows = part * 2 if len(part) == 1 < group else part
+        stacked: Parameters = train_replicas(task, data, masks[rows], STREAM, seed)
+        parts.append(target_outputs(task, data, stacked)[: len(part)].cpu())
+    return torch.cat(parts)
+
+
+def rounding_difference(task: Task, data: TaskData, outputs: torch.Tensor, group: int) -> float:
+    """Return how much training amplifies rounding: the root mean square change of the outputs of subset 0, seed 0.
+
+    Its retraining is repeated from an initialisation whose values are changed by a random part in a million, some ten
+    units of the last place: no less than another processor's kernels change within a few steps.
+    """
+
+    def perturbed() -> nn.Module:
+        model = task.make_model()
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                noise = torch.randn(parameter.shape, generator=generator(task.name, "rounding", name))
+                parameter.mul_(1 + ROUNDING * noise)
+        return model
+
+    with threads(1):
+        again = retrain(replace(task, make_model=perturbed), data, 0, [0], group)[0]
+    return float((again.double() - outputs.double()).square().mean().sqrt())
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a worker must know to compute slices.
+
+    Attributes
+    ----------
+    reference
+        The task's name or ``path.py:NAME``.
+    data_folder
+        Where the user's data sets are.
+    device
+        ``cpu`` or ``cuda``.
+    folder
+        Where slices go.
+    group
+        Replicas trained at once.
+    facts
+        JSON of what is known of the builder.
+    """
+
+    reference: str
+    data_folder: Path | None
+    device: str
+    folder: Path
+    group: int
+    facts: str
+
+
+def compute_slice(work: Work, part: Slice) -> float:
+    """Compute one slice in a worker, write it, and return its seconds."""
+    task, data = find_task(work.reference), _cached_data(work.reference, work.data_folder, work.device)
+    start = time.perf_counter()
+    outputs = retrain(task, data, part.seed, part.subsets, work.group)
+    seconds = time.perf_counter() - start
+    if not outputs.isfinite().all():
+        subset = part.subsets[int((~outputs.isfinite()).any(1).nonzero()[0])]
+        raise UsageError(
+            f"The training of {task.name} diverged: its outputs are not finite, first for subset {subset} under seed "
+            f"{part.seed}. Lower the recipe's learning rate, and start again."
+        )
+    write_slice(task, part, outputs.numpy(), seconds, json.loads(work.facts), work.folder)
+    return seconds
+
+
+@lru_cache(maxsize=1)
+def _cached_data(reference: str, data_folder: Path | None, device: str) -> TaskData:
+    return find_task(reference).data(data_folder).to(device)
+
+
+def local_pool(workers: int) -> ProcessPoolExecutor:
+    """Return worker processes of one thread each.
+
+    Independent replicas use the cores better than one replica's matrix products do.
+    """
+    return ProcessPoolExecutor(workers, get_context("spawn"), initializer=_start_worker)
+
+
+def _start_worker() -> None:
+    torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """End this worker when the build is killed; else it would wait for work for ever."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

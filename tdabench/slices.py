@@ -1,0 +1,179 @@
+"""Slices of ground truth: what a build has finished so far, as files that add up.
+
+A slice is a group of subsets under one seed. Slices of several folders, made on several machines, are read together:
+a replica may be in more than one, and none may be missing when ground truth is written.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tdabench import precision, provenance
+from tdabench._version import __version__
+from tdabench.errors import FileFormatError, UsageError
+from tdabench.files import read_arrays, read_metadata, write_arrays
+from tdabench.ground_truth import Builder
+from tdabench.task import Task
+
+FACTS = "builder"
+"""Key of the slice's metadata that says which machine made it, and how."""
+_MEASURED = "seconds_by_group"
+"""The one of these facts that differs from one start of a build to the next."""
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A group of replicas that is retrained in one piece: some subsets under one seed."""
+
+    seed: int
+    subsets: tuple[int, ...]
+
+    @property
+    def file_name(self) -> str:
+        """Where its outputs are kept."""
+        return f"seed-{self.seed:04d}-subsets-{self.subsets[0]:05d}-{self.subsets[-1]:05d}.safetensors"
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the slices in some folders add up to.
+
+    Attributes
+    ----------
+    outputs
+        ``[M, S, n_queries]`` float32, NaN where a replica is missing.
+    builders
+        ``[M, S]`` uint8, indices of ``built_on``; 0 where a replica is missing.
+    built_on
+        The machines, with what each of them did.
+    """
+
+    outputs: np.ndarray
+    builders: np.ndarray
+    built_on: list[Builder]
+
+    @property
+    def missing(self) -> np.ndarray:
+        """``[M, S]`` bool."""
+        return np.isnan(self.outputs).any(axis=2)
+
+    @property
+    def n_done(self) -> int:
+        """How many replicas are there."""
+        return int((~self.missing).sum())
+
+    @property
+    def seconds_per_replica(self) -> float:
+        """Worker seconds, over all builders; 0 where nothing is there yet."""
+        return sum(b.seconds_per_replica * b.n_replicas for b in self.built_on) / max(self.n_done, 1)
+
+
+def plan_slices(missing: np.ndarray, size: int) -> list[Slice]:
+    """Group the missing replicas, ``[M, S]`` bool, by seed, in groups that train well together."""
+    slices = []
+    for seed in range(missing.shape[1]):
+        subsets = np.flatnonzero(missing[:, seed]).tolist()
+        slices += [Slice(seed, tuple(subsets[i : i + size])) for i in range(0, len(subsets), size)]
+    return slices
+
+
+def builder_facts(task: Task, device: torch.device) -> dict[str, Any]:
+    """Return what is known of this machine as a builder before it starts."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    return {
+        "cpu": provenance.cpu_name(),
+        "device": name,
+        "packages": provenance.packages(),
+        "tdabench_version": __version__,
+        "commit": provenance.commit()[0],
+        "precision": precision.used(task.recipe.precision, device),
+        "threads_per_worker": 1,
+    }
+
+
+def write_slice(
+    task: Task, part: Slice, outputs: np.ndarray, seconds: float, facts: dict[str, object], folder: Path
+) -> None:
+    """Write the outputs of a slice, ``[R, n_queries]``, whole or not at all."""
+    arrays = {
+        "outputs": outputs,
+        "subsets": np.array(part.subsets, dtype=np.int64),
+        "seed": np.array([part.seed], dtype=np.int64),
+        "seconds": np.array([seconds]),
+    }
+    metadata = {"task_version": task.version, FACTS: json.dumps(facts, sort_keys=True)}
+    write_arrays(folder / part.file_name, arrays, metadata)
+
+
+def read_slices(task: Task, folders: Iterable[Path]) -> Found:
+    """Return what the slices in ``folders`` add up to; where two have a replica, the first one counts.
+
+    Raises
+    ------
+    FileFormatError
+        If a slice is damaged, or of another version of the task or another plan.
+    """
+    plan = task.plan
+    outputs = np.full((plan.n_subsets, plan.n_seeds, task.n_queries), np.nan, dtype=np.float32)
+    builders = np.zeros((plan.n_subsets, plan.n_seeds), dtype=np.uint8)
+    work: dict[str, _Counts] = {}
+    for path in (path for folder in folders for path in sorted(folder.glob("seed-*.safetensors"))):
+        arrays, facts = _read_slice(task, path)
+        seed = int(arrays["seed"][0])
+        new = np.isnan(outputs[arrays["subsets"], seed]).any(axis=1)  # [R]
+        key = json.dumps({k: v for k, v in facts.items() if k != _MEASURED}, sort_keys=True)
+        counts = work.setdefault(key, _Counts(facts))
+        counts.replicas += int(new.sum())
+        counts.seconds += float(arrays["seconds"][0]) * float(new.mean())
+        outputs[arrays["subsets"][new], seed] = arrays["outputs"][new]
+        builders[arrays["subsets"][new], seed] = list(work).index(key)
+    return Found(outputs, builders, [counts.builder() for counts in work.values()])
+
+
+@dataclass
+class _Counts:
+    facts: dict[str, Any]
+    replicas: int = 0
+    seconds: float = 0.0
+
+    def builder(self) -> Builder:
+        work = {"n_replicas": self.replicas, "seconds_per_replica": self.seconds / max(self.replicas, 1)}
+        return Builder.model_validate({**self.facts, **work})
+
+
+def _read_slice(task: Task, path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    hint = f"Remove {path} and start the build again."
+    metadata = read_metadata(path, "slice of ground truth", hint)
+    if metadata.get("task_version") != task.version:
+        raise FileFormatError(
+            f"{path} is a slice of version {metadata.get('task_version')}, not of {task.name} version {task.version}. "
+            f"{hint}"
+        )
+    arrays = read_arrays(path, "slice of ground truth", hint)
+    shape, plan = arrays["outputs"].shape, task.plan
+    fits = shape == (len(arrays["subsets"]), task.n_queries) and int(arrays["seed"][0]) < plan.n_seeds
+    if not fits or arrays["subsets"].max() >= plan.n_subsets:
+        raise FileFormatError(
+            f"{path} holds outputs {list(shape)} of seed {int(arrays['seed'][0])}, which is not of the plan of "
+            f"{task.name} ({plan.n_subsets} subsets, {plan.n_seeds} seeds, {task.n_queries} queries). {hint}"
+        )
+    return arrays, json.loads(metadata[FACTS])
+
+
+def check_complete(task: Task, found: Found, folders: Sequence[Path]) -> None:
+    """Raise if a replica is missing, and name the first."""
+    missing = np.argwhere(found.missing.T)  # [n, 2]: seed, subset
+    if len(missing):
+        seed, subset = missing[0].tolist()
+        raise UsageError(
+            f"{len(missing)} of {found.missing.size} replicas of {task.name} are missing in "
+            f"{', '.join(map(str, folders))}, first subset {subset} under seed {seed}. "
+            f"Build them with `tdabench ground-truth build {task.name} --slices DIR`, or name more folders."
+        )

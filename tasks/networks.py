@@ -50,7 +50,9 @@ def resnet9(n_classes: int, *, width: int, strides: tuple[int, int, int], p: flo
     n_classes
         Number of logits.
     width
-        Channels of the first convolution; 64 gives 64-128-256-512, 4.83 M parameters.
+        Channels of the first convolution; 64 gives 64-128-256-512, 4.83 M parameters. Take 8 or more: with 3 to 6
+        channels, the backward pass of a 1 x 1 convolution of stride 2 on channels-last images corrupts memory or
+        hangs in torch 2.13 on a CPU.
     strides
         Of the three blocks; (1, 2, 2) is the network of the literature.
     p

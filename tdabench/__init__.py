@@ -12,24 +12,42 @@ from typing import TYPE_CHECKING, Any
 from tdabench._version import __version__
 
 if TYPE_CHECKING:
+    from tdabench.dropout import SequenceDropout
     from tdabench.errors import DataError, Declined, OptionError, TdabenchError, UsageError
     from tdabench.examples import Batch, Examples
     from tdabench.member import Member
     from tdabench.method import MemberMethod, Method, mean
     from tdabench.options import option
     from tdabench.seeds import derive_seed, generator
-    from tdabench.targets import LOG_ODDS, Target, cross_entropy, log_odds
+    from tdabench.targets import (
+        LOG_ODDS,
+        MEAN_LOG_PROBABILITY,
+        Target,
+        cross_entropy,
+        log_odds,
+        mean_log_probability,
+        token_cross_entropy,
+    )
     from tdabench.task import Recipe, SubsetPlan, Task, TaskData
     from tdabench.view import TaskView
 
 _HOME = {
+    "tdabench.dropout": ("SequenceDropout",),
     "tdabench.errors": ("DataError", "Declined", "OptionError", "TdabenchError", "UsageError"),
     "tdabench.examples": ("Batch", "Examples"),
     "tdabench.member": ("Member",),
     "tdabench.method": ("MemberMethod", "Method", "mean"),
     "tdabench.options": ("option",),
     "tdabench.seeds": ("derive_seed", "generator"),
-    "tdabench.targets": ("LOG_ODDS", "Target", "cross_entropy", "log_odds"),
+    "tdabench.targets": (
+        "LOG_ODDS",
+        "MEAN_LOG_PROBABILITY",
+        "Target",
+        "cross_entropy",
+        "log_odds",
+        "mean_log_probability",
+        "token_cross_entropy",
+    ),
     "tdabench.task": ("Recipe", "SubsetPlan", "Task", "TaskData"),
     "tdabench.view": ("TaskView",),
 }
@@ -37,6 +55,7 @@ _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [
     "LOG_ODDS",
+    "MEAN_LOG_PROBABILITY",
     "Batch",
     "DataError",
     "Declined",
@@ -46,6 +65,7 @@ __all__ = [
     "Method",
     "OptionError",
     "Recipe",
+    "SequenceDropout",
     "SubsetPlan",
     "Target",
     "Task",
@@ -59,7 +79,9 @@ __all__ = [
     "generator",
     "log_odds",
     "mean",
+    "mean_log_probability",
     "option",
+    "token_cross_entropy",
 ]
 
 

@@ -83,11 +83,15 @@ def total_replicas(task: Task) -> int:
 
 def work_folder(task: Task) -> Path:
     """Return where slices are kept until they are complete: beside the task if it ships some, else in the cache."""
-    if (task.folder / "slices").is_dir():
-        return task.folder / "slices"
+    if _shipped(task).is_dir():
+        return _shipped(task)
     plan = task.plan
     name = f"{task.name}-{task.version}-{plan.n_subsets}x{plan.n_seeds}-{plan.fraction:g}"
     return cache_folder() / "ground_truth" / name
+
+
+def _shipped(task: Task) -> Path:
+    return task.folder / "slices"
 
 
 def build(
@@ -138,7 +142,8 @@ def build(
             if options.shard is not None or found.missing.any():
                 return None
             manifest = _write(task, found, out, options)
-            if options.slices is None:
+            elsewhere = out.resolve() != ground_truth_folder(task).resolve()
+            if options.slices is None and not (folder == _shipped(task) and elsewhere):
                 shutil.rmtree(folder, ignore_errors=True)
     except Timeout:
         raise UsageError(f"Another build of {task.name} is running in {folder}; wait for it, or stop it.") from None
@@ -177,8 +182,7 @@ def _write(task: Task, found: Found, out: Path, options: Options) -> Manifest:
     """Write beside what is there and swap when it is whole; a failure leaves what was there."""
     mislabelled = None if task.mislabelled is None else task.mislabelled(options.data_folder).numpy()
     fresh, old = (out.with_name(f".{out.name}.{word}") for word in ("new", "old"))
-    for leftover in (fresh, old):
-        shutil.rmtree(leftover, ignore_errors=True)
+    shutil.rmtree(fresh, ignore_errors=True)
     manifest = write_ground_truth(
         fresh,
         task.subset_masks().numpy(),
@@ -187,7 +191,8 @@ def _write(task: Task, found: Found, out: Path, options: Options) -> Manifest:
         builders=found.builders,
         mislabelled=mislabelled,
     )
-    if out.exists():
+    if out.exists():  # else the old one, if there was one, still stands aside: an earlier swap was killed
+        shutil.rmtree(old, ignore_errors=True)
         out.rename(old)
     fresh.rename(out)
     shutil.rmtree(old, ignore_errors=True)
@@ -274,6 +279,7 @@ def _facts(task: Task, found: Found, options: Options) -> dict[str, object]:
     builder = found.built_on[int(found.builders[0, 0])]
     data = task.data(options.data_folder).to(options.device)
     first = torch.from_numpy(found.outputs[0, 0])
+    rounding, spread = rounding_difference(task, data, first, builder.replicas_per_group), subset_spread(found.outputs)
     return {
         "task": task.name,
         "task_version": task.version,
@@ -288,6 +294,5 @@ def _facts(task: Task, found: Found, options: Options) -> dict[str, object]:
         "seeds": list(range(plan.n_seeds)),
         "built": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "built_on": [b.model_dump() for b in found.built_on],
-        "rounding_difference": rounding_difference(task, data, first, builder.replicas_per_group)
-        / subset_spread(found.outputs),
+        "rounding_difference": rounding / spread if spread > 0 else 0.0,
     }

@@ -170,12 +170,16 @@ class RunningReliability:
         self._update()
 
     def _update(self) -> None:
-        """Compute it anew when a twentieth has been added, for the largest number of seeds that many subsets have."""
+        """Compute it anew when a twentieth has been added, for the seeds that have half as many subsets as the fullest.
+
+        A share of the work never has all subsets.
+        """
         done = np.isfinite(self._outputs).all(axis=2)  # [n_subsets, n_seeds]
         if done.sum() < self._seen + max(done.size // 20, 1) and done.sum() < done.size:
             return
         self._seen = int(done.sum())
-        common = [seed for seed in range(done.shape[1]) if done[:, seed].mean() >= 0.5]
+        count = done.sum(axis=0)  # [n_seeds]
+        common = np.flatnonzero(count >= max(count.max() / 2, 1))
         subsets = done[:, common].all(axis=1)
         if len(common) >= 2 and subsets.sum() >= 4:
             self.value = noise_ceiling(self._outputs[subsets][:, common]).reliability

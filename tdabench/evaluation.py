@@ -17,6 +17,7 @@ from tdabench.bootstrap import Draws, Resamples, bootstrap_lds, draw, percentile
 from tdabench.ceiling import Ceiling, noise_ceiling
 from tdabench.errors import GroundTruthError, UsageError
 from tdabench.lds import check_scores, constant_columns, spearman_columns, subset_sums
+from tdabench.mislabels import mislabel_auroc
 
 Queries = Literal["reported", "tuning", "all"]
 
@@ -44,6 +45,10 @@ class Truth(Protocol):
     def tuning(self) -> npt.NDArray[np.integer]:
         """Indices of the queries that options are tuned on."""
 
+    @property
+    def mislabelled(self) -> npt.NDArray[np.bool_] | None:
+        """``[n_train]``, training examples whose label is wrong; None where that is not known."""
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -66,6 +71,8 @@ class Evaluation:
     """The LDS that a perfect method would reach; None where it cannot be known."""
     basis: str
     """Hash of the ground truth, the queries and the resamples; evaluations with the same basis can be compared."""
+    mislabel_auroc: float | None
+    """How well the scores find wrong labels (:mod:`tdabench.mislabels`); None where these are not known."""
     draws: Draws = field(repr=False, compare=False)
 
     def warnings(self) -> list[str]:
@@ -126,6 +133,8 @@ class Evaluator:
     resamples: Resamples
     ceiling: Ceiling
     basis: str
+    mislabelled: npt.NDArray[np.bool_] | None = None
+    """``[n_train]``."""
 
     @classmethod
     def of(cls, truth: Truth, queries: Queries = "reported", n_resamples: int = 1000) -> Evaluator:
@@ -145,6 +154,7 @@ class Evaluator:
             resamples=draw(len(truth.masks), len(chosen), n_resamples, seed=RESAMPLE_SEED),
             ceiling=noise_ceiling(outputs),
             basis=_hash(truth.masks, outputs, chosen, n_resamples),
+            mislabelled=truth.mislabelled,
         )
 
     def evaluate(self, scores: npt.NDArray[np.floating]) -> Evaluation:
@@ -169,8 +179,12 @@ class Evaluator:
             above_ceiling=ceiling is not None and lds > ceiling,
             ceiling=ceiling,
             basis=self.basis,
+            mislabel_auroc=self._mislabel_auroc(scores),
             draws=draws,
         )
+
+    def _mislabel_auroc(self, scores: npt.NDArray[np.floating]) -> float | None:
+        return None if self.mislabelled is None else mislabel_auroc(scores[self.queries], self.mislabelled)
 
 
 def evaluate(

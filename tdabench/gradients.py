@@ -32,6 +32,8 @@ ExampleFunction = Callable[[Tensor, Tensor], Tensor]
 
 # Temporary results stay below this; large enough for full matrix-product speed.
 _BLOCK_BYTES = 128 << 20
+# One side of a dot product is held up to this, because the other side's gradients are computed once for each part.
+_HELD_BYTES = 512 << 20
 _BATCH = 1024
 # Every slice of a dense projection has its own stream, so this is part of what the results are.
 _SIGN_ROWS = 4096
@@ -112,14 +114,34 @@ class PerSampleGradients:
 
     def blocks(self) -> Iterator[Tensor]:
         """Yield the gradients of consecutive examples, ``[b, n_parameters]``."""
-        for batch in self.examples.batches(max(1, _BLOCK_BYTES // (4 * self.n_parameters))):
+        for batch in self.examples.batches(self._block_size):
             yield _flat_gradients(self.member, batch, self.of)
 
+    @property
+    def _block_size(self) -> int:
+        return max(1, _BLOCK_BYTES // (4 * self.n_parameters))
+
     def dot(self, other: Gradients) -> Tensor:
-        """Multiply block by block; the other side's blocks are computed once per block of this side."""
+        """Multiply block by block; the other side's blocks are computed once per part of this side that is held."""
         if not isinstance(other, PerSampleGradients):
             raise TypeError("Gradients at one member are all factored or all not.")
-        return torch.cat([torch.cat([a @ b.T for b in other.blocks()], dim=1) for a in self.blocks()])
+        return torch.cat([torch.cat([held @ b.T for b in other.blocks()], dim=1) for held in self._held()])
+
+    def _held(self) -> Iterator[Tensor]:
+        """Yield the gradients of as many consecutive examples as may be held, ``[h, n_parameters]``."""
+        rows = max(1, _HELD_BYTES // (4 * self.n_parameters))
+        for start in range(0, len(self.examples), rows):
+            part = range(start, min(start + rows, len(self.examples)))
+            held = torch.empty(len(part), self.n_parameters, device=self.examples.inputs.device)
+            for place, block in self._numbered_blocks(part):
+                held[place : place + len(block)] = block
+            yield held
+
+    def _numbered_blocks(self, part: range) -> Iterator[tuple[int, Tensor]]:
+        size = self._block_size
+        for start in range(part.start, part.stop, size):
+            index = torch.arange(start, min(start + size, part.stop), device=self.examples.inputs.device)
+            yield start - part.start, _flat_gradients(self.member, self.examples.take(index), self.of)
 
     def norms(self) -> Tensor:
         """Norms, block by block."""

@@ -217,6 +217,11 @@ def subset_spread(outputs: np.ndarray) -> float:
     return float(outputs.std(axis=0, dtype=np.float64).mean())
 
 
+def in_spreads(difference: float, spread: float) -> float:
+    """Return a difference in units of the spread between subsets; where nothing varies, any difference is infinite."""
+    return difference / spread if spread > 0 else (0.0 if difference == 0 else float("inf"))
+
+
 def _check_facts(truth: GroundTruth, task: Task, path: Path, hint: str) -> None:
     """Name the first fact of the manifest that the task or the arrays contradict."""
     manifest, outputs = truth.manifest, truth.outputs

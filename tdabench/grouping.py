@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from tdabench.errors import UsageError
 from tdabench.task import Task, TaskData
 from tdabench.trainer import Program, fit_stacked, group_size, stacked_state
 
@@ -35,7 +36,13 @@ def candidates(task: Task, device: torch.device) -> list[int]:
 
 
 def choose_group(task: Task, data: TaskData) -> Grouping:
-    """Time a few training steps of one thread for each candidate, and choose the fastest."""
+    """Time a few training steps of one thread for each candidate, and choose the fastest.
+
+    Raises
+    ------
+    UsageError
+        If not even one replica fits into the memory.
+    """
     device = data.training.inputs.device
     sizes = candidates(task, device)
     if len(sizes) == 1:
@@ -46,6 +53,11 @@ def choose_group(task: Task, data: TaskData) -> Grouping:
             seconds[size] = _seconds_per_replica(task, data, size)
         except torch.OutOfMemoryError:
             torch.cuda.empty_cache()
+    if not seconds:
+        raise UsageError(
+            f"{task.name} does not fit into the memory of {device}, not even {sizes[0]} replica at a time. "
+            "End what else uses it, or build on a larger one."
+        )
     return Grouping(min(seconds, key=lambda size: seconds[size]), seconds)
 
 

@@ -58,7 +58,9 @@ class AdamW:
     def step(self, gradients: Sequence[Tensor], lr: float) -> None:
         """Take one step."""
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
-            parameter.grad = gradient
+            # The fused step takes for granted that a gradient lies in memory as its parameter does, and does not check.
+            alike = gradient.stride() == parameter.stride()
+            parameter.grad = gradient if alike else torch.empty_like(parameter).copy_(gradient)
         for group in self.rule.param_groups:
             group["lr"] = lr
         self.rule.step()

@@ -18,7 +18,7 @@ import torch
 from tdabench import precision, provenance
 from tdabench._version import __version__
 from tdabench.errors import FileFormatError, UsageError
-from tdabench.files import read_arrays, read_metadata, write_arrays
+from tdabench.files import read_arrays, read_metadata, sha256_arrays, write_arrays
 from tdabench.ground_truth import Builder
 from tdabench.task import Task
 
@@ -26,6 +26,7 @@ FACTS = "builder"
 """Key of the slice's metadata that says which machine made it, and how."""
 _MEASURED = "seconds_by_group"
 """The one of these facts that differs from one start of a build to the next."""
+_ARRAYS = {"outputs", "subsets", "seed", "seconds"}
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,12 @@ def write_slice(
         "seed": np.array([part.seed], dtype=np.int64),
         "seconds": np.array([seconds]),
     }
-    metadata = {"task_version": task.version, FACTS: json.dumps(facts, sort_keys=True)}
+    metadata = {
+        "task_version": task.version,
+        "fraction": f"{task.plan.fraction:g}",  # of the plan, and in no version: it decides what a subset is
+        "sha256": sha256_arrays(arrays),
+        FACTS: json.dumps(facts, sort_keys=True),
+    }
     write_arrays(folder / part.file_name, arrays, metadata)
 
 
@@ -118,53 +124,82 @@ def read_slices(task: Task, folders: Iterable[Path]) -> Found:
     Raises
     ------
     FileFormatError
-        If a slice is damaged, or of another version of the task or another plan.
+        If a slice is damaged, or of another version of the task or another plan; it is named.
     """
     plan = task.plan
     outputs = np.full((plan.n_subsets, plan.n_seeds, task.n_queries), np.nan, dtype=np.float32)
     builders = np.zeros((plan.n_subsets, plan.n_seeds), dtype=np.uint8)
     work: dict[str, _Counts] = {}
     for path in (path for folder in folders for path in sorted(folder.glob("seed-*.safetensors"))):
-        arrays, facts = _read_slice(task, path)
+        arrays, builder = _read_slice(task, path)
         seed = int(arrays["seed"][0])
         new = np.isnan(outputs[arrays["subsets"], seed]).any(axis=1)  # [R]
-        key = json.dumps({k: v for k, v in facts.items() if k != _MEASURED}, sort_keys=True)
-        counts = work.setdefault(key, _Counts(facts))
+        if not new.any():
+            continue
+        key = builder.model_dump_json(exclude={_MEASURED})
+        counts = work.setdefault(key, _Counts(builder))
         counts.replicas += int(new.sum())
         counts.seconds += float(arrays["seconds"][0]) * float(new.mean())
         outputs[arrays["subsets"][new], seed] = arrays["outputs"][new]
         builders[arrays["subsets"][new], seed] = list(work).index(key)
-    return Found(outputs, builders, [counts.builder() for counts in work.values()])
+    return Found(outputs, builders, [counts.total() for counts in work.values()])
 
 
 @dataclass
 class _Counts:
-    facts: dict[str, Any]
+    builder: Builder
     replicas: int = 0
     seconds: float = 0.0
 
-    def builder(self) -> Builder:
+    def total(self) -> Builder:
         work = {"n_replicas": self.replicas, "seconds_per_replica": self.seconds / max(self.replicas, 1)}
-        return Builder.model_validate({**self.facts, **work})
+        return self.builder.model_copy(update=work)
 
 
-def _read_slice(task: Task, path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    hint = f"Remove {path} and start the build again."
+def _read_slice(task: Task, path: Path) -> tuple[dict[str, np.ndarray], Builder]:
+    """Return a slice's arrays, and who made it; how much work that was is left at 0."""
+    hint, plan = f"Remove {path} and start the build again.", task.plan
     metadata = read_metadata(path, "slice of ground truth", hint)
     if metadata.get("task_version") != task.version:
         raise FileFormatError(
             f"{path} is a slice of version {metadata.get('task_version')}, not of {task.name} version {task.version}. "
             f"{hint}"
         )
-    arrays = read_arrays(path, "slice of ground truth", hint)
-    shape, plan = arrays["outputs"].shape, task.plan
-    fits = shape == (len(arrays["subsets"]), task.n_queries) and int(arrays["seed"][0]) < plan.n_seeds
-    if not fits or arrays["subsets"].max() >= plan.n_subsets:
+    # The first slices say neither their fraction nor their hash.
+    fraction = metadata.get("fraction", f"{plan.fraction:g}")
+    if fraction != f"{plan.fraction:g}":
         raise FileFormatError(
-            f"{path} holds outputs {list(shape)} of seed {int(arrays['seed'][0])}, which is not of the plan of "
-            f"{task.name} ({plan.n_subsets} subsets, {plan.n_seeds} seeds, {task.n_queries} queries). {hint}"
+            f"{path} is a slice of subsets that keep {fraction} of the training set; those of {task.name} keep "
+            f"{plan.fraction:g}. {hint}"
         )
-    return arrays, json.loads(metadata[FACTS])
+    arrays = read_arrays(path, "slice of ground truth", hint)
+    if set(arrays) != _ARRAYS:
+        raise FileFormatError(f"{path} holds {sorted(arrays)}, expected {sorted(_ARRAYS)}. {hint}")
+    if metadata.get("sha256", sha256_arrays(arrays)) != sha256_arrays(arrays):
+        raise FileFormatError(f"{path} does not match its own hash: it was changed or damaged. {hint}")
+    if not _fits(task, **arrays):
+        raise FileFormatError(
+            f"{path} holds outputs {list(arrays['outputs'].shape)} of subsets {arrays['subsets'].tolist()} under seed "
+            f"{arrays['seed'].tolist()}, which is not of the plan of {task.name} ({plan.n_subsets} subsets, "
+            f"{plan.n_seeds} seeds, {task.n_queries} queries). {hint}"
+        )
+    try:
+        facts = {**json.loads(metadata[FACTS]), "n_replicas": 0, "seconds_per_replica": 0.0}
+        return arrays, Builder.model_validate(facts)
+    except (KeyError, TypeError, ValueError) as error:
+        raise FileFormatError(f"{path} does not say which machine made it, and how. {hint}") from error
+
+
+def _fits(task: Task, outputs: np.ndarray, subsets: np.ndarray, seed: np.ndarray, seconds: np.ndarray) -> bool:
+    """Tell whether these are outputs of replicas that the task's plan has."""
+    return (
+        outputs.shape == (subsets.size, task.n_queries)
+        and subsets.ndim == 1
+        and subsets.size == len(np.unique(subsets)) > 0
+        and bool((subsets >= 0).all() and (subsets < task.plan.n_subsets).all())
+        and seed.shape == seconds.shape == (1,)
+        and 0 <= int(seed[0]) < task.plan.n_seeds
+    )
 
 
 def check_complete(task: Task, found: Found, folders: Sequence[Path]) -> None:

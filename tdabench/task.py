@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -17,6 +18,7 @@ from tdabench.dropout import DropoutSite, install_masks
 from tdabench.errors import DataError, UsageError
 from tdabench.examples import Examples
 from tdabench.files import sha256_arrays
+from tdabench.prepared import prepared
 from tdabench.seeds import derive_seed, generator
 from tdabench.targets import Target
 
@@ -99,17 +101,28 @@ class TaskData:
     training: Examples
     queries: Examples
 
+    @staticmethod
+    def of(arrays: Mapping[str, np.ndarray]) -> TaskData:
+        """Return the data whose :meth:`arrays` these are."""
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        return TaskData(
+            Examples(tensors["train_inputs"], tensors["train_labels"], "train"),
+            Examples(tensors["query_inputs"], tensors["query_labels"], "queries"),
+        )
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return the prepared arrays by name."""
+        return {
+            "train_inputs": self.training.inputs.cpu().numpy(),
+            "train_labels": self.training.labels.cpu().numpy(),
+            "query_inputs": self.queries.inputs.cpu().numpy(),
+            "query_labels": self.queries.labels.cpu().numpy(),
+        }
+
     @cached_property
     def sha256(self) -> str:
         """Hash of names, types, shapes and values of the prepared arrays."""
-        return sha256_arrays(
-            {
-                "train_inputs": self.training.inputs.cpu().numpy(),
-                "train_labels": self.training.labels.cpu().numpy(),
-                "query_inputs": self.queries.inputs.cpu().numpy(),
-                "query_labels": self.queries.labels.cpu().numpy(),
-            }
-        )
+        return sha256_arrays(self.arrays())
 
     def to(self, device: torch.device | str) -> TaskData:
         """Return the same data on another device."""
@@ -129,7 +142,7 @@ class Task:
     load_data
         ``(folder or None) -> TaskData``: prepares the arrays; the folder is where the user's data sets are.
     data_sha256
-        What the prepared arrays must hash to.
+        What the prepared arrays must hash to. Left empty, the first look at the data says what to write.
     make_model
         ``() -> nn.Module``, initialised from torch's current generator.
     loss
@@ -166,21 +179,34 @@ class Task:
     revision: int = 1
 
     def data(self, folder: Path | None = None) -> TaskData:
-        """Load and check the prepared arrays.
+        """Load and check the prepared arrays; once prepared, they are kept in the cache.
 
         Raises
         ------
         DataError
             If files are missing, or the prepared arrays are not the ones that the task was defined on.
         """
-        data = self.load_data(folder)
+        data = TaskData.of(prepared("task-data", self.data_sha256, lambda: self.load_data(folder).arrays()))
+        self._check_data(data)
+        return data
+
+    def _check_data(self, data: TaskData) -> None:
+        write = f'write data_sha256="{data.sha256}" into its definition'
+        if not self.data_sha256:
+            raise DataError(f"{self.name} does not say what its data is. If load_data gives what it should, {write}.")
         if data.sha256 != self.data_sha256:
             raise DataError(
                 f"The data of {self.name} is not the data that the task was defined on: the prepared arrays have "
                 f"SHA-256 {data.sha256[:16]}..., expected {self.data_sha256[:16]}.... "
-                "Remove the files and fetch the original data set again."
+                "Remove the files and fetch the original data set again. "
+                f"Where the task is your own and load_data was changed on purpose, {write}."
             )
-        return data
+        sizes = len(data.training), len(data.queries)
+        if sizes != (self.n_train, self.n_queries):
+            raise DataError(
+                f"{self.name} says n_train={self.n_train} and n_queries={self.n_queries}; its data has {sizes[0]} "
+                f"training examples and {sizes[1]} queries. Write n_train={sizes[0]} and n_queries={sizes[1]}."
+            )
 
     @cached_property
     def version(self) -> str:
@@ -223,8 +249,8 @@ class Task:
 
     def template(self, example: Tensor) -> tuple[nn.Module, tuple[DropoutSite, ...]]:
         """Return a model to call functionally (its own values never matter) and its dropout sites."""
-        model, sites = install_masks(self.initial_model("template"), example)
-        return model.eval(), sites
+        # In evaluation mode from the start: BatchNorm1d cannot normalise one example in training mode.
+        return install_masks(self.initial_model("template").eval(), example)
 
     @cached_property
     def tuning_queries(self) -> Tensor:

@@ -62,8 +62,12 @@ class Program:
 
     def logits(self, stacked: Mapping[str, Tensor], inputs: Tensor, masks: Mapping[str, Tensor]) -> Tensor:
         """Return the logits ``[R, B, ...]`` of ``R`` replicas, each with its own batch ``[R, B, ...]`` and masks."""
-        if inputs.shape[0] == 1:  # vmap over one replica costs half as much again as calling the model
-            return self.logits_of_one({k: v[0] for k, v in {**stacked, **masks}.items()}, inputs[0]).unsqueeze(0)
+        if inputs.shape[0] == 1 or torch.is_autocast_enabled(inputs.device.type):
+            # vmap over one replica costs half as much again as calling the model; over several, it hides convolutions
+            # and linear layers with biases from autocast.
+            apart = {k: v.unbind() for k, v in {**stacked, **masks}.items()}
+            each = [{k: v[r] for k, v in apart.items()} for r in range(inputs.shape[0])]
+            return torch.stack([self.logits_of_one(values, x) for values, x in zip(each, inputs, strict=True)])
         return vmap(lambda values, x: functional_call(self.model, values, (x,)))({**stacked, **masks}, inputs)
 
     def logits_of_one(self, values: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
@@ -186,7 +190,8 @@ def fit_stacked(
     for epoch in range(recipe.epochs):
         for inputs, labels, dropped in _steps(stream, epoch, training, masks, recipe.batch_size):
             with autocast(recipe.precision, stream.device):
-                logits = program.logits({**values, **statistics}, inputs, dropped).float()  # [R, B, ...]
+                logits = program.logits({**values, **statistics}, inputs, dropped)  # [R, B, ...]
+            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
             losses = program.loss(logits.flatten(0, 1), labels.flatten(0, 1))  # [R * B]
             # Divided by B, not by R * B: every replica's gradient is that of its own mean loss.
             gradients = torch.autograd.grad(losses.sum() / inputs.shape[1], parameters)

@@ -11,7 +11,7 @@ import numpy as np
 
 from tdabench import provenance
 from tdabench.errors import GroundTruthError
-from tdabench.ground_truth import Builder, GroundTruth, read_ground_truth
+from tdabench.ground_truth import Builder, GroundTruth, in_spreads, read_ground_truth
 from tdabench.grouping import threads
 from tdabench.retraining import retrain
 from tdabench.task import Task
@@ -116,7 +116,7 @@ def verify(
 def _compare(truth: GroundTruth, builder: Builder, subset: int, seed: int, outputs: np.ndarray) -> Check:
     difference = outputs.astype(np.float64) - truth.outputs[subset, seed]  # [n_queries]
     rms = float(np.sqrt(np.mean(difference**2)))
-    return Check(subset, seed, rms / truth.manifest.subset_spread, tolerance(truth, builder))
+    return Check(subset, seed, in_spreads(rms, truth.manifest.subset_spread), tolerance(truth, builder))
 
 
 def _check_labels(task: Task, truth: GroundTruth, data_folder: Path | None) -> None:

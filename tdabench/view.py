@@ -92,7 +92,8 @@ class TaskView:
             stacked = train_replicas(self._task, self._data, everything, STREAM, self.seed, model)
             return {k: p[0] for k, p in stacked.items()}
 
-        self._models[name], self.meter.models[name] = self._trained(name, work)
+        parameters, self.meter.models[name] = self._trained(name, work)
+        self._models[name] = _in_order(self._template, parameters)
         return self._models[name]
 
     def train_adapter(self, model: int, adapter: int, *, rank: int, epochs: int) -> tuple[nn.Module, Parameters]:
@@ -115,7 +116,7 @@ class TaskView:
             return {k: p[0] for k, p in fitted.items()}
 
         parameters, self.meter.adapters[name] = self._trained(name, work)
-        return adapted, parameters
+        return adapted, _in_order(adapted, parameters)
 
     def _trained(self, name: str, work: Callable[[], Parameters]) -> tuple[Parameters, Trained]:
         """Load a checkpoint, which serving pays for, or train it, which serving does not."""
@@ -164,3 +165,12 @@ class TaskView:
         stacked = stacked_state(self._template, 1, self.device)
         recipe = dataclasses.replace(self._task.recipe, epochs=1)
         fit_stacked(program, stacked, fake, torch.ones(1, n, dtype=torch.bool), ("warm-up",), recipe)
+
+
+def _in_order(model: nn.Module, values: Parameters) -> Parameters:
+    """Return values in the model's order.
+
+    A checkpoint's file has an order of its own, and a projected gradient depends on the order of the parameters.
+    """
+    names = (*dict(model.named_parameters()), *dict(model.named_buffers()))
+    return {name: values[name] for name in names if name in values}

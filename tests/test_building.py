@@ -1,9 +1,6 @@
 from __future__ import annotations
 
-import signal
-import subprocess
-import sys
-import textwrap
+import shutil
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -14,46 +11,15 @@ import pytest
 import torch
 from filelock import FileLock
 
-from tdabench import building, retraining
-from tdabench.building import Options, build, total_replicas, work_folder
+from tdabench import building, provenance, retraining
+from tdabench.building import Options, Progress, build, merge, work_folder
+from tdabench.ceiling import noise_ceiling
 from tdabench.errors import StorageError, UsageError
 from tdabench.files import write_json
 from tdabench.ground_truth import ARRAYS_FILE, MANIFEST_FILE, read_ground_truth
-from tdabench.registry import find_task
+from tdabench.grouping import Grouping
 from tdabench.retraining import retrain
-from tdabench.slices import Slice, plan_slices, read_slices
-
-BUILD = """
-    import sys
-    from pathlib import Path
-    from tdabench.building import Options, build
-
-    if __name__ == "__main__":
-        show = lambda p: print(p.done, p.fresh, flush=True)
-        build(sys.argv[1], Path(sys.argv[2]), Options(workers=1), on_progress=show)
-"""
-
-
-@pytest.fixture
-def script(tmp_path):
-    path = tmp_path / "build.py"
-    path.write_text(textwrap.dedent(BUILD))
-    return path
-
-
-def start(script: Path, reference: str, out: Path) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, str(script), reference, str(out)], stdout=subprocess.PIPE, text=True)
-
-
-def children(pid: int) -> list[int]:
-    return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-def has_ended(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except FileNotFoundError:
-        return True
+from tdabench.slices import Slice, read_slices
 
 
 class InlineExecutor(ThreadPoolExecutor):
@@ -66,6 +32,17 @@ class InlineExecutor(ThreadPoolExecutor):
     def submit(self, function, /, *args, **kwargs) -> Future:
         self.slices += [a for a in args if isinstance(a, Slice)]
         return super().submit(function, *args, **kwargs)
+
+
+class UnhurriedExecutor(InlineExecutor):
+    """One that lets the build look at every slice before it computes the next."""
+
+    def submit(self, function, /, *args, **kwargs) -> Future:
+        def later(*args, **kwargs):
+            time.sleep(0.1)
+            return function(*args, **kwargs)
+
+        return super().submit(later, *args, **kwargs)
 
 
 def test_the_process_pool_builds_what_a_thread_builds(small_reference, small, small_truth_folder, cache, tmp_path):
@@ -81,36 +58,6 @@ def test_the_process_pool_builds_what_a_thread_builds(small_reference, small, sm
     assert builder.seconds_per_replica > 0
     assert str(builder.replicas_per_group) == min(builder.seconds_by_group, key=builder.seconds_by_group.__getitem__)
     assert not work_folder(small).exists()
-
-
-def test_killed_again_and_again_a_build_ends_with_the_bytes_of_an_undisturbed_one(
-    slow_reference, cache, script, tmp_path
-):
-    task, out = find_task(slow_reference), tmp_path / "killed"
-    kept = 0
-    for _ in range(3):
-        process = start(script, slow_reference, out)
-        assert process.stdout is not None
-        assert process.stdout.readline().split() == [str(kept), "0"], "finished slices are not repeated"
-        process.stdout.readline()  # one more slice is done, others are being computed
-        workers = children(process.pid)
-        assert workers
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
-        deadline = time.monotonic() + 20
-        while not all(map(has_ended, workers)):
-            assert time.monotonic() < deadline, "workers outlive a killed build"
-            time.sleep(0.05)
-        assert not out.exists()
-        before, kept = kept, read_slices(task, [work_folder(task)]).n_done
-        assert before < kept < total_replicas(task)
-    with InlineExecutor() as executor:
-        build(slow_reference, out, executor=executor)
-    assert sum(len(s.subsets) for s in executor.slices) == total_replicas(task) - kept
-    with ThreadPoolExecutor(1) as plain:
-        build(slow_reference, tmp_path / "undisturbed", executor=plain)
-    assert (out / ARRAYS_FILE).read_bytes() == (tmp_path / "undisturbed" / ARRAYS_FILE).read_bytes()
 
 
 def test_a_second_build_of_the_task_at_the_same_time_is_refused(small_reference, small, cache, tmp_path):
@@ -217,7 +164,216 @@ def test_slices_of_other_subsets_are_never_mixed_in(small):
     assert len({work_folder(replace(small, plan=plan)) for plan in plans}) == 3
 
 
-def test_only_missing_replicas_are_planned_each_once(small):
-    missing = np.random.default_rng(0).random((8, 4)) < 0.5
-    planned = [(m, s.seed) for s in plan_slices(missing, 3) for m in s.subsets]
-    assert sorted(planned) == sorted(zip(*map(np.ndarray.tolist, np.nonzero(missing)), strict=True))
+# --- in shares, and in several sittings
+
+
+@pytest.fixture
+def grouped(monkeypatch):
+    """Spare a build the measuring of groups."""
+    monkeypatch.setattr(building, "choose_group", lambda *_: Grouping(4, {1: 0.2, 4: 0.1}))
+
+
+def arrays_of(folder: Path) -> bytes:
+    return (folder / ARRAYS_FILE).read_bytes()
+
+
+@pytest.fixture
+def undisturbed(small_reference, cache, grouped, tmp_path) -> bytes:
+    """Return the arrays of a build that nothing disturbs, in groups of 4."""
+    with ThreadPoolExecutor(1) as executor:
+        build(small_reference, tmp_path / "undisturbed", executor=executor)
+    return arrays_of(tmp_path / "undisturbed")
+
+
+def build_shares(reference: str, tmp_path: Path, n: int) -> list[Path]:
+    folders = [tmp_path / f"share-{i}" for i in range(n)]
+    with ThreadPoolExecutor(1) as executor:
+        for i, folder in enumerate(folders):
+            done = build(reference, tmp_path / "truth", Options(slices=folder, shard=(i, n)), executor=executor)
+            assert done is None, "a share is no ground truth"
+    assert not (tmp_path / "truth").exists()
+    return folders
+
+
+def test_shares_that_are_merged_are_what_one_build_makes_to_the_byte(small_reference, small, undisturbed, tmp_path):
+    folders = build_shares(small_reference, tmp_path, 3)
+    found = [read_slices(small, [folder]) for folder in folders]
+    assert [f.n_done for f in found] == [12, 12, 8]
+    for i, f in enumerate(found):
+        assert set(np.flatnonzero(~f.missing.any(axis=1)).tolist()) == set(range(i, 8, 3))
+    manifest = merge(small_reference, folders, tmp_path / "truth")
+    assert arrays_of(tmp_path / "truth") == undisturbed
+    assert [b.n_replicas for b in manifest.built_on] == [32]
+    backwards = merge(small_reference, folders[::-1], tmp_path / "backwards")
+    assert arrays_of(tmp_path / "backwards") == undisturbed
+    assert backwards.outputs_sha256 == manifest.outputs_sha256
+
+
+def test_merging_without_one_share_names_what_is_missing(small_reference, undisturbed, tmp_path):
+    folders = build_shares(small_reference, tmp_path, 3)
+    with pytest.raises(UsageError, match=r"12 of 32 replicas of small are missing .* first subset 1 under seed 0"):
+        merge(small_reference, [folders[0], folders[2]], tmp_path / "truth")
+    assert not (tmp_path / "truth").exists()
+    assert all(any(folder.glob("seed-*")) for folder in folders)
+
+
+def test_merging_does_not_overwrite_unless_asked_for(small_reference, undisturbed, tmp_path):
+    folders = build_shares(small_reference, tmp_path, 1)
+    out = old_truth(tmp_path / "truth")
+    with pytest.raises(UsageError, match=r"exists already\. Pass --replace"):
+        merge(small_reference, folders, out)
+    assert (out / MANIFEST_FILE).read_text() == "old"
+    merge(small_reference, folders, out, replace=True)
+    assert arrays_of(out) == undisturbed
+
+
+def test_a_share_is_completed_by_a_build_of_the_rest_in_the_same_folder(small_reference, undisturbed, tmp_path):
+    (folder,) = build_shares(small_reference, tmp_path, 3)[1:2]
+    with InlineExecutor() as executor:
+        build(small_reference, tmp_path / "truth", Options(slices=folder), executor=executor)
+    assert {m for s in executor.slices for m in s.subsets} == {0, 2, 3, 5, 6}
+    assert arrays_of(tmp_path / "truth") == undisturbed
+    assert any(folder.glob("seed-*")), "a folder that was named is kept"
+
+
+def test_when_the_time_is_up_a_build_stops_and_the_next_call_repeats_nothing(
+    small_reference, small, undisturbed, tmp_path
+):
+    out, kept, calls = tmp_path / "truth", 0, 0
+    while not out.exists():
+        seen, calls = [], calls + 1
+        with UnhurriedExecutor() as executor:
+            manifest = build(small_reference, out, Options(minutes=1e-9), executor=executor, on_progress=seen.append)
+        assert (seen[0].done, seen[0].fresh) == (kept, 0)
+        assert kept < seen[-1].done == kept + seen[-1].fresh
+        kept = seen[-1].done
+        assert (manifest is None) == (kept < 32) == (not out.exists())
+        assert kept == 32 or read_slices(small, [work_folder(small)]).n_done == kept
+    assert calls >= 2
+    assert kept == 32
+    assert [b.n_replicas for b in manifest.built_on] == [32]
+    assert arrays_of(out) == undisturbed
+
+
+def test_when_the_time_is_up_worker_processes_finish_the_slices_at_work(small_reference, small, undisturbed, tmp_path):
+    folder = tmp_path / "slices"
+    assert build(small_reference, tmp_path / "truth", Options(workers=1, slices=folder, minutes=1e-9)) is None
+    assert 0 < read_slices(small, [folder]).n_done < 32
+    assert build(small_reference, tmp_path / "truth", Options(workers=1, slices=folder)) is not None
+    assert arrays_of(tmp_path / "truth") == undisturbed
+
+
+def stop_early(reference: str, out: Path, **options: object) -> None:
+    with UnhurriedExecutor() as executor:
+        assert build(reference, out, Options(minutes=1e-9, **options), executor=executor) is None
+
+
+def test_a_resumed_build_keeps_the_group_that_this_machine_began_with(
+    small_reference, small, undisturbed, tmp_path, monkeypatch
+):
+    stop_early(small_reference, tmp_path / "truth")
+    monkeypatch.setattr(building, "choose_group", lambda *_: pytest.fail("measured again"))
+    with InlineExecutor() as executor:
+        manifest = build(small_reference, tmp_path / "truth", executor=executor)
+    assert {len(s.subsets) for s in executor.slices} == {4}
+    (builder,) = manifest.built_on
+    assert (builder.replicas_per_group, builder.seconds_by_group) == (4, {"1": 0.2, "4": 0.1})
+
+
+def test_another_machine_measures_for_itself_and_is_another_builder(
+    small_reference, small, undisturbed, tmp_path, monkeypatch
+):
+    stop_early(small_reference, tmp_path / "truth")
+    begun = ~read_slices(small, [work_folder(small)]).missing
+    monkeypatch.setattr(provenance, "cpu_name", lambda: "another processor")
+    monkeypatch.setattr(building, "choose_group", lambda *_: Grouping(2, {2: 0.1, 4: 0.3}))
+    with InlineExecutor() as executor:
+        manifest = build(small_reference, tmp_path / "truth", executor=executor)
+    assert {len(s.subsets) for s in executor.slices} == {2}
+    assert [(b.replicas_per_group, b.n_replicas) for b in manifest.built_on] == [
+        (4, begun.sum()),
+        (2, 32 - begun.sum()),
+    ]
+    np.testing.assert_array_equal(read_ground_truth(small, tmp_path / "truth").builders, np.where(begun, 0, 1))
+
+
+def test_progress_tells_the_reliability_once_two_seeds_are_there(small_reference, small, undisturbed, tmp_path):
+    seen: list[Progress] = []
+    with ThreadPoolExecutor(1) as executor:
+        build(small_reference, tmp_path / "truth", executor=executor, on_progress=seen.append)
+    assert [p.done for p in seen] == list(range(0, 33, 4))
+    assert [p.reliability is None for p in seen] == [p.done < 12 for p in seen]
+    outputs = read_ground_truth(small, tmp_path / "truth").outputs
+    assert seen[4].reliability == noise_ceiling(outputs[:, :2]).reliability
+    assert seen[-1].reliability == noise_ceiling(outputs).reliability
+
+
+def test_the_reliability_of_a_share_is_that_of_its_subsets(small_reference, small, undisturbed, tmp_path):
+    seen: list[Progress] = []
+    options = Options(slices=tmp_path / "slices", shard=(1, 2))
+    with ThreadPoolExecutor(1) as executor:
+        build(small_reference, tmp_path / "truth", options, executor=executor, on_progress=seen.append)
+        assert [(p.done, p.total) for p in (seen[0], seen[-1])] == [(0, 16), (16, 16)]
+        outputs = read_slices(small, [tmp_path / "slices"]).outputs[1::2]
+        assert seen[-1].reliability == noise_ceiling(outputs).reliability
+        build(small_reference, tmp_path / "truth", options, executor=executor, on_progress=seen.append)
+    assert (seen[-1].done, seen[-1].fresh, seen[-1].total) == (16, 0, 16)
+    assert seen[-1].reliability == noise_ceiling(outputs).reliability, "also of what was done before"
+
+
+def test_slices_that_are_shipped_beside_the_task_are_used_and_go_when_they_are_complete(
+    small_reference, small, undisturbed, tmp_path, monkeypatch
+):
+    own = replace(small, folder=tmp_path / "task")
+    monkeypatch.setattr(building, "find_task", lambda _: own)
+    assert work_folder(own) != own.folder / "slices"
+    stop_early(small_reference, tmp_path / "elsewhere", slices=tmp_path / "begun")
+    shutil.copytree(tmp_path / "begun", own.folder / "slices")
+    assert work_folder(own) == own.folder / "slices"
+    shipped = read_slices(own, [own.folder / "slices"]).n_done
+    with InlineExecutor() as executor:
+        build(small_reference, executor=executor)
+    assert sum(len(s.subsets) for s in executor.slices) == 32 - shipped < 32
+    assert arrays_of(own.folder / "ground_truth") == undisturbed
+    assert [p.name for p in own.folder.iterdir()] == ["ground_truth"]
+
+
+def test_slices_that_are_shipped_stay_when_the_ground_truth_goes_elsewhere(
+    small_reference, small, undisturbed, tmp_path, monkeypatch
+):
+    own = replace(small, folder=tmp_path / "task")
+    (own.folder / "slices").mkdir(parents=True)
+    monkeypatch.setattr(building, "find_task", lambda _: own)
+    with ThreadPoolExecutor(1) as executor:
+        build(small_reference, tmp_path / "elsewhere", executor=executor)
+    assert arrays_of(tmp_path / "elsewhere") == undisturbed
+    assert read_slices(own, [own.folder / "slices"]).n_done == 32
+
+
+def test_wrong_labels_that_the_task_knows_are_written_by_build_and_merge(
+    small_reference, small, undisturbed, tmp_path, monkeypatch
+):
+    wrong = torch.arange(small.n_train) % 7 == 0
+    noisy = replace(small, mislabelled=lambda _: wrong)
+    monkeypatch.setattr(building, "find_task", lambda _: noisy)
+    with ThreadPoolExecutor(1) as executor:
+        build(small_reference, tmp_path / "built", Options(slices=tmp_path / "slices"), executor=executor)
+    merge(small_reference, [tmp_path / "slices"], tmp_path / "merged")
+    for name in ("built", "merged"):
+        np.testing.assert_array_equal(read_ground_truth(noisy, tmp_path / name).mislabelled, wrong.numpy())
+
+
+def test_an_old_one_that_a_kill_left_aside_stays_until_the_new_one_stands(
+    small_reference, small, undisturbed, tmp_path, monkeypatch
+):
+    """A kill between the two renames of a swap."""
+    (folder,) = build_shares(small_reference, tmp_path, 1)
+    aside = old_truth(tmp_path / ".truth.old")
+    monkeypatch.setattr("tdabench.ground_truth.write_json", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        merge(small_reference, [folder], tmp_path / "truth")
+    assert (aside / MANIFEST_FILE).read_text() == "old"
+    monkeypatch.setattr("tdabench.ground_truth.write_json", write_json)
+    merge(small_reference, [folder], tmp_path / "truth")
+    assert not aside.exists()
+    assert arrays_of(tmp_path / "truth") == undisturbed

@@ -3,7 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tdabench.ceiling import noise_ceiling, step_up
+from tdabench import ceiling
+from tdabench.ceiling import RunningReliability, noise_ceiling, step_up
 from tdabench.lds import lds_per_query, subset_sums
 
 
@@ -108,3 +109,81 @@ def test_step_up_is_spearman_brown_for_equal_halves():
 def test_step_up_inverts_unequal_halves(half, n_seeds, noise):
     correlation = 1 / np.sqrt((1 + noise / half) * (1 + noise / (n_seeds - half)))
     assert step_up(np.array([correlation]), half, n_seeds)[0] == pytest.approx(n_seeds / (n_seeds + noise))
+
+
+# --- the reliability of an unfinished build
+
+
+def running(outputs, order=None, size=1) -> list[float | None]:
+    """Return the running values while replicas (subset, seed) come in, one group of subsets after the other."""
+    n_subsets, n_seeds, _ = outputs.shape
+    reliability = RunningReliability(np.full_like(outputs, np.nan))
+    values = [reliability.value]
+    for seed in range(n_seeds) if order is None else order:
+        for start in range(0, n_subsets, size):
+            subsets = np.arange(n_subsets)[start : start + size]
+            reliability.add(subsets, seed, outputs[subsets, seed])
+            values.append(reliability.value)
+    return values
+
+
+def test_one_seed_has_no_running_reliability():
+    outputs = world(0, 0.5, 3, n_queries=5)[2]
+    assert running(outputs, order=[1], size=10) == [None] * 11
+    assert RunningReliability(outputs[:, :1]).value is None
+
+
+def test_two_seeds_have_one_that_counts_only_them():
+    outputs = world(0, 0.5, 4, n_queries=5)[2]
+    values = running(outputs, order=[3, 1], size=25)
+    assert values[:6] == [None] * 6
+    assert values[-1] == noise_ceiling(outputs[:, [1, 3]]).reliability
+
+
+@pytest.mark.parametrize("size", [1, 7, 50, 100])
+@pytest.mark.parametrize("n_seeds", [2, 3, 6])
+def test_the_last_running_value_is_the_reliability_of_all(n_seeds, size):
+    outputs = world(1, 0.4, n_seeds, n_queries=6)[2]
+    assert running(outputs, size=size)[-1] == noise_ceiling(outputs).reliability
+    assert RunningReliability(outputs).value == noise_ceiling(outputs).reliability
+
+
+def test_ragged_progress_counts_the_seeds_that_many_subsets_have_on_the_subsets_that_have_them_all():
+    outputs = world(2, 0.5, 5, n_queries=6)[2]
+    begun = outputs.copy()
+    begun[60:, 1], begun[:30, 2], begun[40:, 3], begun[:, 4] = np.nan, np.nan, np.nan, np.nan
+    assert RunningReliability(begun).value == noise_ceiling(outputs[30:60, :3]).reliability
+
+
+def test_the_share_of_one_of_many_machines_has_one_too():
+    outputs = world(3, 0.5, 4, n_queries=6)[2]
+    share = np.full_like(outputs, np.nan)
+    share[2::10] = outputs[2::10]
+    assert RunningReliability(share).value == noise_ceiling(outputs[2::10]).reliability
+
+
+@pytest.mark.parametrize("n_common", [0, 3])
+def test_too_few_common_subsets_have_none(n_common):
+    outputs = world(4, 0.5, 2, n_queries=6)[2]
+    begun = outputs.copy()
+    begun[50:, 0], begun[: 50 - n_common, 1] = np.nan, np.nan
+    assert RunningReliability(begun).value is None
+
+
+def test_nothing_finished_has_none():
+    assert RunningReliability(np.full((10, 4, 3), np.nan, dtype=np.float32)).value is None
+
+
+def test_it_is_computed_anew_for_a_twentieth_and_at_the_end(monkeypatch):
+    calls = []
+    monkeypatch.setattr(ceiling, "noise_ceiling", lambda o: calls.append(o.shape) or noise_ceiling(o))
+    outputs = world(5, 0.5, 4, n_queries=3)[2]
+    running(outputs)  # 400 replicas, one by one
+    assert len(calls) <= 20
+    assert calls[-1] == (100, 4, 3)
+
+
+def test_the_outputs_that_are_given_are_left_alone():
+    begun = np.full((10, 3, 2), np.nan, dtype=np.float32)
+    RunningReliability(begun).add(np.arange(10), 0, np.ones((10, 2), dtype=np.float32))
+    assert np.isnan(begun).all()

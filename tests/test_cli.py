@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from tdabench import cli, results, runner
-from tdabench.files import write_arrays
-from tdabench.ground_truth import read_ground_truth, write_ground_truth
+from tdabench import building, cli, registry, results, runner
+from tdabench.ceiling import noise_ceiling
+from tdabench.files import read_arrays, write_arrays
+from tdabench.ground_truth import ARRAYS_FILE, read_ground_truth, write_ground_truth
 from tdabench.records import read_record
+from tdabench.retraining import compute_slice
 from tdabench.scores import read_scores
 
 METHODS = Path(__file__).parent / "methods_for_runner.py"
@@ -334,10 +339,149 @@ def test_show(tdabench, small_reference, small_truth_folder):
     assert "noise_ceiling" in tdabench("ground-truth", "show", small_reference).out
 
 
+@pytest.fixture
+def in_threads(monkeypatch) -> None:
+    """Build in a thread of this process, slowly enough that every slice is reported before the next is done."""
+
+    def slowly(work, part):
+        time.sleep(0.1)
+        return compute_slice(work, part)
+
+    monkeypatch.setattr(building, "compute_slice", slowly)
+    monkeypatch.setattr(building, "local_pool", ThreadPoolExecutor)
+
+
+def test_shares_are_built_and_merged(tdabench, small_reference, tmp_path, cache, in_threads):
+    command = ("ground-truth", "build", small_reference, "--workers", 1, "--out", tmp_path / "truth")
+    first = tdabench(*command, "--shard", "0/2", "--slices", tmp_path / "a")
+    assert (first.code, first.out) == (0, "16 of 16 replicas of small are done.\n"), first.err
+    early = tdabench("ground-truth", "merge", small_reference, tmp_path / "a", "--out", tmp_path / "truth")
+    assert early.code == 2
+    assert f"16 of 32 replicas of small are missing in {tmp_path / 'a'}, first subset 1 under seed 0" in early.err
+    second = tdabench(*command, "--shard", "1/2", "--slices", tmp_path / "b", "--json")
+    assert (second.code, second.json) == (0, {"task": "small", "complete": False})
+    assert not (tmp_path / "truth").exists()
+    words = ("ground-truth", "merge", small_reference, tmp_path / "a", tmp_path / "b", "--out", tmp_path / "truth")
+    merged = tdabench(*words)
+    assert (merged.code, merged.out) == (0, f"Ground truth of small: {tmp_path / 'truth'}\n")
+    assert tdabench(*words).code == 2
+    again = tdabench(*words, "--replace", "--json")
+    assert (again.code, again.json["complete"]) == (0, True)
+    assert [b["n_replicas"] for b in again.json["built_on"]] == [32]
+    checked = tdabench("ground-truth", "verify", small_reference, "--folder", tmp_path / "truth")
+    assert (checked.code, checked.out) == (0, "small: 3 of 3 replicas agree.\n")
+
+
+def test_a_build_stops_when_its_minutes_are_up_and_the_same_command_goes_on(
+    tdabench, small_reference, tmp_path, cache, in_threads
+):
+    command = ("ground-truth", "build", small_reference, "--workers", 1, "--out", tmp_path / "truth")
+    stopped = tdabench(*command, "--minutes", "1e-9")
+    done = re.fullmatch(r"(\d+) of 32 replicas of small are done\.\n", stopped.out)
+    assert done is not None, stopped
+    assert 0 < int(done[1]) < 32
+    finished = tdabench(*command, "--minutes", 10)
+    assert (finished.code, finished.out) == (0, f"Ground truth of small: {tmp_path / 'truth'}\n")
+    assert [line.split()[0] for line in finished.err.splitlines()] == [
+        f"[{n}/32]" for n in range(int(done[1]) + 8, 33, 8)
+    ]
+
+
+def test_progress_of_a_build_shows_its_reliability_from_two_seeds_on(
+    tdabench, small_reference, tmp_path, cache, in_threads
+):
+    command = ("ground-truth", "build", small_reference, "--workers", 1, "--out", tmp_path / "truth", "--json")
+    done = tdabench(*command)
+    lines = done.err.splitlines()
+    pattern = r"\[{}/32\] [\d.e-]+ s a replica{} \(\d+ s left\)"
+    assert re.fullmatch(pattern.format(8, ""), lines[0])
+    for line, n in zip(lines[1:], (16, 24, 32), strict=True):
+        assert re.fullmatch(pattern.format(n, r", reliability 0\.\d{3}"), line)
+    outputs = read_arrays(tmp_path / "truth" / ARRAYS_FILE, "", "")["outputs"]
+    assert f", reliability {noise_ceiling(outputs).reliability:.3f} " in lines[-1]
+
+
+@pytest.mark.parametrize("share", ["4/4", "5/4", "0/0", "-1/4", "1", "1/2/3", "a/b", ""])
+def test_a_share_that_is_none_is_a_usage_error(tdabench, small_reference, share):
+    done = tdabench("ground-truth", "build", small_reference, f"--shard={share}")
+    assert done.code == 2
+    assert f"{share!r} is not a share. Write i/n with i from 0 to n - 1, as in 0/4." in done.err
+
+
+@pytest.mark.parametrize("minutes", ["0", "-1", "soon"])
+def test_minutes_that_are_none_are_a_usage_error(tdabench, small_reference, minutes):
+    done = tdabench("ground-truth", "build", small_reference, f"--minutes={minutes}")
+    assert done.code == 2
+    assert "Invalid value for '--minutes'" in done.err
+
+
+@pytest.fixture
+def registered(monkeypatch, small, small_truth_folder, tmp_path) -> None:
+    """Put three tasks in place of the registered ones: one without ground truth, and one for an accelerator."""
+    tasks = {
+        "bare": replace(small, name="bare", folder=tmp_path / "bare"),
+        "huge": replace(small, name="huge", needs_cuda=True),
+        "small": small,
+    }
+    monkeypatch.setattr(registry, "names", lambda _: list(tasks))
+    monkeypatch.setattr(registry, "find_task", tasks.__getitem__)
+
+
+def test_verify_all_goes_on_after_a_task_that_cannot_be_verified_and_exits_with_1(tdabench, registered, tmp_path):
+    done = tdabench("ground-truth", "verify", "--all", "--replicas", 2)
+    reason = (
+        f"bare: not verified: bare has no ground truth in {tmp_path / 'bare' / 'ground_truth'}. "
+        "Build it with `tdabench ground-truth build bare`."
+    )
+    assert (done.code, done.out) == (1, f"{reason}\nsmall: 2 of 2 replicas agree.\n")
+    lines = done.err.splitlines()
+    assert f"[2/4] {reason}" in lines[0]
+    assert [line.startswith(f"[{n}/4] small: subset ") for n, line in zip((3, 4), lines[1:], strict=True)] == [True] * 2
+
+
+def test_verify_all_as_json_says_why_a_task_was_not_verified(tdabench, registered):
+    done = tdabench("ground-truth", "verify", "--all", "--json")
+    assert done.code == 1
+    bare, small = done.json
+    assert (bare["task"], bare["passed"], bare["checks"]) == ("bare", False, [])
+    assert bare["error"].startswith("bare has no ground truth in ")
+    assert (small["task"], small["passed"], "error" in small) == ("small", True, False)
+    assert [check["passed"] for check in small["checks"]] == [True] * 3
+
+
+def test_verify_all_exits_with_0_when_every_task_agrees(tdabench, registered, monkeypatch):
+    monkeypatch.setattr(registry, "names", lambda _: ["huge", "small"])
+    done = tdabench("ground-truth", "verify", "--all", "--replicas", 1, "--json")
+    assert (done.code, [task["task"] for task in done.json]) == (0, ["small"])
+
+
+def test_a_retraining_that_diverges_is_null_in_json(tdabench, small_reference, small_truth_folder, monkeypatch):
+    monkeypatch.setattr("tdabench.verification.retrain", lambda *_: torch.full((1, 40), torch.nan))
+    done = tdabench("ground-truth", "verify", small_reference, "--replicas", 1, "--json")
+    assert (done.code, done.json["passed"]) == (1, False)
+    assert done.json["checks"][0]["difference"] is None
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "Name a TASK, or pass --all."),
+        (["digits-mlp", "--all"], "Name a TASK, or pass --all."),
+        (["--all", "--folder", "somewhere"], "--folder goes with one TASK"),
+    ],
+    ids=["neither", "both", "folder"],
+)
+def test_verify_takes_either_a_task_or_all(tdabench, words, message):
+    done = tdabench("ground-truth", "verify", *words)
+    assert (done.code, done.out) == (2, "")
+    assert message in done.err
+
+
 # --- the rest
 
 
-COMMANDS = [[], ["ground-truth"], ["ground-truth", "build"], ["ground-truth", "verify"], ["ground-truth", "show"]]
+COMMANDS = [[], ["ground-truth"], ["ground-truth", "show"]]
+COMMANDS += [["ground-truth", "build"], ["ground-truth", "merge"], ["ground-truth", "verify"]]
 COMMANDS += [[name] for name in cli._COMMANDS if name != "ground-truth"]
 
 

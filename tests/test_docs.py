@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
+
+from tdabench.cli import cli
 
 ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "docs" / "examples" / "my_method.py"
@@ -69,3 +73,30 @@ def test_readme_names_every_command():
 
     text = (ROOT / "README.md").read_text()
     assert [c for c in _COMMANDS if f"tdabench {c}" not in text] == []
+
+
+def shown_commands() -> list[str]:
+    """Return every command that a document shows in a block of its own."""
+    found = []
+    for document in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]:
+        for block in re.findall(r"^```(?:sh|console)?\n(.*?)^```", document.read_text(), re.MULTILINE | re.DOTALL):
+            found += [line for line in block.splitlines() if line.startswith("tdabench ")]
+    return sorted(set(found))
+
+
+@pytest.mark.parametrize("line", shown_commands())
+def test_commands_that_are_shown_are_understood(line):
+    """Words are parsed as they would be on the command line, and nothing is done."""
+    command: click.Command = cli
+    context = click.Context(cli, info_name="tdabench")
+    words = shlex.split(line, comments=True)[1:]
+    while isinstance(command, click.Group):
+        name = words.pop(0)
+        found = command.get_command(context, name)
+        assert found is not None, f"there is no command {name}"
+        command = found
+    values, rest, _ = command.make_parser(click.Context(command)).parse_args(words)
+    assert rest == []
+    for param in command.params:
+        if isinstance(param, click.Option) and values.get(param.name) and not isinstance(param.type, click.Path):
+            param.process_value(click.Context(command), values[param.name]) if param.callback is None else None

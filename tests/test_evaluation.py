@@ -9,6 +9,7 @@ from scipy import stats
 
 from tdabench.errors import GroundTruthError, ScoresError, UsageError
 from tdabench.evaluation import Evaluator, compare, evaluate, rank_groups
+from tdabench.mislabels import mislabel_auroc
 
 N_SUBSETS, N_SEEDS, N_QUERIES, N_TRAIN = 60, 4, 30, 80
 
@@ -19,6 +20,7 @@ class FakeTruth:
     outputs: np.ndarray
     reported: np.ndarray
     tuning: np.ndarray
+    mislabelled: np.ndarray | None = None
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +70,18 @@ def test_to_dict_is_json_without_draws(perfect, truth):
     assert again == found.to_dict()
     assert "draws" not in again
     assert "draws" not in repr(found)
+    assert again.pop("mislabel_auroc") is None
     assert {type(value) for value in again.values()} <= {float, int, bool, str}
+
+
+def test_wrong_labels_are_looked_for_among_the_chosen_queries_where_they_are_known(perfect, truth):
+    wrong = np.zeros(N_TRAIN, dtype=bool)
+    wrong[:9] = True
+    known = replace(truth, mislabelled=wrong)
+    scores = perfect.copy()
+    scores[6:, :9] -= 100  # the reported queries
+    assert evaluate(scores, known, n_resamples=50).mislabel_auroc == 1.0
+    assert evaluate(scores, known, "tuning", n_resamples=50).mislabel_auroc == mislabel_auroc(scores[:6], wrong) < 1.0
 
 
 def test_a_good_run_has_no_warnings(perfect, truth):

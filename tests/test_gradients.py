@@ -8,7 +8,17 @@ import torch
 from torch import nn
 
 from tdabench import TaskData, gradients
+from tdabench.baselines.grad_dot import GradDot
+from tdabench.baselines.trak import Trak
+from tdabench.ensembles import Independent, Lora
+from tdabench.examples import Examples
+from tdabench.execution import execute
 from tdabench.gradients import FactoredGradients, PerSampleGradients
+from tdabench.lora import adapter_names
+from tdabench.targets import MEAN_LOG_PROBABILITY, token_cross_entropy
+from tdabench.task import Recipe
+from tdabench.tasks.networks import resnet9
+from tdabench.tasks.transformers import music_transformer, nano_gpt
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 N_TRAIN, N_QUERIES = 9, 5
@@ -69,6 +79,9 @@ FALLBACK = {
     "layer norm": lambda: nn.Sequential(nn.Linear(64, 16), nn.LayerNorm(16), nn.Dropout(0.2), nn.Linear(16, 10)),
     "convolution": lambda: nn.Sequential(
         nn.Unflatten(1, (1, 8, 8)), nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(72, 10)
+    ),
+    "running statistics": lambda: nn.Sequential(
+        nn.Unflatten(1, (1, 8, 8)), nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(72, 10)
     ),
     "called twice": CalledTwice,
     "on tokens": OnTokens,
@@ -209,3 +222,102 @@ def test_mixing_factored_and_other_gradients_is_an_error(member_of):
     for a, b in ((factored, other), (other, factored)):
         with pytest.raises(TypeError, match="all factored or all not"):
             a.dot(b)
+
+
+# Models of the image and text tasks
+
+VOCABULARY, LENGTH = 7, 6
+
+
+def tiny_resnet() -> nn.Module:
+    return resnet9(3, width=8, strides=(2, 2, 2), p=0.1)
+
+
+def tiny_nano_gpt() -> nn.Module:
+    return nano_gpt(VOCABULARY, LENGTH, layers=1, width=8, heads=2, p=0.1)
+
+
+def tiny_music_transformer() -> nn.Module:
+    return music_transformer(VOCABULARY, LENGTH, layers=1, width=8, heads=2, p=0.1)
+
+
+NETWORKS = {"resnet": tiny_resnet, "nanoGPT": tiny_nano_gpt, "Music Transformer": tiny_music_transformer}
+
+
+@pytest.fixture
+def network_view(small, view):
+    """Return a factory of views of a task with a tiny network and made-up examples."""
+
+    def make(name: str):
+        random = torch.Generator().manual_seed(0)
+
+        def examples(n: int, split: str) -> Examples:
+            if name == "resnet":
+                images = torch.randn(n, 3, 16, 16, generator=random)
+                return Examples(images, torch.randint(3, (n,), generator=random), split)
+            tokens = torch.randint(VOCABULARY, (n, LENGTH + 1), generator=random)
+            return Examples(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), split)
+
+        recipe = Recipe(lr=0.01, momentum=0.9, batch_size=4, epochs=2)
+        task = replace(small, name=name, make_model=NETWORKS[name], n_train=N_TRAIN, n_queries=N_QUERIES, recipe=recipe)
+        if name != "resnet":
+            recipe = replace(recipe, optimizer="adamw", beta2=0.99, schedule="linear")
+            task = replace(task, loss=token_cross_entropy, target=MEAN_LOG_PROBABILITY, recipe=recipe)
+        return view(task, TaskData(examples(N_TRAIN, "train"), examples(N_QUERIES, "queries")), store=name)
+
+    return make
+
+
+@pytest.mark.parametrize("mask", [None, (0, False), (0, True)], ids=["plain", "shared", "per-sample"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_gradients_of_networks_equal_one_backward_pass_per_example(network_view, name, mask):
+    check_against_explicit(network_view(name).member(mask=mask), PerSampleGradients)
+
+
+def test_gradients_exclude_running_statistics(network_view):
+    member = network_view("resnet").member()
+    gradient = member.gradients(member.task.training, "loss")
+    n_parameters = sum(p.numel() for p in tiny_resnet().parameters())
+    assert gradient.n_parameters == n_parameters
+    assert {block.shape[1] for block in gradient.blocks()} == {n_parameters}
+    assert not any(s.requires_grad for s in member.statistics.values())
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_gradients_of_adapters_on_networks_equal_one_backward_pass_per_example(network_view, name):
+    task = network_view(name)
+    member = task.adapter_member(0, 0, number=0, rank=2, epochs=2)
+    linear = [n for n, module in NETWORKS[name]().named_modules() if isinstance(module, nn.Linear)]
+    assert set(member.parameters) == {p for n in linear for p in adapter_names(n)}
+    assert all(p.any() for p in member.parameters.values())  # trained: up starts at zero
+    check_against_explicit(member, FactoredGradients if name == "resnet" else PerSampleGradients)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("method", [GradDot(), Trak(projection=4)], ids=["grad-dot", "trak"])
+def test_adapters_on_networks_are_scored_end_to_end(network_view, name, method):
+    task = network_view(name)
+    scores = execute(method, Lora(models=1, adapters=2, rank=2, epochs=1), task)
+    assert scores.shape == (N_QUERIES, N_TRAIN)
+    assert scores.isfinite().all()
+    assert scores.std() > 0
+    assert (len(task.meter.models), len(task.meter.adapters)) == (1, 2)
+
+
+def test_an_adapter_s_model_has_the_running_statistics_of_the_model_it_adapts(network_view):
+    task = network_view("resnet")
+    trained = task.train(0)
+    member = task.adapter_member(0, 0, number=0, rank=2, epochs=2)
+    found = dict(member.model.named_buffers())
+    names = [n for n in trained if "running" in n or "tracked" in n]
+    assert len(names) == 3 * 10
+    assert all(torch.equal(found[n], trained[n]) for n in names)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "ensemble", [Independent(), Lora(models=1, adapters=1, rank=2, epochs=1)], ids=["plain", "lora"]
+)
+def test_scores_do_not_depend_on_whether_the_model_was_trained_or_loaded(network_view, name, ensemble):
+    trained, loaded = (execute(Trak(projection=4), ensemble, network_view(name)) for _ in range(2))
+    torch.testing.assert_close(loaded, trained)

@@ -7,12 +7,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.numpy import load, save
 
-from tdabench.errors import FileFormatError, GroundTruthError
+from tdabench.errors import FileFormatError, GroundTruthError, MissingGroundTruthError
 from tdabench.files import json_bytes, sha256_arrays, write_arrays, write_json
 from tdabench.ground_truth import ARRAYS_FILE, MANIFEST_FILE, read_ground_truth, read_manifest, write_ground_truth
 
+KEEPS_FILES = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 BUILD_AGAIN = "Build it with `tdabench ground-truth build small`."
 
 
@@ -21,18 +24,18 @@ def copy(small_truth_folder, tmp_path):
     return shutil.copytree(small_truth_folder, tmp_path / "copy")
 
 
-def flip(path, position: int) -> None:
+def flip(path, position: int, change: int = 1) -> None:
     content = bytearray(path.read_bytes())
-    content[position] ^= 1
+    content[position] ^= change
     path.write_bytes(content)
 
 
-def position_of(path, name: str) -> int:
-    """Return where the middle byte of an array stands in a safetensors file."""
+def place_of(path, name: str) -> tuple[int, int]:
+    """Return where an array starts and stops in a safetensors file."""
     content = path.read_bytes()
     header_size = int.from_bytes(content[:8], "little")
     start, stop = json.loads(content[8 : 8 + header_size])[name]["data_offsets"]
-    return 8 + header_size + (start + stop) // 2
+    return 8 + header_size + start, 8 + header_size + stop
 
 
 def edit_manifest(folder, **changes) -> None:
@@ -77,22 +80,65 @@ def test_nothing_is_half_written(small, small_truth_folder, tmp_path, monkeypatc
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["masks", "outputs"])
+@pytest.mark.parametrize("name", ["masks", "outputs", "builders"])
 def test_one_changed_bit_is_named(small, copy, name):
-    flip(copy / ARRAYS_FILE, position_of(copy / ARRAYS_FILE, name))
+    flip(copy / ARRAYS_FILE, sum(place_of(copy / ARRAYS_FILE, name)) // 2)
     with pytest.raises(GroundTruthError, match=rf"The {name} in .*{ARRAYS_FILE} do not match the manifest") as caught:
         read_ground_truth(small, copy)
     assert str(caught.value).endswith(BUILD_AGAIN)
 
 
-def test_no_changed_byte_of_the_arrays_goes_unnoticed(small, copy):
-    whole = (copy / ARRAYS_FILE).read_bytes()
-    header = 8 + int.from_bytes(whole[:8], "little")
-    for position in [*range(header), *range(header, len(whole), 97)]:
-        flip(copy / ARRAYS_FILE, position)
-        with pytest.raises(FileFormatError):
-            read_ground_truth(small, copy)
-        (copy / ARRAYS_FILE).write_bytes(whole)
+def refuse_changed_byte(task, folder, name: str, position: int, change: int) -> None:
+    """Change one byte, see that the error names the file, and change it back."""
+    path = folder / name
+    whole = path.read_bytes()
+    flip(path, position, change)
+    try:
+        with pytest.raises(FileFormatError) as caught:
+            read_ground_truth(task, folder)
+    finally:
+        path.write_bytes(whole)
+    assert str(path) in str(caught.value)
+    assert str(caught.value).endswith(BUILD_AGAIN)
+
+
+def test_no_changed_byte_of_the_header_goes_unnoticed(small, copy):
+    header = 8 + int.from_bytes((copy / ARRAYS_FILE).read_bytes()[:8], "little")
+    for position in range(header):
+        refuse_changed_byte(small, copy, ARRAYS_FILE, position, 1)
+
+
+@KEEPS_FILES
+@given(data=st.data())
+def test_no_changed_byte_of_the_arrays_goes_unnoticed(small, copy, data):
+    start = 0
+    if name := data.draw(st.sampled_from(["masks", "outputs", "builders", None])):
+        start, stop = place_of(copy / ARRAYS_FILE, name)
+    else:
+        stop = (copy / ARRAYS_FILE).stat().st_size
+    position, change = data.draw(st.integers(start, stop - 1)), data.draw(st.integers(1, 255))
+    refuse_changed_byte(small, copy, ARRAYS_FILE, position, change)
+
+
+def test_no_changed_byte_of_the_manifest_goes_unnoticed(small, copy):
+    for position in range((copy / MANIFEST_FILE).stat().st_size):
+        refuse_changed_byte(small, copy, MANIFEST_FILE, position, 1)
+
+
+@KEEPS_FILES
+@given(data=st.data())
+def test_no_changed_byte_of_the_manifest_goes_unnoticed_whatever_it_becomes(small, copy, data):
+    position = data.draw(st.integers(0, (copy / MANIFEST_FILE).stat().st_size - 1))
+    refuse_changed_byte(small, copy, MANIFEST_FILE, position, data.draw(st.integers(1, 255)))
+
+
+@KEEPS_FILES
+@given(data=st.data())
+def test_no_changed_digit_of_the_manifest_goes_unnoticed(small, copy, data):
+    content = (copy / MANIFEST_FILE).read_bytes()
+    position = data.draw(st.sampled_from([i for i, byte in enumerate(content) if chr(byte).isdigit()]))
+    other = data.draw(st.sampled_from(sorted(set(b"0123456789") - {content[position]})))
+    refuse_changed_byte(small, copy, MANIFEST_FILE, position, content[position] ^ other)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.999])
@@ -107,9 +153,11 @@ def test_a_missing_file_is_named(small, copy, tmp_path):
     (copy / ARRAYS_FILE).unlink()
     with pytest.raises(FileFormatError, match=rf"There is no ground-truth file at .*{ARRAYS_FILE}"):
         read_ground_truth(small, copy)
-    with pytest.raises(GroundTruthError, match=r"small has no ground truth in .*nowhere") as caught:
-        read_ground_truth(small, tmp_path / "nowhere")
-    assert str(caught.value).endswith(BUILD_AGAIN)
+    (copy / MANIFEST_FILE).unlink()
+    for folder in (tmp_path / "nowhere", copy):
+        with pytest.raises(MissingGroundTruthError, match=rf"small has no ground truth in .*{folder.name}") as caught:
+            read_ground_truth(small, folder)
+        assert str(caught.value).endswith(BUILD_AGAIN)
 
 
 def test_missing_or_extra_arrays_are_named(small, copy):
@@ -189,3 +237,61 @@ def test_a_manifest_that_contradicts_the_task_or_the_arrays_is_refused(small, co
     edit_manifest(copy, **change)
     with pytest.raises(GroundTruthError):
         read_ground_truth(small, copy)
+
+
+# --- which labels are wrong
+
+
+@pytest.fixture
+def noisy(small, small_truth_folder, tmp_path):
+    """Return ground truth that knows which labels are wrong, and which these are."""
+    truth = read_ground_truth(small, small_truth_folder)
+    wrong = np.random.default_rng(0).random(small.n_train) < 0.1
+    facts = truth.manifest.model_dump()
+    write_ground_truth(tmp_path / "noisy", truth.masks, truth.outputs, facts, mislabelled=wrong)
+    return tmp_path / "noisy", wrong
+
+
+def test_wrong_labels_that_are_written_are_read(small, small_truth_folder, noisy):
+    folder, wrong = noisy
+    truth = read_ground_truth(small, folder)
+    np.testing.assert_array_equal(truth.mislabelled, wrong)
+    assert truth.mislabelled.dtype == bool
+    assert truth.manifest.mislabelled_sha256 is not None
+    assert read_ground_truth(small, small_truth_folder).mislabelled is None
+    assert read_manifest(small_truth_folder, "").mislabelled_sha256 is None
+
+
+def test_a_changed_bit_of_the_wrong_labels_is_named(small, noisy):
+    path = noisy[0] / ARRAYS_FILE
+    flip(path, place_of(path, "mislabelled")[0])
+    with pytest.raises(GroundTruthError, match=rf"The mislabelled in .*{ARRAYS_FILE} do not match the manifest"):
+        read_ground_truth(small, noisy[0])
+
+
+def test_wrong_labels_cannot_be_left_out_or_slipped_in(small, copy, noisy):
+    with_them, without = (noisy[0] / ARRAYS_FILE, copy / ARRAYS_FILE)
+    content = with_them.read_bytes()
+    with_them.write_bytes(without.read_bytes())
+    with pytest.raises(GroundTruthError, match=r"expected \['builders', 'masks', 'mislabelled', 'outputs'\]"):
+        read_ground_truth(small, noisy[0])
+    without.write_bytes(content)
+    with pytest.raises(GroundTruthError, match=r"holds \['builders', 'masks', 'mislabelled', 'outputs'\], expected"):
+        read_ground_truth(small, copy)
+
+
+# --- which machine made what
+
+
+def test_the_builder_of_each_replica_is_read_and_must_be_in_the_manifest(small, small_truth_folder, tmp_path):
+    truth = read_ground_truth(small, small_truth_folder)
+    facts = truth.manifest.model_dump()
+    (one,) = facts["built_on"]
+    builders = (np.arange(32) % 2).reshape(8, 4)
+    write_ground_truth(
+        tmp_path / "two", truth.masks, truth.outputs, {**facts, "built_on": [one, one]}, builders=builders
+    )
+    np.testing.assert_array_equal(read_ground_truth(small, tmp_path / "two").builders, builders)
+    write_ground_truth(tmp_path / "one", truth.masks, truth.outputs, facts, builders=builders)
+    with pytest.raises(GroundTruthError, match=rf"{MANIFEST_FILE} names 1 builders; the replicas name others"):
+        read_ground_truth(small, tmp_path / "one")

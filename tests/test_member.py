@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 from torch.func import functional_call
 
 MASKS = {"none": None, "shared": (0, False), "per-sample": (0, True)}
@@ -93,3 +96,46 @@ def test_the_q_factor_is_taken_at_the_member_itself_unless_said_otherwise(member
     assert mine.q_members == (mine,)
     assert mine.with_q(others).q_members == others
     assert mine.q_members == (mine,)
+
+
+def normalised_model() -> nn.Module:
+    return nn.Sequential(nn.Linear(64, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 10))
+
+
+STATISTICS = {"1.running_mean", "1.running_var", "1.num_batches_tracked"}
+
+
+@pytest.fixture
+def normalised(small, small_data, view):
+    """Return the view of a task whose model has running statistics."""
+    task = replace(small, name="normalised", make_model=normalised_model)
+    return view(task, small_data, store="normalised")
+
+
+def test_running_statistics_stand_apart_from_parameters(normalised):
+    mine = normalised.member()
+    assert set(mine.parameters) == {name for name, _ in normalised_model().named_parameters()}
+    assert set(mine.statistics) == STATISTICS
+    assert mine.statistics["1.num_batches_tracked"].item() == 18  # 120 examples, 20 a step, 3 epochs
+    fresh = normalised_model()[1]
+    assert not torch.allclose(mine.statistics["1.running_mean"], fresh.running_mean, atol=1e-3)
+
+
+def test_a_member_evaluates_with_its_running_statistics_and_leaves_them_alone(normalised):
+    mine = normalised.member()
+    before = {k: v.clone() for k, v in mine.statistics.items()}
+    plain = normalised_model().eval()
+    plain.load_state_dict({**mine.parameters, **mine.statistics})
+    batch = normalised.queries.all()
+    torch.testing.assert_close(mine.logits(mine.parameters, batch), plain(batch.inputs).detach())
+    alone = torch.cat([mine.logits(mine.parameters, b) for b in normalised.queries.batches(1)])
+    torch.testing.assert_close(alone, plain(batch.inputs).detach(), rtol=1e-4, atol=1e-5)
+    mine.gradients(normalised.training, "loss").norms()
+    assert all(torch.equal(mine.statistics[k], before[k]) for k in before)
+
+
+def test_members_of_different_models_have_statistics_of_their_own(normalised):
+    first, second = normalised.member(0), normalised.member(1)
+    assert not torch.equal(first.statistics["1.running_mean"], second.statistics["1.running_mean"])
+    masked = normalised.member(0, mask=(0, True))
+    assert all(masked.statistics[k] is first.statistics[k] for k in STATISTICS)

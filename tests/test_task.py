@@ -106,7 +106,7 @@ def test_one_changed_pixel_or_label_is_other_data(small, small_data):
             assert changed.sha256 != small_data.sha256
 
 
-def test_missing_mnist_says_where_it_looked_and_what_to_do(tmp_path):
+def test_missing_mnist_says_where_it_looked_and_what_to_do(tmp_path, cache):
     with pytest.raises(DataError) as caught:
         find_task("mnist-mlp").data(tmp_path)
     message = str(caught.value)
@@ -114,7 +114,7 @@ def test_missing_mnist_says_where_it_looked_and_what_to_do(tmp_path):
     assert "Point --data or TDABENCH_DATA at the folder that holds MNIST/raw" in message
 
 
-def test_damaged_mnist_is_a_clear_error(tmp_path):
+def test_damaged_mnist_is_a_clear_error(tmp_path, cache):
     raw = tmp_path / "MNIST" / "raw"
     raw.mkdir(parents=True)
     for part in ("train", "t10k"):

@@ -8,7 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from tdabench import precision, trainer
+from tdabench.dropout import SequenceDropout
+from tdabench.examples import Examples
 from tdabench.seeds import derive_seed, generator
+from tdabench.targets import MEAN_LOG_PROBABILITY, token_cross_entropy
+from tdabench.task import Recipe, TaskData
+from tdabench.tasks.transformers import nano_gpt
 from tdabench.trainer import Program, Stream, group_size, target_outputs, train_replicas
 
 # What grouping may change: the order of additions inside matrix products, in float32.
@@ -193,3 +199,197 @@ def test_groups_are_bounded_by_memory_and_number():
     assert group_size({"w": torch.zeros(1)}) == 50
     assert group_size({"w": torch.empty(10**8, device="meta")}) == 1
     assert group_size({"w": torch.zeros(100_000)}) == (16 << 20) // 1_200_000
+
+
+# Models with running statistics, Adam and schedules, sequences, bfloat16
+
+VOCABULARY, LENGTH = 13, 6
+ADAMW = Recipe(
+    lr=3e-3,
+    momentum=0.9,
+    batch_size=16,
+    epochs=3,
+    weight_decay=0.1,
+    optimizer="adamw",
+    beta2=0.99,
+    schedule="linear",
+    warmup=0.2,
+)
+
+
+def normalised_model() -> nn.Module:
+    return nn.Sequential(
+        nn.Unflatten(1, (1, 8, 8)),
+        nn.Conv2d(1, 4, 3, bias=False),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Dropout2d(0.25),
+        nn.Flatten(),
+        nn.Linear(144, 8),
+        nn.BatchNorm1d(8),
+        nn.Linear(8, 10),
+    )
+
+
+def normalised(small):
+    return replace(small, make_model=normalised_model, recipe=replace(small.recipe, lr=0.05, weight_decay=1e-3))
+
+
+def sequence_model() -> nn.Module:
+    return nano_gpt(VOCABULARY, LENGTH, layers=1, width=8, heads=2, p=0.2)
+
+
+@pytest.fixture(scope="module")
+def counting(small):
+    """Return a task of counting in steps, and its data: numbers modulo thirteen, one, two or three apart."""
+    starts, steps = torch.meshgrid(torch.arange(VOCABULARY), torch.arange(1, 4), indexing="ij")
+    numbers = (starts.reshape(-1, 1) + steps.reshape(-1, 1) * torch.arange(LENGTH + 1)) % VOCABULARY  # [39, LENGTH + 1]
+    order = torch.randperm(39, generator=generator("counting"))
+    parts = {"train": numbers[order[:30]], "queries": numbers[order[30:]]}
+    data = TaskData(*(Examples(n[:, :-1].contiguous(), n[:, 1:].contiguous(), split) for split, n in parts.items()))
+    task = replace(
+        small,
+        name="counting",
+        n_train=30,
+        n_queries=9,
+        make_model=sequence_model,
+        loss=token_cross_entropy,
+        target=MEAN_LOG_PROBABILITY,
+        recipe=replace(ADAMW, batch_size=8),
+    )
+    return task, data
+
+
+def by_hand(model: nn.Module) -> nn.Module:
+    """Let every dropout layer multiply by its ``mask``, which the loop sets, or leave its inputs alone."""
+    for module in model.modules():
+        if isinstance(module, (nn.Dropout, nn.Dropout2d, SequenceDropout)):
+            module.mask = None
+            module.forward = lambda x, module=module: x if module.mask is None else x * module.mask
+    return model
+
+
+def torchs_rule(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(model.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay)
+    groups = [
+        {"params": [p for p in model.parameters() if p.dim() > 1], "weight_decay": recipe.weight_decay},
+        {"params": [p for p in model.parameters() if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, recipe.lr, betas=(recipe.momentum, recipe.beta2))
+
+
+def any_plain_training(task, data, kept, *stream):
+    """Train one replica of any model the way a second-year student would."""
+    recipe = task.recipe
+    torch.manual_seed(derive_seed(task.name, *stream, "init"))
+    model = by_hand(task.make_model()).train()
+    _, sites = task.template(data.training.inputs[:1])
+    rule = torchs_rule(model, recipe)
+    per_epoch = -(-int(kept.sum()) // recipe.batch_size)
+    warm, total = recipe.warmup * recipe.epochs * per_epoch, recipe.epochs * per_epoch
+    linear = recipe.schedule == "linear"
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        rule, lambda t: min(1.0, (t + 1) / warm if warm else 1.0) * ((total - t) / total if linear else 1.0)
+    )
+    for epoch in range(recipe.epochs):
+        order = torch.randperm(task.n_train, generator=generator(task.name, *stream, "order", epoch))
+        mine = order[kept[order]]
+        masks = Stream((task.name, *stream), task.n_train, sites, torch.device("cpu")).dropout(epoch).masks
+        for batch in mine.split(recipe.batch_size):
+            for name, mask in masks.items():
+                model.get_submodule(name.removesuffix(".mask")).mask = mask[batch]
+            loss = task.loss(model(data.training.inputs[batch]), data.training.labels[batch]).mean()
+            rule.zero_grad()
+            loss.backward()
+            rule.step()
+            schedule.step()
+    return model.state_dict()
+
+
+def assert_equal_to_plain_loops(task, data, replicas: int) -> None:
+    masks = task.subset_masks()[:replicas]
+    ours = train_replicas(task, data, masks, "ground-truth", 3)
+    with torch.random.fork_rng():
+        for r in range(replicas):
+            plain = any_plain_training(task, data, masks[r], "ground-truth", 3)
+            assert ours.keys() == plain.keys()
+            for name, value in plain.items():
+                torch.testing.assert_close(
+                    ours[name][r], value, rtol=1e-3, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}"
+                )
+
+
+@pytest.mark.parametrize("replicas", [1, 3])
+def test_training_with_running_statistics_equals_a_plain_loop(small, small_data, replicas):
+    assert_equal_to_plain_loops(normalised(small), small_data, replicas)
+
+
+@pytest.mark.parametrize("replicas", [1, 3])
+@pytest.mark.parametrize(
+    "change", [{}, {"warmup": 0.0}, {"schedule": "constant"}, {"schedule": "constant", "warmup": 0.0}]
+)
+def test_adamw_with_warm_up_and_a_linear_schedule_equals_a_plain_loop(small, small_data, change, replicas):
+    assert_equal_to_plain_loops(replace(small, recipe=replace(ADAMW, **change)), small_data, replicas)
+
+
+@pytest.mark.parametrize("replicas", [1, 3])
+def test_training_on_sequences_equals_a_plain_loop(counting, replicas):
+    task, data = counting
+    assert_equal_to_plain_loops(task, data, replicas)
+
+
+def test_a_sequence_model_learns(counting):
+    task, data = counting
+    masks, outputs = torch.ones(2, task.n_train, dtype=torch.bool), []
+    for epochs in (1, 25):
+        recipe = replace(task.recipe, epochs=epochs, lr=0.03)
+        outputs.append(target_outputs(task, data, train_replicas(task, data, masks, "x", recipe=recipe)))
+        assert outputs[-1].shape == (2, task.n_queries)
+        assert outputs[-1].dtype == torch.float32
+    assert (outputs[1].mean(1) > outputs[0].mean(1) + 0.5).all()
+
+
+@pytest.mark.parametrize("which", ["plain", "normalised", "sequences"])
+def test_outputs_do_not_depend_on_the_batch_of_queries(small, small_data, counting, monkeypatch, which):
+    task, data = {"plain": (small, small_data), "normalised": (normalised(small), small_data)}.get(which, counting)
+    trained = train_replicas(task, data, task.subset_masks()[:2], "x")
+    whole = target_outputs(task, data, trained)
+    monkeypatch.setattr(trainer, "_QUERY_BATCH", 7)
+    torch.testing.assert_close(target_outputs(task, data, trained), whole, rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture(params=["normalised", "sequences"])
+def half_precise(request, small, small_data, counting):
+    """Return a task whose recipe asks for bfloat16, and its data."""
+    task, data = (normalised(small), small_data) if request.param == "normalised" else counting
+    return replace(task, recipe=replace(task.recipe, precision="bfloat16")), data
+
+
+def trained_in(task, data, asked, monkeypatch, *, available: bool):
+    monkeypatch.setattr(precision, "has_bfloat16", lambda kind: available)
+    recipe = replace(task.recipe, precision=asked)
+    return train_replicas(task, data, task.subset_masks()[:2], "x", recipe=recipe)
+
+
+def test_bfloat16_is_float32_where_the_processor_lacks_it(half_precise, monkeypatch):
+    asked, plain = (trained_in(*half_precise, p, monkeypatch, available=False) for p in ("bfloat16", "float32"))
+    assert all(torch.equal(asked[k], plain[k]) for k in plain)
+
+
+def test_replicas_in_bfloat16_do_not_depend_on_who_trains_beside(half_precise, monkeypatch):
+    monkeypatch.setattr(precision, "has_bfloat16", lambda kind: True)
+    task, data = half_precise
+    masks = task.subset_masks()[:3]
+    together = train_replicas(task, data, masks, "x")
+    assert_same(in_groups(task, data, masks, 1, "x"), together)
+
+
+def test_bfloat16_is_close_where_the_processor_has_it(half_precise, monkeypatch):
+    task, data = half_precise
+    found, plain = (trained_in(task, data, p, monkeypatch, available=True) for p in ("bfloat16", "float32"))
+    assert all(p.dtype == plain[k].dtype and p.isfinite().all() for k, p in found.items())
+    assert any(not torch.equal(found[k], plain[k]) for k in plain)
+    changed = target_outputs(task, data, found) - target_outputs(task, data, plain)
+    assert changed.isfinite().all()
+    assert changed.abs().mean() < 0.2 * target_outputs(task, data, plain).std()

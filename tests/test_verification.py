@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tdabench import provenance, verification
 from tdabench.errors import GroundTruthError
 from tdabench.ground_truth import GroundTruth, read_ground_truth, write_ground_truth
+from tdabench.retraining import retrain, rounding_difference
 from tdabench.verification import OTHER_MACHINE_TOLERANCE, SAME_MACHINE_TOLERANCE, choose_replicas, tolerance, verify
 
 ALL = 32
@@ -54,6 +55,94 @@ def test_the_number_of_threads_is_that_of_the_build_and_given_back(small, small_
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+def test_the_replicas_of_two_builders_are_retrained_as_each_of_them_did(
+    small, small_data, small_truth_folder, tmp_path, monkeypatch
+):
+    """The second machine trained seeds 2 and 3 in groups of one, on three threads."""
+    truth = read_ground_truth(small, small_truth_folder)
+    outputs, builders = truth.outputs.copy(), np.zeros((8, 4), dtype=np.uint8)
+    builders[:, 2:] = 1
+    for seed in (2, 3):
+        outputs[:, seed] = retrain(small, small_data, seed, range(8), 1).numpy()
+    assert (outputs[:, 2:] != truth.outputs[:, 2:]).any(), "else the group would not matter"
+    facts = truth.manifest.model_dump()
+    (first,) = facts["built_on"]
+    second = {**first, "replicas_per_group": 1, "threads_per_worker": 3}
+    write_ground_truth(
+        tmp_path / "two", truth.masks, outputs, {**facts, "built_on": [first, second]}, builders=builders
+    )
+    seen = set()
+
+    def watch(task, data, seed, subsets, group):
+        seen.add((seed, group, torch.get_num_threads()))
+        return retrain(task, data, seed, subsets, group)
+
+    monkeypatch.setattr(verification, "retrain", watch)
+    checks = verify(small, ALL, folder=tmp_path / "two")
+    assert [c.difference for c in checks if c.seed < 2] == [0.0] * 16
+    assert all(c.passed for c in checks)
+    group = first["replicas_per_group"]
+    assert seen == {(0, group, 1), (1, group, 1), (2, 1, 3), (3, 1, 3)}
+
+
+def test_the_tolerance_is_that_of_each_replica_s_builder(small, small_truth_folder, tmp_path):
+    truth = read_ground_truth(small, small_truth_folder)
+    facts = truth.manifest.model_dump()
+    (first,) = facts["built_on"]
+    builders = np.arange(32).reshape(8, 4) % 2
+    other = {**first, "cpu": "another processor"}
+    write_ground_truth(
+        tmp_path / "two", truth.masks, truth.outputs, {**facts, "built_on": [first, other]}, builders=builders
+    )
+    checks = verify(small, ALL, folder=tmp_path / "two")
+    expected = (SAME_MACHINE_TOLERANCE, OTHER_MACHINE_TOLERANCE)
+    assert all(c.tolerance == expected[builders[c.subset, c.seed]] for c in checks)
+
+
+def test_a_retraining_that_diverges_here_is_no_agreement(small, small_truth_folder, monkeypatch):
+    monkeypatch.setattr(verification, "retrain", lambda *_: torch.full((1, 40), torch.nan))
+    (check,) = verify(small, 1)
+    assert not check.passed
+
+
+WRONG = torch.arange(120) % 10 == 0
+
+
+@pytest.mark.parametrize("shipped", [None, ~WRONG, WRONG.roll(1)], ids=["none", "all-others", "shifted"])
+def test_wrong_labels_that_are_not_the_data_s_are_named_before_anything_is_retrained(
+    small, small_truth_folder, tmp_path, monkeypatch, shipped
+):
+    truth = read_ground_truth(small, small_truth_folder)
+    labels = None if shipped is None else shipped.numpy()
+    write_ground_truth(tmp_path / "noisy", truth.masks, truth.outputs, truth.manifest.model_dump(), mislabelled=labels)
+    monkeypatch.setattr(verification, "retrain", lambda *_: pytest.fail("retrained"))
+    noisy = replace(small, mislabelled=lambda _: WRONG)
+    with pytest.raises(GroundTruthError, match="wrong labels that the ground truth of small names are not the ones"):
+        verify(noisy, 1, folder=tmp_path / "noisy")
+
+
+def test_wrong_labels_that_the_task_does_not_know_are_named_and_its_own_pass(small, small_truth_folder, tmp_path):
+    truth = read_ground_truth(small, small_truth_folder)
+    facts = truth.manifest.model_dump()
+    write_ground_truth(tmp_path / "noisy", truth.masks, truth.outputs, facts, mislabelled=WRONG.numpy())
+    with pytest.raises(GroundTruthError, match="wrong labels"):
+        verify(small, 1, folder=tmp_path / "noisy")
+    (check,) = verify(replace(small, mislabelled=lambda _: WRONG), 1, folder=tmp_path / "noisy")
+    assert check.passed
+
+
+def test_what_rounding_changes_is_measured_and_small_for_a_small_task(small, small_data, small_truth_folder):
+    truth = read_ground_truth(small, small_truth_folder)
+    (builder,) = truth.manifest.built_on
+    first = torch.from_numpy(truth.outputs[0, 0])
+    state, before = torch.random.get_rng_state(), torch.get_num_threads()
+    difference = rounding_difference(small, small_data, first, builder.replicas_per_group)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert torch.get_num_threads() == before
+    assert difference / truth.manifest.subset_spread == pytest.approx(truth.manifest.rounding_difference)
+    assert 0 < truth.manifest.rounding_difference < 1e-3
 
 
 def test_swapped_rows_fail_and_only_they(small, forge):

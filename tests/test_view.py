@@ -6,7 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from tdabench import MemberMethod
 from tdabench import view as view_module
+from tdabench.ensembles import Independent
+from tdabench.execution import execute
 from tdabench.trainer import train_replicas
 
 
@@ -141,3 +144,63 @@ def test_the_view_leads_to_no_ground_truth(view, small, small_truth_folder):
     task = view()
     assert (task.n_train, task.n_queries, task.name) == (120, 40, "small")
     assert not (task._task.folder / "ground_truth").exists()
+
+
+STATISTICS = ["1.running_mean", "1.running_var", "1.num_batches_tracked"]
+
+
+@pytest.fixture
+def normalised(small):
+    """Return a task whose model has running statistics."""
+    return replace(
+        small,
+        name="normalised",
+        make_model=lambda: nn.Sequential(nn.Linear(64, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 10)),
+    )
+
+
+def test_running_statistics_are_trained_kept_and_loaded_with_the_model(view, normalised, small_data, trainings):
+    fresh = view(normalised, small_data)
+    trained = fresh.train(0)
+    assert set(trained) == set(normalised.make_model().state_dict())
+    assert same(view(normalised, small_data).train(0), trained)
+    assert len(trainings) == 1
+    state_bytes = sum(v.numel() * v.element_size() for v in trained.values())
+    assert state_bytes <= fresh.meter.storage_bytes < state_bytes + 2048  # the file has a header
+
+
+class KeepsEverything(MemberMethod):
+    """Keeps the member's own tensors, and as many bytes of its own."""
+
+    def fit(self, member):
+        return [*member.parameters.values(), *member.statistics.values(), torch.zeros(25)]
+
+    def attribute(self, member, state):
+        return torch.ones(member.task.n_queries, member.task.n_train)
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_running_statistics_are_counted_once_in_storage(view, normalised, small_data, cached):
+    if cached:
+        for model in range(2):
+            view(normalised, small_data).train(model)
+    task = view(normalised, small_data)
+    execute(KeepsEverything(), Independent(models=2), task)
+    models = sum(t.storage_bytes for t in task.meter.models.values())
+    assert task.meter.state_bytes == 2 * 100
+    assert task.meter.storage_bytes == models + 2 * 100
+
+
+def test_warming_up_leaves_running_statistics_alone(view, normalised, small_data):
+    task = view(normalised, small_data)
+    before = {k: v.clone() for k, v in task._template.state_dict().items()}
+    task.warm_up()
+    assert same(task._template.state_dict(), before)
+    assert not task._template.training
+
+
+def test_a_loaded_model_has_the_order_of_a_trained_one(view, normalised, small_data):
+    fresh, cached = (view(normalised, small_data).train(0) for _ in range(2))
+    assert list(fresh) == list(cached) == [*dict(normalised.make_model().named_parameters()), *STATISTICS]
+    adapters = [view(normalised, small_data).train_adapter(0, 0, rank=2, epochs=1)[1] for _ in range(2)]
+    assert list(adapters[0]) == list(adapters[1])

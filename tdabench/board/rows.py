@@ -52,6 +52,10 @@ class EvaluationLike(Protocol):
     def ceiling(self) -> float | None:
         """The LDS that a perfect method would reach; None where unknown."""
 
+    @property
+    def mislabel_auroc(self) -> float | None:
+        """How well wrong labels are found; None where they are not known."""
+
     def warnings(self) -> list[str]:
         """Say what a reader of the LDS must know."""
 

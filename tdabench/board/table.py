@@ -17,7 +17,7 @@ _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 _IDENTITY = ["task", "task_version", "run_id", "created", "rank_group", "method", "options"]
 _ENSEMBLE = ["ensemble", "ensemble_options", "members", "seed", "status", "reason"]
-_QUALITY = ["lds", "lds_low", "lds_high", "ceiling", "n_queries", "n_subsets", "constant_queries"]
+_QUALITY = ["lds", "lds_low", "lds_high", "ceiling", "n_queries", "n_subsets", "constant_queries", "mislabel_auroc"]
 _SIGNS = ["negated_better", "above_ceiling", "warnings"]
 _COSTS = ["train_s", "extra_train_s", "fit_s", "attribute_s", "serve_s", "total_s", "tune_s", "wall_s"]
 _SIZES = ["peak_bytes", "peak_host_bytes", "peak_device_bytes", "reserved_device_bytes", "storage_bytes"]
@@ -76,7 +76,7 @@ def _quality(row: Row) -> dict[str, Any]:
         "lds": e.lds,
         "lds_low": e.low,
         "lds_high": e.high,
-        **{k: getattr(e, k) for k in ("ceiling", "n_queries", "n_subsets", "constant_queries")},
+        **{k: getattr(e, k) for k in ("ceiling", "n_queries", "n_subsets", "constant_queries", "mislabel_auroc")},
         **{k: getattr(e, k) for k in ("negated_better", "above_ceiling")},
         "warnings": "; ".join(e.warnings()) or None,
     }

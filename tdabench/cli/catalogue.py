@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from tdabench.cli.output import json_option, print_facts, print_json, print_table
+
+if TYPE_CHECKING:
+    from tdabench.task import Task
 
 
 @click.command()
@@ -33,14 +36,11 @@ def tasks(name: str | None, as_json: bool) -> None:
 
 
 def _describe_task(name: str) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    from tdabench.ground_truth import MANIFEST_FILE, ground_truth_folder
     from tdabench.registry import find_task
 
     task = find_task(name)
-    built = (ground_truth_folder(task) / MANIFEST_FILE).exists()
-    size = f"{task.plan.n_subsets} subsets x {task.plan.n_seeds} seeds"
+    if not task.data_sha256:
+        task.data()  # says what to write
     return {
         "name": task.name,
         "title": task.title,
@@ -49,11 +49,25 @@ def _describe_task(name: str) -> dict[str, Any]:
         "n_train": task.n_train,
         "n_queries": task.n_queries,
         "target": task.target.name,
-        "recipe": asdict(task.recipe),
-        "ground_truth": size if built else "not built",
+        "recipe": task.recipe.facts(),
+        "needs": "a CUDA GPU" if task.needs_cuda else "a CPU",
+        "ground_truth": _ground_truth_of(task),
+        "wrong_labels_known": task.mislabelled is not None,
         "licence": task.licence,
         "data_sha256": task.data_sha256,
     }
+
+
+def _ground_truth_of(task: Task) -> str:
+    from tdabench.building import total_replicas, work_folder
+    from tdabench.ground_truth import MANIFEST_FILE, ground_truth_folder
+    from tdabench.slices import read_slices
+
+    size = f"{task.plan.n_subsets} subsets x {task.plan.n_seeds} seeds"
+    if (ground_truth_folder(task) / MANIFEST_FILE).exists():
+        return size
+    done = read_slices(task, [work_folder(task)]).n_done
+    return f"not built ({size})" if done == 0 else f"{done} of {total_replicas(task)} replicas ({size})"
 
 
 def _show(facts: dict[str, Any], as_json: bool) -> None:

@@ -19,6 +19,7 @@ _PATH = click.Path(path_type=Path, exists=True)
 @json_option
 def score(scores: Path, task: str | None, as_json: bool) -> None:
     """Evaluate SCORES: a run folder, or a .safetensors or .npy file of shape [n_queries, n_train]."""
+    from tdabench.cli.reports import wrong_labels_rows
     from tdabench.results import evaluator_of
     from tdabench.scores import read_scores
 
@@ -38,7 +39,7 @@ def score(scores: Path, task: str | None, as_json: bool) -> None:
         ["queries, subsets", f"{evaluation.n_queries}, {evaluation.n_subsets}"],
         ["constant queries", f"{evaluation.constant_queries} (counted 0)"],
     ]
-    print_facts(rows)
+    print_facts(rows + wrong_labels_rows(evaluation))
     for warning in warnings:
         click.echo(f"Warning: {warning}", err=True)
     return None

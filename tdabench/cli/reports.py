@@ -26,6 +26,7 @@ def print_run(folder: Path, record: Record, evaluation: Evaluation | None, as_js
         rows.append(["reason", record.reason])
     if evaluation is not None:
         rows.append(["LDS", _interval(evaluation)])
+        rows += wrong_labels_rows(evaluation)
     rows += _cost_rows(record)
     rows.append(["folder", str(folder)])
     if record.status == "failed":
@@ -39,6 +40,12 @@ def print_run(folder: Path, record: Record, evaluation: Evaluation | None, as_js
 def _interval(evaluation: Any) -> str:
     ceiling = "unknown" if evaluation.ceiling is None else f"{evaluation.ceiling:.3f}"
     return f"{evaluation.lds:.3f}, 95 % interval {evaluation.low:.3f} to {evaluation.high:.3f} (ceiling {ceiling})"
+
+
+def wrong_labels_rows(evaluation: Evaluation) -> list[list[str]]:
+    """Return a row that says how well wrong labels are found, where they are known."""
+    auroc = evaluation.mislabel_auroc
+    return [] if auroc is None else [["finds wrong labels", f"AUROC {auroc:.4f} (chance 0.5)"]]
 
 
 def _cost_rows(record: Record) -> list[list[str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import partial
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +16,12 @@ from tdabench.errors import TdabenchError
 
 if TYPE_CHECKING:
     from tdabench.building import Progress
-    from tdabench.ground_truth import Manifest
+    from tdabench.ground_truth import Builder, Manifest
     from tdabench.task import Task
     from tdabench.verification import Check
 
 _FOLDER = click.Path(path_type=Path, file_okay=False)
+_device_option = click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 
 
 class Shard(click.ParamType):
@@ -46,7 +48,7 @@ def ground_truth() -> None:
 @click.argument("task")
 @click.option("--out", type=_FOLDER, help="Default: the task's own folder.")
 @click.option("--workers", type=click.IntRange(1), help="Worker processes, one thread each. Default: all cores.")
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@_device_option
 @click.option("--slices", type=_FOLDER, help="Folder of finished slices. Default: beside the task, else in the cache.")
 @click.option(
     "--shard", type=Shard(), help="Build a share, as in 0/4, into --slices; `merge` puts the shares together."
@@ -86,18 +88,28 @@ def build(
 @click.argument("task")
 @click.argument("slices", nargs=-1, required=True, type=_FOLDER)
 @click.option("--out", type=_FOLDER, help="Default: the task's own folder.")
+@_device_option
 @click.option("--replace", is_flag=True, help="Write although there is ground truth.")
 @data_option
 @json_option
 def merge(
-    task: str, slices: tuple[Path, ...], out: Path | None, replace: bool, data_folder: Path | None, as_json: bool
+    task: str,
+    slices: tuple[Path, ...],
+    out: Path | None,
+    device: str,
+    replace: bool,
+    data_folder: Path | None,
+    as_json: bool,
 ) -> None:
-    """Put the shares that several machines built into folders SLICES together; none may be missing."""
+    """Put the shares that several machines built into folders SLICES together; none may be missing.
+
+    One replica is retrained, to measure how much training amplifies rounding.
+    """
     from tdabench.building import Options
     from tdabench.building import merge as merge_slices
     from tdabench.registry import find_task
 
-    manifest = merge_slices(task, slices, out, Options(data_folder), replace=replace)
+    manifest = merge_slices(task, slices, out, Options(data_folder, device=device), replace=replace)
     _report(find_task(task), out, manifest, as_json, "")
 
 
@@ -193,7 +205,10 @@ class _Outcome:
         return self.error is None and all(c.passed for c in self.checks)
 
     def to_dict(self) -> dict[str, Any]:
-        checks = [{**vars(c), "passed": c.passed} for c in self.checks]
+        checks = [
+            {**vars(c), "difference": c.difference if isfinite(c.difference) else None, "passed": c.passed}
+            for c in self.checks
+        ]
         problem = {} if self.error is None else {"error": self.error}
         return {"task": self.task, "passed": self.passed, "checks": checks, **problem}
 
@@ -239,4 +254,17 @@ def show(task: str, as_json: bool) -> None:
         "reliability": ceiling.reliability,
         **manifest.model_dump(mode="json"),
     }
-    return print_json(facts) if as_json else print_facts([[k, str(v)] for k, v in facts.items()])
+    if as_json:
+        return print_json(facts)
+    del facts["built_on"]
+    builders = [[f"builder {i}", _builder_line(b)] for i, b in enumerate(manifest.built_on)]
+    return print_facts([[k, str(v)] for k, v in facts.items()] + builders)
+
+
+def _builder_line(builder: Builder) -> str:
+    together = f"{builder.replicas_per_group} at once" if builder.replicas_per_group > 1 else "one at a time"
+    where = builder.cpu if builder.device == "cpu" else f"{builder.device}, {builder.cpu}"
+    return (
+        f"{builder.n_replicas} replicas, {builder.seconds_per_replica:.3g} s each, {together}, {builder.precision}, "
+        f"torch {builder.packages.get('torch', 'unknown')}, on {where}"
+    )

@@ -37,6 +37,7 @@ class FakeEvaluation:
     negated_better: bool = False
     above_ceiling: bool = False
     ceiling: float | None = 0.71
+    mislabel_auroc: float | None = None
 
     def warnings(self) -> list[str]:
         said = []

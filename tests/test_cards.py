@@ -1,0 +1,62 @@
+"""A task's card says what its definition and its ground truth say."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tdabench.ground_truth import MANIFEST_FILE, ground_truth_folder
+from tdabench.registry import TASKS, find_task, names
+from tdabench.results import evaluator_of
+
+
+@pytest.fixture(params=names(TASKS))
+def task(request):
+    return find_task(request.param)
+
+
+@pytest.fixture
+def rows(task) -> dict[str, str]:
+    """Return the rows of the card's table, by their first cell."""
+    text = (task.folder / "README.md").read_text(encoding="utf-8")
+    assert text.startswith(f"# {task.name}\n")
+    return dict(re.findall(r"^\| ([a-z ]+) \| (.+) \|$", text, re.MULTILINE))
+
+
+def test_the_card_names_the_licence(task, rows):
+    def words(text: str) -> list[str]:
+        return re.findall(r"\w+", text)
+
+    assert words(rows["licence"]) == words(task.licence)
+
+
+def test_the_card_counts_parameters_retrainings_and_queries(task, rows):
+    parameters = sum(p.numel() for p in task.make_model().parameters())
+    assert f"{parameters:,} parameters" in rows["model"]
+    plan = task.plan
+    size = round(task.n_train * plan.fraction)
+    total = plan.n_subsets * plan.n_seeds
+    assert (
+        f"{plan.n_subsets} subsets of {size:,} x {plan.n_seeds} seeds = {total:,} retrainings" in rows["ground truth"]
+    )
+    assert rows["queries"] == f"{len(task.tuning_queries)} for tuning, {len(task.reported_queries)} reported"
+
+
+def test_the_card_gives_the_recipe(task, rows):
+    recipe = task.recipe
+    assert f"learning rate {recipe.lr:g}," in rows["recipe"]
+    assert f"batch {recipe.batch_size}, {recipe.epochs} epochs" in rows["recipe"]
+    assert ("weight decay" in rows["recipe"]) == (recipe.weight_decay > 0)
+    assert ("linear" in rows["recipe"]) == (recipe.schedule == "linear")
+    assert rows["target"] == task.target.name
+
+
+def test_the_card_gives_the_ceiling_of_the_ground_truth_that_is_there(task, rows):
+    if not (ground_truth_folder(task) / MANIFEST_FILE).exists():
+        assert rows["noise ceiling"].startswith("not known yet")
+        return
+    ceiling = evaluator_of(task.name).ceiling.value
+    assert ceiling is not None
+    assert ceiling > 0.5
+    assert rows["noise ceiling"].startswith(f"{ceiling:.3f} ")

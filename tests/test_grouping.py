@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from tdabench import grouping
+from tdabench.errors import UsageError
+from tdabench.grouping import candidates, choose_group, threads
+from tdabench.trainer import group_size
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+def with_subsets(task, n: int):
+    return replace(task, plan=replace(task.plan, n_subsets=n))
+
+
+@pytest.fixture
+def big(small):
+    """Return a task whose model fills the cache alone: 24 MB with its gradients and momentum."""
+    return replace(small, make_model=lambda: nn.Linear(64, 1 << 15))
+
+
+@pytest.fixture
+def timed(monkeypatch):
+    """Return a function that puts seconds, or an error, in place of timing each size; and the sizes that were timed."""
+
+    def put(seconds: dict[int, float | Exception]) -> list[int]:
+        asked: list[int] = []
+
+        def look_up(task, data, size) -> float:
+            asked.append(size)
+            if isinstance(seconds[size], Exception):
+                raise seconds[size]
+            return seconds[size]
+
+        monkeypatch.setattr(grouping, "candidates", lambda *_: sorted(seconds))
+        monkeypatch.setattr(grouping, "_seconds_per_replica", look_up)
+        return asked
+
+    return put
+
+
+@given(st.integers(1, 200), st.sampled_from([CPU, CUDA]))
+def test_no_more_replicas_than_subsets_are_tried_and_always_one_alone(small, n_subsets, device):
+    sizes = candidates(with_subsets(small, n_subsets), device)
+    assert sizes == sorted(set(sizes))
+    assert (sizes[0], sizes[-1] <= n_subsets) == (1, True)
+
+
+def test_the_cache_bounds_a_processor_s_groups_and_not_an_accelerator_s(small, big):
+    fits = group_size(dict(small.make_model().named_parameters()))
+    assert candidates(with_subsets(small, 100), CPU) == [1, fits]
+    assert candidates(with_subsets(small, 100), CUDA) == [1, 8, 32, 64]
+    assert candidates(with_subsets(big, 100), CPU) == [1]
+    assert candidates(with_subsets(big, 20), CUDA) == [1, 8, 20]
+
+
+def test_one_candidate_is_not_timed(big, small_data, monkeypatch):
+    monkeypatch.setattr(grouping, "_seconds_per_replica", lambda *_: pytest.fail("timed"))
+    chosen = choose_group(big, small_data)
+    assert (chosen.size, chosen.seconds) == (1, {})
+
+
+@pytest.mark.parametrize("fastest", [1, 8, 32])
+def test_the_fastest_is_chosen(small, small_data, timed, fastest):
+    seconds = {size: 0.1 if size == fastest else 0.2 for size in (1, 8, 32)}
+    asked = timed(seconds)
+    chosen = choose_group(small, small_data)
+    assert (chosen.size, chosen.seconds, asked) == (fastest, seconds, [1, 8, 32])
+
+
+def test_a_group_that_does_not_fit_into_memory_is_not_chosen(small, small_data, timed):
+    asked = timed({1: 0.3, 8: 0.2, 64: torch.OutOfMemoryError("too large")})
+    chosen = choose_group(small, small_data)
+    assert (chosen.size, chosen.seconds, asked) == (8, {1: 0.3, 8: 0.2}, [1, 8, 64])
+
+
+def test_a_model_that_does_not_fit_at_all_is_one_clear_error(small, small_data, timed):
+    timed({size: torch.OutOfMemoryError("too large") for size in (1, 8)})
+    with pytest.raises(UsageError, match="small does not fit into the memory of cpu, not even 1 replica at a time"):
+        choose_group(small, small_data)
+
+
+def test_another_error_is_not_taken_for_a_lack_of_memory(small, small_data, timed):
+    timed({1: 0.1, 8: RuntimeError("broken")})
+    with pytest.raises(RuntimeError, match="broken"):
+        choose_group(small, small_data)
+
+
+def test_each_candidate_is_really_timed_on_one_thread(small, small_data, monkeypatch):
+    seen = []
+    real = grouping.fit_stacked
+
+    def fit(program, stacked, training, masks, *rest):
+        seen.append((torch.get_num_threads(), len(masks)))
+        return real(program, stacked, training, masks, *rest)
+
+    monkeypatch.setattr(grouping, "fit_stacked", fit)
+    with threads(2):
+        chosen = choose_group(small, small_data)
+        assert torch.get_num_threads() == 2
+    assert seen == [(1, 1)] * 3 + [(1, 8)] * 3, "once to warm up, twice to measure"
+    assert chosen.seconds.keys() == {1, 8}
+    assert all(s > 0 for s in chosen.seconds.values())
+    assert chosen.size == min(chosen.seconds, key=chosen.seconds.get)
+
+
+def test_the_number_of_threads_is_given_back_also_after_an_error():
+    before = torch.get_num_threads()
+    with threads(3):
+        assert torch.get_num_threads() == 3
+        with pytest.raises(KeyError, match="2"), threads(2):
+            {}[torch.get_num_threads()]
+        assert torch.get_num_threads() == 3
+    assert torch.get_num_threads() == before

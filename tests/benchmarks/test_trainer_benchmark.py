@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 from tdabench import Examples, TaskData
 from tdabench.datasets import import_torchvision
 from tdabench.registry import find_task
-from tdabench.tasks.mnist_mlp import MEAN, STANDARD_DEVIATION
+from tdabench.tasks.mnist import MEAN, STANDARD_DEVIATION
 from tdabench.trainer import Program, fit_stacked, group_size, train_replicas
 
 EPOCHS, ROUNDS = 3, 5

@@ -232,7 +232,7 @@ def test_methods_that_cannot_be_loaded(mistake, task, tmp_path):
     assert "Did you mean 'Mine'?" in mistake("run", task, "mine.py:Min")
 
 
-def test_missing_data(mistake, tmp_path):
+def test_missing_data(mistake, tmp_path, cache):
     (tmp_path / "empty").mkdir()
     line = mistake("ground-truth", "verify", "mnist-mlp", "--replicas", "1", "--data", tmp_path / "empty")
     assert "train-images-idx3-ubyte" in line

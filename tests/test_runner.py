@@ -313,7 +313,7 @@ def test_a_worker_whose_launcher_is_gone_runs_nothing(planned, tmp_path):
 # --- what is not the method's fault
 
 
-def test_missing_data_is_an_error_and_no_row(tmp_path):
+def test_missing_data_is_an_error_and_no_row(tmp_path, cache):
     job = Job("mnist-mlp", "random", {}, data_folder=str(tmp_path / "empty"))
     with pytest.raises(DataError, match="--data"):
         run(plan(job), tmp_path / "runs")

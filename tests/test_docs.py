@@ -79,9 +79,15 @@ def shown_commands() -> list[str]:
     """Return every command that a document shows in a block of its own."""
     found = []
     for document in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]:
-        for block in re.findall(r"^```(?:sh|console)?\n(.*?)^```", document.read_text(), re.MULTILINE | re.DOTALL):
+        # Blocks of every language are matched, else the end of one would be taken for the beginning of the next.
+        for block in re.findall(r"^```\w*\n(.*?)^```$", document.read_text(), re.MULTILINE | re.DOTALL):
             found += [line for line in block.splitlines() if line.startswith("tdabench ")]
     return sorted(set(found))
+
+
+def test_the_walks_show_commands():
+    shown = {" ".join(line.split()[:3]) for line in shown_commands()}
+    assert {"tdabench ground-truth merge", "tdabench tune digits-mlp", "tdabench suite ./my_suite.toml"} <= shown
 
 
 @pytest.mark.parametrize("line", shown_commands())
@@ -97,6 +103,6 @@ def test_commands_that_are_shown_are_understood(line):
         command = found
     values, rest, _ = command.make_parser(click.Context(command)).parse_args(words)
     assert rest == []
-    for param in command.params:
-        if isinstance(param, click.Option) and values.get(param.name) and not isinstance(param.type, click.Path):
-            param.process_value(click.Context(command), values[param.name]) if param.callback is None else None
+    arguments = [param for param in command.params if isinstance(param, click.Argument)]
+    given = {name for name, value in values.items() if isinstance(value, (str, tuple)) and value}
+    assert {a.name for a in arguments if a.required} <= given

@@ -13,7 +13,7 @@ import pytest
 from torch import nn
 
 import tdabench
-from tdabench import registry
+from tdabench import cli, registry
 from tdabench.ensembles import KINDS
 from tdabench.errors import DataError
 
@@ -30,13 +30,10 @@ SMALL = {
 }
 
 
-def call(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "tdabench", *words]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
-
-
 def result(*words: str, cwd: Path):
-    done = call(*words, "--json", cwd=cwd)
+    """Return what a command prints as JSON, in a process of its own, as a newcomer calls it."""
+    command = [sys.executable, "-m", "tdabench", *words, "--json"]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -89,16 +86,20 @@ def test_the_example_is_a_task_as_the_protocol_wants_it(task):
 # --- the hash of the data
 
 
-def test_a_task_without_a_hash_is_told_the_whole_of_it(tmp_path):
+@pytest.mark.parametrize("words", [["tasks", REFERENCE], ["ground-truth", "build", REFERENCE]])
+def test_a_task_without_a_hash_is_told_the_whole_of_it(words, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "my_task.py").write_text(
         re.sub('data_sha256="[0-9a-f]{64}"', 'data_sha256=""', EXAMPLE.read_text(encoding="utf-8")), encoding="utf-8"
     )
-    for words in (["tasks", REFERENCE], ["ground-truth", "build", REFERENCE]):
-        done = call(*words, cwd=tmp_path)
-        assert (done.returncode, done.stdout) == (2, "")
-        assert done.stderr.startswith("Error: tumours-mlp does not say what its data is.")
-        (line,) = re.findall('write (data_sha256="[0-9a-f]{64}") into its definition', done.stderr)
-        assert line in EXAMPLE.read_text(encoding="utf-8")
+    with pytest.raises(SystemExit) as done:
+        cli.main(words)
+    assert done.value.code == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.startswith("Error: tumours-mlp does not say what its data is.")
+    (line,) = re.findall('write (data_sha256="[0-9a-f]{64}") into its definition', err)
+    assert line in EXAMPLE.read_text(encoding="utf-8")
 
 
 def test_a_changed_load_data_is_told_the_whole_hash(task):

@@ -14,6 +14,7 @@ from tdabench.examples import Examples
 from tdabench.task import TaskData
 
 N_TRAIN, N_QUERIES, N_CLASSES = 5000, 500, 2
+DATA_SHA256 = "8b8530a2914199ef945b6b2fc9e8208f74005dc0d1e0d13566a3d9adfdae8a1f"
 LICENCE = "none stated, published for research (CIFAR-10, Krizhevsky, Nair and Hinton 2009)"
 
 

@@ -6,7 +6,6 @@ replicas that are missing. Several machines build shards into folders of their o
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -237,8 +236,8 @@ def _plan(reference: str, task: Task, folder: Path, options: Options, built_on: 
     else:
         grouping = choose_group(task, task.data(options.data_folder).to(options.device))
         size, seconds = grouping.size, {str(n): s for n, s in grouping.seconds.items()}
-    text = json.dumps({**facts, "replicas_per_group": size, "seconds_by_group": seconds})
-    return Work(reference, options.data_folder, options.device, folder, size, text)
+    facts |= {"replicas_per_group": size, "seconds_by_group": seconds}
+    return Work(reference, options.data_folder, options.device, folder, size, facts)
 
 
 def _workers(options: Options) -> int:

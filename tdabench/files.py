@@ -109,7 +109,7 @@ def new_folder(target: Path) -> Iterator[Path]:
             fcntl.flock(lock, fcntl.LOCK_EX)  # held while this process lives: whoever can take it may remove the folder
             yield aside
             for file in aside.iterdir():
-                _sync_file(file)
+                sync_file(file)
             aside.chmod(0o755)
             aside.rename(target)
             _sync_folder(target.parent)
@@ -134,7 +134,8 @@ def _remove_abandoned(parent: Path) -> None:
                 os.close(lock)
 
 
-def _sync_file(path: Path) -> None:
+def sync_file(path: Path) -> None:
+    """Flush a file to the disk."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
 

@@ -114,12 +114,13 @@ class PerSampleGradients:
 
     def blocks(self) -> Iterator[Tensor]:
         """Yield the gradients of consecutive examples, ``[b, n_parameters]``."""
-        for batch in self.examples.batches(self._block_size):
-            yield _flat_gradients(self.member, batch, self.of)
+        return self._blocks_of(range(len(self.examples)))
 
-    @property
-    def _block_size(self) -> int:
-        return max(1, _BLOCK_BYTES // (4 * self.n_parameters))
+    def _blocks_of(self, part: range) -> Iterator[Tensor]:
+        size = max(1, _BLOCK_BYTES // (4 * self.n_parameters))
+        for start in range(part.start, part.stop, size):
+            index = torch.arange(start, min(start + size, part.stop), device=self.examples.inputs.device)
+            yield _flat_gradients(self.member, self.examples.take(index), self.of)
 
     def dot(self, other: Gradients) -> Tensor:
         """Multiply block by block; the other side's blocks are computed once per part of this side that is held."""
@@ -133,15 +134,11 @@ class PerSampleGradients:
         for start in range(0, len(self.examples), rows):
             part = range(start, min(start + rows, len(self.examples)))
             held = torch.empty(len(part), self.n_parameters, device=self.examples.inputs.device)
-            for place, block in self._numbered_blocks(part):
+            place = 0
+            for block in self._blocks_of(part):
                 held[place : place + len(block)] = block
+                place += len(block)
             yield held
-
-    def _numbered_blocks(self, part: range) -> Iterator[tuple[int, Tensor]]:
-        size = self._block_size
-        for start in range(part.start, part.stop, size):
-            index = torch.arange(start, min(start + size, part.stop), device=self.examples.inputs.device)
-            yield start - part.start, _flat_gradients(self.member, self.examples.take(index), self.of)
 
     def norms(self) -> Tensor:
         """Norms, block by block."""

@@ -217,6 +217,11 @@ def subset_spread(outputs: np.ndarray) -> float:
     return float(outputs.std(axis=0, dtype=np.float64).mean())
 
 
+def rms_difference(a: np.ndarray, b: np.ndarray) -> float:
+    """Return the root mean square difference of two rows of outputs, in float64."""
+    return float(np.sqrt(np.mean((a.astype(np.float64) - b) ** 2)))
+
+
 def in_spreads(difference: float, spread: float) -> float:
     """Return a difference in units of the spread between subsets; where nothing varies, any difference is infinite."""
     return difference / spread if spread > 0 else (0.0 if difference == 0 else float("inf"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 import time
@@ -12,11 +11,13 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from multiprocessing import get_context, parent_process
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from tdabench.errors import UsageError
+from tdabench.ground_truth import rms_difference
 from tdabench.grouping import threads
 from tdabench.registry import find_task
 from tdabench.seeds import generator
@@ -61,7 +62,7 @@ def rounding_difference(task: Task, data: TaskData, outputs: torch.Tensor, group
 
     with threads(1):
         again = retrain(replace(task, make_model=perturbed), data, 0, [0], group)[0]
-    return float((again.double() - outputs.double()).square().mean().sqrt())
+    return rms_difference(again.numpy(), outputs.numpy())
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class Work:
     group
         Replicas trained at once.
     facts
-        JSON of what is known of the builder.
+        What is known of the builder.
     """
 
     reference: str
@@ -89,7 +90,7 @@ class Work:
     device: str
     folder: Path
     group: int
-    facts: str
+    facts: dict[str, Any]
 
 
 def compute_slice(work: Work, part: Slice) -> float:
@@ -104,7 +105,7 @@ def compute_slice(work: Work, part: Slice) -> float:
             f"The training of {task.name} diverged: its outputs are not finite, first for subset {subset} under seed "
             f"{part.seed}. Lower the recipe's learning rate, and start again."
         )
-    write_slice(task, part, outputs.numpy(), seconds, json.loads(work.facts), work.folder)
+    write_slice(task, part, outputs.numpy(), seconds, work.facts, work.folder)
     return seconds
 
 

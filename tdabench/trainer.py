@@ -181,7 +181,8 @@ def fit_stacked(
     Running statistics of the model that are among the values are updated; else the model is as in evaluation.
     """
     stream = Stream(name, len(training), program.sites, training.inputs.device)
-    statistics = {k: v for k, v in stacked.items() if k in dict(program.model.named_buffers())}
+    buffers = {name for name, _ in program.model.named_buffers()}
+    statistics = {k: v for k, v in stacked.items() if k in buffers}
     values = {k: p.requires_grad_() for k, p in stacked.items() if k not in statistics}
     parameters = list(values.values())
     optimizer = optimizer_of(recipe, parameters)

@@ -11,7 +11,7 @@ import numpy as np
 
 from tdabench import provenance
 from tdabench.errors import GroundTruthError
-from tdabench.ground_truth import Builder, GroundTruth, in_spreads, read_ground_truth
+from tdabench.ground_truth import Builder, GroundTruth, in_spreads, read_ground_truth, rms_difference
 from tdabench.grouping import threads
 from tdabench.retraining import retrain
 from tdabench.task import Task
@@ -114,8 +114,7 @@ def verify(
 
 
 def _compare(truth: GroundTruth, builder: Builder, subset: int, seed: int, outputs: np.ndarray) -> Check:
-    difference = outputs.astype(np.float64) - truth.outputs[subset, seed]  # [n_queries]
-    rms = float(np.sqrt(np.mean(difference**2)))
+    rms = rms_difference(outputs, truth.outputs[subset, seed])
     return Check(subset, seed, in_spreads(rms, truth.manifest.subset_spread), tolerance(truth, builder))
 
 

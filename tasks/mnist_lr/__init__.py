@@ -8,7 +8,7 @@ from torch import nn
 
 from tdabench.targets import LOG_ODDS, cross_entropy
 from tdabench.task import Recipe, SubsetPlan, Task
-from tdabench.tasks.mnist import LICENCE, N_QUERIES, N_TRAIN, load_data
+from tdabench.tasks.mnist import DATA_SHA256, LICENCE, N_QUERIES, N_TRAIN, load_data
 
 
 def make_model() -> nn.Module:
@@ -24,7 +24,7 @@ TASK = Task(
     n_train=N_TRAIN,
     n_queries=N_QUERIES,
     load_data=load_data,
-    data_sha256="fef5e102328cd59302e33cec38293038116988c404244c4bf2b8a6a2608039fe",
+    data_sha256=DATA_SHA256,
     make_model=make_model,
     loss=cross_entropy,
     target=LOG_ODDS,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tarfile
 import zipfile
@@ -13,7 +12,7 @@ from filelock import FileLock
 
 from tdabench.downloads import Source, fetch
 from tdabench.errors import DataError
-from tdabench.files import storage_errors
+from tdabench.files import storage_errors, sync_file
 
 
 def extracted(source: Source, root: Path, folder: str) -> Path:
@@ -50,8 +49,7 @@ def _extract(archive: Path, target: Path) -> None:
             raise DataError(f"{archive} holds no folder {target.name}. Remove it and start again.")
         for path in aside.rglob("*"):
             if path.is_file():
-                with path.open("rb") as file:
-                    os.fsync(file.fileno())
+                sync_file(path)
         (aside / target.name).rename(target)
     except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise DataError(f"{archive} cannot be extracted ({error}). Remove it and start again.") from error

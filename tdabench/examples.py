@@ -64,11 +64,12 @@ class Examples:
         """Return the whole set as one batch, without a copy."""
         return Batch(self.inputs, self.labels, torch.arange(len(self), device=self.inputs.device), self.split)
 
-    def batches(self, size: int) -> Iterator[Batch]:
-        """Yield consecutive batches of at most ``size`` examples, as views."""
+    def batches(self, size: int, rows: range | None = None) -> Iterator[Batch]:
+        """Yield consecutive batches of at most ``size`` examples, as views; of ``rows`` only, if given."""
+        rows = range(len(self)) if rows is None else rows
         index = torch.arange(len(self), device=self.inputs.device)
-        for start in range(0, len(self), size):
-            part = slice(start, start + size)
+        for start in range(rows.start, rows.stop, size):
+            part = slice(start, min(start + size, rows.stop))
             yield Batch(self.inputs[part], self.labels[part], index[part], self.split)
 
     def to(self, device: torch.device | str) -> Examples:

@@ -7,13 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from tdabench import TaskData, gradients
+from tdabench import TaskData, gradients, projections
 from tdabench.baselines.grad_dot import GradDot
 from tdabench.baselines.trak import Trak
 from tdabench.ensembles import Independent, Lora
 from tdabench.examples import Examples
 from tdabench.execution import execute
-from tdabench.gradients import FactoredGradients, PerSampleGradients
 from tdabench.lora import adapter_names
 from tdabench.targets import MEAN_LOG_PROBABILITY, token_cross_entropy
 from tdabench.task import Recipe
@@ -69,25 +68,52 @@ def mlp(*, bias: bool = True, inplace: bool = False) -> nn.Module:
     )
 
 
+def images(*layers: nn.Module) -> nn.Sequential:
+    return nn.Sequential(nn.Unflatten(1, (1, 8, 8)), *layers)
+
+
+class Odd(nn.Module):
+    """A parameter of its own, and examples' rows passed through a layer all in one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shift = nn.Parameter(torch.ones(8, 8))
+        self.inner, self.last = nn.Linear(8, 6), nn.Linear(48, 10)
+
+    def forward(self, x):
+        rows = self.inner((x.view(-1, 8, 8) * self.shift).view(-1, 8)).relu()
+        return self.last(rows.view(len(x), -1))
+
+
+# Layers that factor, and how many outer products make up a gradient at most.
 FACTORED = {
     "mlp": mlp,
     "bias-free": lambda: mlp(bias=False),
     "in place": lambda: mlp(inplace=True),
     "one layer": lambda: nn.Linear(64, 10),
-}
-FALLBACK = {
     "layer norm": lambda: nn.Sequential(nn.Linear(64, 16), nn.LayerNorm(16), nn.Dropout(0.2), nn.Linear(16, 10)),
-    "convolution": lambda: nn.Sequential(
-        nn.Unflatten(1, (1, 8, 8)), nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(72, 10)
-    ),
-    "running statistics": lambda: nn.Sequential(
-        nn.Unflatten(1, (1, 8, 8)), nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(72, 10)
-    ),
-    "called twice": CalledTwice,
     "on tokens": OnTokens,
+    "convolution": lambda: images(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(72, 10)),
+    "strides": lambda: images(
+        nn.Conv2d(1, 9, 3, stride=2, padding=1, bias=False),
+        nn.Conv2d(9, 8, 1, stride=2),
+        nn.Conv2d(8, 8, 2, dilation=2, padding=1),
+        nn.Flatten(),
+        nn.Linear(32, 10),
+    ),
+    "running statistics": lambda: images(
+        nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(72, 10), nn.BatchNorm1d(10)
+    ),
+}
+# Models with parameters that no layer of a known kind holds.
+LOOSE = {
+    "called twice": CalledTwice,
     "tied": Tied,
     "own forward": lambda: nn.Sequential(Doubled(64, 16), nn.ReLU(), nn.Linear(16, 10)),
+    "grouped": lambda: images(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3, groups=2), nn.Flatten(), nn.Linear(64, 10)),
+    "own parameter": Odd,
 }
+ALL = {**FACTORED, **LOOSE}
 
 
 @pytest.fixture
@@ -123,91 +149,137 @@ def explicit(member, examples, of):
     return torch.stack(rows)
 
 
-def check_against_explicit(member, kind) -> None:
+def check_against_explicit(member) -> None:
+    """Hold everything that gradients offer against one backward pass per example."""
     training, queries = member.task.training, member.task.queries
     ours = [member.gradients(training, "loss"), member.gradients(queries, "target")]
     plain = [explicit(member, training, "loss"), explicit(member, queries, "target")]
-    assert all(type(g) is kind for g in ours)
     scale = plain[1].norm(dim=1).max() * plain[0].norm(dim=1).max()
-    torch.testing.assert_close(ours[1].dot(ours[0]) / scale, (plain[1] @ plain[0].T) / scale, **CLOSE)
+    expected = (plain[1] @ plain[0].T) / scale
+    torch.testing.assert_close(ours[1].dot(ours[0]) / scale, expected, **CLOSE)
+    torch.testing.assert_close(ours[0].dot(ours[1]) / scale, expected.T, **CLOSE)
+    torch.testing.assert_close(ours[0].times(plain[1]) / scale, expected.T, **CLOSE)
+    for rows, layers in ours[1].by_layer():
+        torch.testing.assert_close(ours[0].times(layers) / scale, expected.T[:, rows], **CLOSE)
     for g, p in zip(ours, plain, strict=True):
         torch.testing.assert_close(g.norms(), p.norm(dim=1), **CLOSE)
+        torch.testing.assert_close(g.dense(), p, **CLOSE)
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("ensemble", ["plain", "shared", "per-sample"])
+def test_gradients_equal_one_backward_pass_per_example(member_of, name, ensemble):
+    check_against_explicit(member_of(ALL[name], ensemble))
 
 
 @pytest.mark.parametrize("name", FACTORED)
-@pytest.mark.parametrize("ensemble", ["plain", "shared", "per-sample", "lora"])
-def test_factored_gradients_equal_one_backward_pass_per_example(member_of, name, ensemble):
-    check_against_explicit(member_of(FACTORED[name], ensemble), FactoredGradients)
+def test_gradients_of_adapters_equal_one_backward_pass_per_example(member_of, name):
+    check_against_explicit(member_of(FACTORED[name], "lora"))
 
 
-@pytest.mark.parametrize("name", FALLBACK)
-@pytest.mark.parametrize("ensemble", ["plain", "shared", "per-sample"])
-def test_models_that_do_not_factor_fall_back_to_gradients_in_blocks(member_of, name, ensemble):
-    check_against_explicit(member_of(FALLBACK[name], ensemble), PerSampleGradients)
+@pytest.mark.parametrize("name", ALL)
+def test_only_what_no_layer_holds_is_loose(member_of, name):
+    member = member_of(ALL[name])
+    loose = member.gradients(member.task.training, "loss").layout.loose
+    assert bool(loose) == (name in LOOSE)
+    assert "last.bias" not in loose
 
 
-def test_adapters_on_linear_layers_factor_although_other_layers_do_not(member_of):
-    check_against_explicit(member_of(FALLBACK["layer norm"], "lora"), FactoredGradients)
+def all_of(member):
+    """Return everything that a method may ask for."""
+    a, b = member.gradients(member.task.queries, "target"), member.gradients(member.task.training, "loss")
+    kinds = {kind: b.project(8, "blocks", kind=kind) for kind in ("auto", "dense", "sparse", "rank-one")}
+    sketches = b.sketch(projections.kronecker(2, "blocks")) | {
+        f"masked {k}": v for k, v in b.sketch(projections.masked(8, 0.5, "blocks")).items()
+    }
+    return {"dot": a.dot(b), "norms": b.norms(), "times": b.times(a.dense()), **kinds, **sketches}
 
 
-def test_adapters_do_not_factor_where_the_layer_works_on_tokens(member_of):
-    check_against_explicit(member_of(OnTokens, "lora"), PerSampleGradients)
+@pytest.mark.parametrize("name", ["mlp", "layer norm", "convolution", "on tokens", "own parameter"])
+@pytest.mark.parametrize(
+    ("batch", "block", "held", "kept"), [(1, 1, 1, 0), (4, 3000, 9000, 1 << 20), (1024, 60_000, 1, 0)]
+)
+def test_batches_and_blocks_do_not_change_results(member_of, monkeypatch, name, batch, block, held, kept):
+    member = member_of(ALL[name], "per-sample")
+    expected = all_of(member)
+    for limit, value in {"_BATCH": batch, "_BLOCK_BYTES": block, "_HELD_BYTES": held, "_KEPT_BYTES": kept}.items():
+        monkeypatch.setattr(gradients, limit, value)
+    got = all_of(member)
+    assert got.keys() == expected.keys()
+    for key, want in expected.items():
+        torch.testing.assert_close(got[key], want, rtol=1e-4, atol=1e-4, msg=lambda m, key=key: f"{key}: {m}")
 
 
-def test_both_ways_agree_on_a_model_that_factors(member_of):
-    member = member_of(mlp, "per-sample")
-    training, queries = member.task.training, member.task.queries
-    blocks = [PerSampleGradients(member, training, "loss"), PerSampleGradients(member, queries, "target")]
-    ours = [member.gradients(training, "loss"), member.gradients(queries, "target")]
-    torch.testing.assert_close(ours[1].dot(ours[0]), blocks[1].dot(blocks[0]), rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(ours[0].norms(), blocks[0].norms(), **CLOSE)
-
-
-@pytest.mark.parametrize(("make", "ensemble"), [(mlp, "plain"), (mlp, "lora"), (FALLBACK["layer norm"], "plain")])
-def test_projections_preserve_dot_products_on_average(member_of, make, ensemble):
+@pytest.mark.parametrize("kind", ["auto", "dense", "sparse", "rank-one"])
+@pytest.mark.parametrize(("make", "ensemble"), [(mlp, "plain"), (mlp, "lora"), (OnTokens, "plain")])
+def test_projections_preserve_dot_products_on_average(member_of, make, ensemble, kind):
     member = member_of(make, ensemble)
     a, b = member.gradients(member.task.queries, "target"), member.gradients(member.task.training, "loss")
-    n, size = 60, 32
-    draws = torch.stack([a.project(size, "mean", i) @ b.project(size, "mean", i).T for i in range(n)])
+    n, size = 150, 32
+    draws = torch.stack(
+        [a.project(size, "mean", i, kind=kind) @ b.project(size, "mean", i, kind=kind).T for i in range(n)]
+    )
     error = (draws.mean(0) - a.dot(b)) / (draws.std(0) / n**0.5)  # in standard errors
     assert error.abs().max() < 5
-    assert error.square().mean() < 2
+    assert error.square().mean() < 3  # the pairs share their projections, so their errors are not independent
     # Stay near the theory: a dense projection has about |a|^2 |b|^2 / size of variance, a rank-one one up to 9 times.
     bound = 9 * (a.norms()[:, None] * b.norms()) ** 2 / size
     assert (draws.var(0) < 1.5 * bound).all()
 
 
-def test_projections_depend_on_their_stream_alone(member_of):
-    for make, kind in ((mlp, FactoredGradients), (FALLBACK["layer norm"], PerSampleGradients)):
-        gradient = member_of(make).gradients(member_of(make).task.training, "loss")
-        assert type(gradient) is kind
-        assert torch.equal(gradient.project(16, "x", 1), gradient.project(16, "x", 1))
-        assert not torch.equal(gradient.project(16, "x", 1), gradient.project(16, "x", 2))
+def test_masked_projections_preserve_dot_products_of_a_layer_on_average(member_of):
+    member = member_of(mlp)
+    a, b = member.gradients(member.task.queries, "target"), member.gradients(member.task.training, "loss")
+    draws = []
+    for i in range(400):
+        draw = projections.masked(32, 0.5, "mean", i)
+        mine, other = a.sketch(draw), b.sketch(draw)
+        draws.append(sum(mine[k] @ other[k].T for k in mine))
+    draws = torch.stack(draws)
+    error = (draws.mean(0) - a.dot(b)) / (draws.std(0) / len(draws) ** 0.5)
+    assert error.square().mean() < 3  # the pairs share their projections, so their errors are not independent
 
 
-@pytest.mark.parametrize("name", ["mlp", "layer norm"])
-@pytest.mark.parametrize(("batch", "block_bytes"), [(1, 1), (4, 300), (1024, 60_000)])
-def test_batches_and_blocks_do_not_change_results(member_of, monkeypatch, name, batch, block_bytes):
-    member = member_of({**FACTORED, **FALLBACK}[name], "per-sample")
-
-    def results():
-        a = member.gradients(member.task.queries, "target")
-        b = member.gradients(member.task.training, "loss")
-        return a.dot(b), b.norms(), b.project(8, "blocks")
-
-    expected = results()
-    monkeypatch.setattr(gradients, "_BATCH", batch)
-    monkeypatch.setattr(gradients, "_BLOCK_BYTES", block_bytes)
-    for got, want in zip(results(), expected, strict=True):
-        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+def test_a_kronecker_projection_of_full_rank_changes_nothing(member_of):
+    member = member_of(OnTokens)
+    a, b = member.gradients(member.task.queries, "target"), member.gradients(member.task.training, "loss")
+    draw = projections.kronecker(64, "full")
+    mine, other = a.sketch(draw), b.sketch(draw)
+    torch.testing.assert_close(sum(mine[k] @ other[k].T for k in mine), a.dot(b), **CLOSE)
 
 
-@pytest.mark.parametrize("name", ["mlp", "layer norm"])
+@pytest.mark.parametrize("name", ["mlp", "layer norm", "own parameter"])
+def test_projections_depend_on_their_stream_alone(member_of, name):
+    gradient = member_of(ALL[name]).gradients(member_of(ALL[name]).task.training, "loss")
+    for kind in ("auto", "dense", "sparse", "rank-one"):
+        first = gradient.project(16, "x", 1, kind=kind)
+        assert torch.equal(first, gradient.project(16, "x", 1, kind=kind))
+        assert not torch.equal(first, gradient.project(16, "x", 2, kind=kind))
+
+
+@pytest.mark.parametrize("name", ["mlp", "layer norm", "convolution", "own parameter"])
 def test_every_pass_is_counted(member_of, name):
-    member = member_of({**FACTORED, **FALLBACK}[name])
+    member = member_of(ALL[name])
     meter = member.task.meter
     member.gradients(member.task.training, "loss").norms()
     assert (meter.forward_examples, meter.backward_examples) == (N_TRAIN, N_TRAIN)
+
+
+def test_factors_that_fit_are_used_again(member_of):
+    member = member_of(mlp)
+    gradient = member.gradients(member.task.training, "loss")
+    results = gradient.norms(), gradient.project(4, "x"), gradient.dense()
+    assert all(r.isfinite().all() for r in results)
+    assert member.task.meter.backward_examples == N_TRAIN
+
+
+def test_the_norms_are_known_after_a_dot_product(member_of):
+    member = member_of(FACTORED["convolution"])
+    a, b = member.gradients(member.task.queries, "target"), member.gradients(member.task.training, "loss")
+    a.dot(b)
+    passes = member.task.meter.backward_examples
+    assert b.norms().shape == (N_TRAIN,)
+    assert member.task.meter.backward_examples == passes == N_TRAIN + N_QUERIES
 
 
 def test_members_keep_parameters_without_gradients(member_of):
@@ -215,13 +287,6 @@ def test_members_keep_parameters_without_gradients(member_of):
     member.gradients(member.task.training, "loss").norms()
     assert not any(p.requires_grad or p.grad is not None for p in member.parameters.values())
     assert not member.gradients(member.task.training, "loss").norms().requires_grad
-
-
-def test_mixing_factored_and_other_gradients_is_an_error(member_of):
-    factored, other = (m.gradients(m.task.training, "loss") for m in map(member_of, (mlp, FALLBACK["layer norm"])))
-    for a, b in ((factored, other), (other, factored)):
-        with pytest.raises(TypeError, match="all factored or all not"):
-            a.dot(b)
 
 
 # Models of the image and text tasks
@@ -271,15 +336,14 @@ def network_view(small, view):
 @pytest.mark.parametrize("mask", [None, (0, False), (0, True)], ids=["plain", "shared", "per-sample"])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_gradients_of_networks_equal_one_backward_pass_per_example(network_view, name, mask):
-    check_against_explicit(network_view(name).member(mask=mask), PerSampleGradients)
+    check_against_explicit(network_view(name).member(mask=mask))
 
 
 def test_gradients_exclude_running_statistics(network_view):
     member = network_view("resnet").member()
     gradient = member.gradients(member.task.training, "loss")
-    n_parameters = sum(p.numel() for p in tiny_resnet().parameters())
-    assert gradient.n_parameters == n_parameters
-    assert {block.shape[1] for block in gradient.blocks()} == {n_parameters}
+    assert gradient.n_parameters == gradient.dense().shape[1] == sum(p.numel() for p in tiny_resnet().parameters())
+    assert gradient.layout.loose == ()
     assert not any(s.requires_grad for s in member.statistics.values())
 
 
@@ -290,7 +354,8 @@ def test_gradients_of_adapters_on_networks_equal_one_backward_pass_per_example(n
     linear = [n for n, module in NETWORKS[name]().named_modules() if isinstance(module, nn.Linear)]
     assert set(member.parameters) == {p for n in linear for p in adapter_names(n)}
     assert all(p.any() for p in member.parameters.values())  # trained: up starts at zero
-    check_against_explicit(member, FactoredGradients if name == "resnet" else PerSampleGradients)
+    assert not member.gradients(task.training, "loss").layout.apart
+    check_against_explicit(member)
 
 
 @pytest.mark.parametrize("name", NETWORKS)

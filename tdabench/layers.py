@@ -1,0 +1,141 @@
+"""Layers whose gradients factor: what each kind makes of its input and of the gradient at its output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tdabench.lora import adapter_names
+from tdabench.pieces import Outer, Piece, Rows
+
+# Beyond this many tokens a one-hot row costs more than the gradient it stands for.
+_MOST_TOKENS = 1024
+
+
+def own_names(layer: str) -> tuple[str, str, str, str]:
+    """Return the names of a layer's weight and bias, and of its adapter's two parts."""
+    start = f"{layer}." if layer else ""
+    return (f"{start}weight", f"{start}bias", *adapter_names(layer))
+
+
+def factors(module: nn.Module) -> bool:
+    """Return whether the gradients of a module's parameters are known from its input and the gradient at its output."""
+    kind = _kind(module)
+    if kind is None or type(module).forward is not kind.forward:
+        return False
+    if isinstance(module, nn.Conv2d):
+        return module.groups == 1 and module.padding_mode == "zeros" and not isinstance(module.padding, str)
+    if isinstance(module, nn.Embedding):
+        plain = module.padding_idx is None and module.max_norm is None and not module.scale_grad_by_freq
+        return plain and module.num_embeddings <= _MOST_TOKENS
+    if isinstance(module, nn.LayerNorm):
+        return len(module.normalized_shape) == 1
+    return True
+
+
+def _kind(module: nn.Module) -> type[Any] | None:
+    return next((kind for kind in _PIECES if isinstance(module, kind)), None)
+
+
+def pieces_of(name: str, module: nn.Module, x: Tensor, g: Tensor, values: Mapping[str, Tensor]) -> Iterator[Piece]:
+    """Yield the pieces of a layer's parameters that are differentiated.
+
+    Parameters
+    ----------
+    name, module
+        The layer.
+    x, g
+        Its input and the gradient at its output, ``[B, ...]``.
+    values
+        The parameters (and running statistics) that the pass was made with; parameters that are not here are frozen.
+    """
+    kind = _kind(module)
+    assert kind is not None
+    yield from _PIECES[kind](name, module, x, g, values)
+
+
+def _positions(x: Tensor) -> Tensor:
+    """Return ``[B, ..., d]`` as ``[B, T, d]``."""
+    return x.reshape(x.shape[0], -1, x.shape[-1])
+
+
+def _products(name: str, x: Tensor, g: Tensor, values: Mapping[str, Tensor]) -> Iterator[Piece]:
+    """Yield the pieces of a weight ``[p, q]``, with a bias as one more input that is always one."""
+    weight, bias, *_ = own_names(name)
+    if weight in values and bias in values:
+        yield Outer(name, (weight, bias), g, torch.cat([x, x.new_ones(*x.shape[:2], 1)], dim=2))
+    elif weight in values:
+        yield Outer(name, (weight,), g, x)
+    elif bias in values:
+        yield Rows(bias, (bias,), g.sum(1).unsqueeze(2))
+
+
+def _linear(name: str, module: nn.Linear, x: Tensor, g: Tensor, values: Mapping[str, Tensor]) -> Iterator[Piece]:
+    x, g = _positions(x), _positions(g)
+    yield from _products(name, x, g, values)
+    *_, down, up = own_names(name)
+    if down in values:
+        yield Outer(up, (up,), g, x @ values[down].T)  # [out, r]
+        yield Outer(down, (down,), g @ values[up], x)  # [r, in]
+
+
+def _convolution(name: str, module: nn.Conv2d, x: Tensor, g: Tensor, values: Mapping[str, Tensor]) -> Iterator[Piece]:
+    weight, bias, *_ = own_names(name)
+    if weight in values:
+        x, g = x.reshape(-1, *x.shape[-3:]), g.reshape(-1, *g.shape[-3:])
+        yield from _products(name, _patches(module, x), g.flatten(2).transpose(1, 2), values)
+    elif bias in values:
+        yield Rows(bias, (bias,), g.flatten(2).sum(2).unsqueeze(2))
+
+
+def _patches(module: nn.Conv2d, x: Tensor) -> Tensor:
+    """Return what each output position sees, ``[B, L, channels * kernel]``."""
+    if module.kernel_size == (1, 1) and module.padding == (0, 0):
+        seen = x[:, :, :: module.stride[0], :: module.stride[1]].flatten(2)
+    else:
+        kernel: Any = module.kernel_size
+        seen = F.unfold(x, kernel, module.dilation, module.padding, module.stride)  # type: ignore[arg-type]
+    return seen.transpose(1, 2)
+
+
+def _embedding(name: str, module: nn.Embedding, x: Tensor, g: Tensor, values: Mapping[str, Tensor]) -> Iterator[Piece]:
+    weight = own_names(name)[0]
+    if weight in values:
+        tokens = F.one_hot(x.reshape(x.shape[0], -1), module.num_embeddings).to(g.dtype)  # [B, T, V]
+        yield Outer(weight, (weight,), tokens, _positions(g))
+
+
+def _layer_norm(name: str, module: nn.LayerNorm, x: Tensor, g: Tensor, values: Mapping[str, Tensor]) -> Iterator[Piece]:
+    normal = F.layer_norm(x, module.normalized_shape, eps=module.eps)
+    yield from _scale_and_shift(name, _positions(normal), _positions(g), values)
+
+
+def _batch_norm(name: str, module: Any, x: Tensor, g: Tensor, values: Mapping[str, Tensor]) -> Iterator[Piece]:
+    start = f"{name}." if name else ""
+    mean = values.get(f"{start}running_mean", module.running_mean)
+    variance = values.get(f"{start}running_var", module.running_var)
+    channels = module.num_features
+    x, g = (t.reshape(t.shape[0], channels, -1).transpose(1, 2) for t in (x, g))  # [B, T, channels]
+    yield from _scale_and_shift(name, (x - mean) / (variance + module.eps).sqrt(), g, values)
+
+
+def _scale_and_shift(name: str, normal: Tensor, g: Tensor, values: Mapping[str, Tensor]) -> Iterator[Piece]:
+    weight, bias, *_ = own_names(name)
+    if weight in values:
+        yield Rows(weight, (weight,), (g * normal).sum(1).unsqueeze(2))
+    if bias in values:
+        yield Rows(bias, (bias,), g.sum(1).unsqueeze(2))
+
+
+_PIECES: dict[type[Any], Callable[..., Iterator[Piece]]] = {
+    nn.Linear: _linear,
+    nn.Conv2d: _convolution,
+    nn.Embedding: _embedding,
+    nn.LayerNorm: _layer_norm,
+    nn.BatchNorm1d: _batch_norm,
+    nn.BatchNorm2d: _batch_norm,
+}

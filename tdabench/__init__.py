@@ -15,9 +15,12 @@ if TYPE_CHECKING:
     from tdabench.dropout import SequenceDropout
     from tdabench.errors import DataError, Declined, OptionError, TdabenchError, UsageError
     from tdabench.examples import Batch, Examples
+    from tdabench.fisher import with_sampled_labels
+    from tdabench.kronecker import Eigenbasis, eigenbases
     from tdabench.member import Member
     from tdabench.method import MemberMethod, Method, mean
     from tdabench.options import option
+    from tdabench.projections import kronecker_sketch, masked_sketch
     from tdabench.seeds import derive_seed, generator
     from tdabench.targets import (
         LOG_ODDS,
@@ -35,9 +38,12 @@ _HOME = {
     "tdabench.dropout": ("SequenceDropout",),
     "tdabench.errors": ("DataError", "Declined", "OptionError", "TdabenchError", "UsageError"),
     "tdabench.examples": ("Batch", "Examples"),
+    "tdabench.fisher": ("with_sampled_labels",),
+    "tdabench.kronecker": ("Eigenbasis", "eigenbases"),
     "tdabench.member": ("Member",),
     "tdabench.method": ("MemberMethod", "Method", "mean"),
     "tdabench.options": ("option",),
+    "tdabench.projections": ("kronecker_sketch", "masked_sketch"),
     "tdabench.seeds": ("derive_seed", "generator"),
     "tdabench.targets": (
         "LOG_ODDS",
@@ -59,6 +65,7 @@ __all__ = [
     "Batch",
     "DataError",
     "Declined",
+    "Eigenbasis",
     "Examples",
     "Member",
     "MemberMethod",
@@ -76,12 +83,16 @@ __all__ = [
     "__version__",
     "cross_entropy",
     "derive_seed",
+    "eigenbases",
     "generator",
+    "kronecker_sketch",
     "log_odds",
+    "masked_sketch",
     "mean",
     "mean_log_probability",
     "option",
     "token_cross_entropy",
+    "with_sampled_labels",
 ]
 
 

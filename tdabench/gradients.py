@@ -13,6 +13,7 @@ whole per-sample gradient is formed by :meth:`Gradients.dense` alone.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -164,26 +165,53 @@ class Gradients:
             ``[m, P]``, flat in the order of ``member.parameters``; or by layer as :meth:`by_layer` gives them,
             ``[m, p, q]`` each.
         """
-        layers = self._by_layer(vectors) if isinstance(vectors, Tensor) else vectors
+        layers = self.split(vectors) if isinstance(vectors, Tensor) else vectors
         out = self.like.new_zeros(len(self), len(next(iter(layers.values()))))
-        for rows, pieces in self.blocks():
-            for piece in pieces:
-                out[rows].addmm_(piece.flat(), layers[piece.key].flatten(1).T)
+        for rows, key, flat in self.flats():
+            out[rows].addmm_(flat, layers[key].flatten(1).T)
         return out
 
-    def _by_layer(self, vectors: Tensor) -> dict[str, Tensor]:
-        """Return flat vectors ``[m, P]`` by layer, ``[m, p, q]`` each."""
-        first = Gradients(self.member, self.examples, self.of, self._rows[:1])
-        return {piece.key: self._matrix(vectors, piece) for _, pieces in first.blocks() for piece in pieces}
+    def flats(self) -> Iterator[tuple[slice, str, Tensor]]:
+        """Yield which examples, which layer, and their gradients in it ``[b, p * q]``, in blocks of bounded memory."""
+        for rows, pieces in self._held(_BLOCK_BYTES):
+            for piece in pieces:
+                for some in _slices(rows.stop - rows.start, max(1, _BLOCK_BYTES // (4 * math.prod(piece.shape)))):
+                    yield slice(rows.start + some.start, rows.start + some.stop), piece.key, piece.part(some).flat()
 
-    def _matrix(self, flat: Tensor, piece: Piece) -> Tensor:
-        """Return a layer's part of flat vectors ``[m, P]`` as ``[m, p, q]``."""
-        parts = [flat[:, place] for name, place in self._places().items() if name in piece.parameters]
-        p, q = piece.shape
+    def split(self, vectors: Tensor) -> dict[str, Tensor]:
+        """Return flat vectors ``[m, P]`` by layer, ``[m, p, q]`` each."""
+        return {key: self._matrix(vectors, names, shape) for key, (names, shape) in self._layers.items()}
+
+    def flatten(self, layers: Mapping[str, Tensor]) -> Tensor:
+        """Return what :meth:`split` splits: ``[m, P]`` from ``[m, p, q]`` by layer."""
+        out = self.like.new_empty(len(next(iter(layers.values()))), self.n_parameters)
+        for key, (names, _) in self._layers.items():
+            self._write(out, names, layers[key])
+        return out
+
+    @cached_property
+    def _layers(self) -> dict[str, tuple[tuple[str, ...], tuple[int, int]]]:
+        """Each layer's parameters and the shape of one gradient in it."""
+        first = Gradients(self.member, self.examples, self.of, self._rows[:1])
+        return {piece.key: (piece.parameters, piece.shape) for _, pieces in first.blocks() for piece in pieces}
+
+    def _matrix(self, flat: Tensor, names: tuple[str, ...], shape: tuple[int, int]) -> Tensor:
+        """Return a layer's part of flat vectors ``[m, P]`` as ``[m, p, q]``; a bias is the last column."""
+        parts = [flat[:, self._places[name]] for name in names]
+        p, q = shape
         if len(parts) == 1:
             return parts[0].reshape(-1, p, q)
         return torch.cat([parts[0].reshape(-1, p, q - 1), parts[1].reshape(-1, p, 1)], dim=2)
 
+    def _write(self, out: Tensor, names: tuple[str, ...], values: Tensor) -> None:
+        """Write a layer's part ``[m, p, q]`` to its place in flat vectors ``[m, P]``."""
+        if len(names) == 1:
+            out[:, self._places[names[0]]] = values.flatten(1)
+        else:
+            out[:, self._places[names[0]]] = values[:, :, :-1].flatten(1)
+            out[:, self._places[names[1]]] = values[:, :, -1]
+
+    @cached_property
     def _places(self) -> dict[str, slice]:
         """Return where each parameter stands in a flat gradient."""
         places, start = {}, 0
@@ -195,21 +223,14 @@ class Gradients:
     def dense(self) -> Tensor:
         """Return the gradients ``[n, P]`` themselves, flat in the order of ``member.parameters``."""
         out = self.like.new_empty(len(self), self.n_parameters)
-        places = self._places()
         for rows, pieces in self.blocks():
             for piece in pieces:
-                values = piece.rows().values
-                if len(piece.parameters) == 1:
-                    out[rows, places[piece.parameters[0]]] = values.flatten(1)
-                else:
-                    weight, bias = piece.parameters
-                    out[rows, places[weight]] = values[:, :, :-1].flatten(1)
-                    out[rows, places[bias]] = values[:, :, -1]
+                self._write(out[rows], piece.parameters, piece.rows().values)
         return out
 
-    def by_layer(self) -> Iterator[tuple[slice, dict[str, Tensor]]]:
-        """Yield the gradients layer by layer, ``[h, p, q]`` each, of as many examples at once as may be held."""
-        for rows in _slices(len(self), max(1, _HELD_BYTES // (4 * self.n_parameters))):
+    def by_layer(self, most_bytes: int | None = None) -> Iterator[tuple[slice, dict[str, Tensor]]]:
+        """Yield the gradients by layer, ``[h, p, q]`` each, of as many examples at once as ``most_bytes`` hold."""
+        for rows in _slices(len(self), max(1, (most_bytes or _HELD_BYTES // 2) // (4 * self.n_parameters))):
             part = Gradients(self.member, self.examples, self.of, self._rows[rows])
             layers: dict[str, Tensor] = {}
             for some, pieces in part.blocks():
@@ -243,7 +264,13 @@ class Gradients:
             for piece in pieces:
                 if piece.key not in sketches:
                     sketches[piece.key] = draw(piece)
-            yield rows, {piece.key: sketches[piece.key](piece) for piece in pieces}
+            yield rows, {piece.key: _in_parts(sketches[piece.key], piece) for piece in pieces}
+
+
+def _in_parts(sketch: Sketch, piece: Piece) -> Tensor:
+    """Project some examples at a time, because a sketch may form the layer's gradients."""
+    size = max(1, _BLOCK_BYTES // (4 * math.prod(piece.shape)))
+    return torch.cat([sketch(piece.part(some)) for some in _slices(len(piece), size)])
 
 
 def _joined(parts: list[list[Piece]]) -> list[Piece]:

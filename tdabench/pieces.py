@@ -31,6 +31,9 @@ class Rows:
     parameters: tuple[str, ...]
     values: Tensor
 
+    def __len__(self) -> int:
+        return self.values.shape[0]
+
     @property
     def shape(self) -> tuple[int, int]:
         """Shape ``(p, q)`` of one gradient."""
@@ -70,10 +73,13 @@ class Rows:
         """Return some coordinates of each side."""
         return Rows(self.key, self.parameters, self.values.index_select(1, left).index_select(2, right))
 
-    def moments(self) -> tuple[Tensor, Tensor]:
-        """Return the sums over examples of ``G G.T [p, p]`` and ``G.T G [q, q]``."""
+    def moments(self, longest: int) -> tuple[Tensor | None, Tensor | None]:
+        """Return the sums over examples of ``G G.T [p, p]`` and ``G.T G [q, q]``.
+
+        None for a side longer than ``longest``, and for one of a single number, whose moment says nothing.
+        """
         by_row, by_column = self.values.transpose(0, 1).flatten(1), self.values.flatten(0, 1)
-        return by_row @ by_row.T, by_column.T @ by_column
+        return _moment(by_row.T, longest), _moment(by_column, longest)
 
 
 @dataclass(frozen=True)
@@ -92,6 +98,9 @@ class Outer:
     parameters: tuple[str, ...]
     left: Tensor
     right: Tensor
+
+    def __len__(self) -> int:
+        return self.left.shape[0]
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -148,10 +157,13 @@ class Outer:
         """Return some coordinates of each side."""
         return Outer(self.key, self.parameters, self.left.index_select(2, left), self.right.index_select(2, right))
 
-    def moments(self) -> tuple[Tensor, Tensor]:
+    def moments(self, longest: int) -> tuple[Tensor | None, Tensor | None]:
         """Return the sums over examples and positions of ``left left.T [p, p]`` and ``right right.T [q, q]``."""
-        left, right = self.left.flatten(0, 1), self.right.flatten(0, 1)
-        return left.T @ left, right.T @ right
+        return _moment(self.left.flatten(0, 1), longest), _moment(self.right.flatten(0, 1), longest)
+
+
+def _moment(rows: Tensor, longest: int) -> Tensor | None:
+    return rows.T @ rows if 1 < rows.shape[1] <= longest else None
 
 
 Piece = Rows | Outer

@@ -140,7 +140,7 @@ def projection(size: int, *stream: str | int, kind: Kind = "auto") -> Draw:
     return draw
 
 
-def masked(size: int, keep: float, *stream: str | int) -> Draw:
+def masked_sketch(size: int, keep: float, *stream: str | int) -> Draw:
     """Return what draws a projection of a random part, ``keep`` in (0, 1], of each layer's gradient."""
 
     def draw(piece: Piece) -> Sketch:
@@ -153,7 +153,7 @@ def masked(size: int, keep: float, *stream: str | int) -> Draw:
     return draw
 
 
-def kronecker(rank: int, *stream: str | int) -> Draw:
+def kronecker_sketch(rank: int, *stream: str | int) -> Draw:
     """Return what draws normal projections of both sides to ``rank`` dimensions each."""
 
     def draw(piece: Piece) -> Sketch:

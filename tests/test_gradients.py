@@ -189,8 +189,8 @@ def all_of(member):
     """Return everything that a method may ask for."""
     a, b = member.gradients(member.task.queries, "target"), member.gradients(member.task.training, "loss")
     kinds = {kind: b.project(8, "blocks", kind=kind) for kind in ("auto", "dense", "sparse", "rank-one")}
-    sketches = b.sketch(projections.kronecker(2, "blocks")) | {
-        f"masked {k}": v for k, v in b.sketch(projections.masked(8, 0.5, "blocks")).items()
+    sketches = b.sketch(projections.kronecker_sketch(2, "blocks")) | {
+        f"masked {k}": v for k, v in b.sketch(projections.masked_sketch(8, 0.5, "blocks")).items()
     }
     return {"dot": a.dot(b), "norms": b.norms(), "times": b.times(a.dense()), **kinds, **sketches}
 
@@ -232,7 +232,7 @@ def test_masked_projections_preserve_dot_products_of_a_layer_on_average(member_o
     a, b = member.gradients(member.task.queries, "target"), member.gradients(member.task.training, "loss")
     draws = []
     for i in range(400):
-        draw = projections.masked(32, 0.5, "mean", i)
+        draw = projections.masked_sketch(32, 0.5, "mean", i)
         mine, other = a.sketch(draw), b.sketch(draw)
         draws.append(sum(mine[k] @ other[k].T for k in mine))
     draws = torch.stack(draws)
@@ -243,7 +243,7 @@ def test_masked_projections_preserve_dot_products_of_a_layer_on_average(member_o
 def test_a_kronecker_projection_of_full_rank_changes_nothing(member_of):
     member = member_of(OnTokens)
     a, b = member.gradients(member.task.queries, "target"), member.gradients(member.task.training, "loss")
-    draw = projections.kronecker(64, "full")
+    draw = projections.kronecker_sketch(64, "full")
     mine, other = a.sketch(draw), b.sketch(draw)
     torch.testing.assert_close(sum(mine[k] @ other[k].T for k in mine), a.dot(b), **CLOSE)
 

@@ -1,0 +1,93 @@
+r"""Kronecker-factored curvature with corrected eigenvalues (EK-FAC; George et al. 2018).
+
+For a layer with gradients ``G [p, q] = sum_t g_t a_t^T``, K-FAC takes the second moment of ``vec(G)`` for the Kronecker
+product of the second moments of ``g`` and of ``a``. Its eigenvectors are Kronecker products of theirs; what EK-FAC adds
+is that the eigenvalues are measured: in the coordinates ``G' = U^T G V``, the mean of ``G'^2``. Layers are taken to be
+independent of one another.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tdabench.gradients import Gradients
+from tdabench.pieces import Outer, Piece
+
+# A side longer than this keeps its own coordinates: an eigendecomposition grows with the third power.
+_LONGEST = 4096
+
+
+@dataclass(frozen=True)
+class Eigenbasis:
+    """One layer's eigenvectors and eigenvalues.
+
+    Attributes
+    ----------
+    left, right
+        ``[p, p]`` and ``[q, q]``, eigenvectors in columns; None where a side keeps its own coordinates.
+    values
+        ``[p, q]`` second moments of the gradients in these coordinates.
+    """
+
+    left: Tensor | None
+    right: Tensor | None
+    values: Tensor
+
+    def solve(self, vectors: Tensor, ridge: float) -> Tensor:
+        """Return ``(F + ridge I)^-1`` times each of ``vectors [m, p, q]``, of the same shape."""
+        return self.scale(vectors, 1.0 / (self.values + max(ridge, torch.finfo(self.values.dtype).tiny)))
+
+    def scale(self, vectors: Tensor, factors: Tensor) -> Tensor:
+        """Multiply ``vectors [m, p, q]`` by ``factors [p, q]`` in these coordinates."""
+        there = vectors if self.left is None else self.left.T @ vectors
+        there = (there if self.right is None else there @ self.right) * factors
+        back = there if self.left is None else self.left @ there
+        return back if self.right is None else back @ self.right.T
+
+
+def eigenbases(gradients: Gradients) -> dict[str, Eigenbasis]:
+    """Return each layer's eigenbasis from the gradients' second moments; two passes over the gradients.
+
+    Parameters
+    ----------
+    gradients
+        Usually those of the loss at sampled labels (:func:`tdabench.fisher.with_sampled_labels`).
+    """
+    moments = _moments(gradients)
+    sides = {key: (_eigenvectors(left), _eigenvectors(right)) for key, (left, right) in moments.items()}
+    values: dict[str, Tensor] = {}
+    for _, pieces in gradients.blocks():
+        for piece in pieces:
+            squares = _sum_of_squares(piece.rotated(*sides[piece.key]))
+            values[piece.key] = values[piece.key] + squares if piece.key in values else squares
+    return {key: Eigenbasis(*sides[key], values[key] / len(gradients)) for key in sides}
+
+
+def _moments(gradients: Gradients) -> dict[str, tuple[Tensor | None, Tensor | None]]:
+    moments: dict[str, tuple[Tensor | None, Tensor | None]] = {}
+    for _, pieces in gradients.blocks():
+        for piece in pieces:
+            left, right = piece.moments(_LONGEST)
+            if piece.key in moments:
+                before = moments[piece.key]
+                left = left if before[0] is None or left is None else left + before[0]
+                right = right if before[1] is None or right is None else right + before[1]
+            moments[piece.key] = left, right
+    return moments
+
+
+def _eigenvectors(moment: Tensor | None) -> Tensor | None:
+    if moment is None:
+        return None
+    # In double precision: the small eigenvalues' vectors matter most once they are divided by.
+    return torch.linalg.eigh(moment.double()).eigenvectors.to(moment.dtype)
+
+
+def _sum_of_squares(piece: Piece) -> Tensor:
+    """Return the sum over examples of the squared gradients, ``[p, q]``."""
+    if isinstance(piece, Outer) and piece.positions == 1:
+        return piece.left[:, 0].square().T @ piece.right[:, 0].square()
+    return piece.rows().values.square().sum(0)

@@ -8,13 +8,14 @@ OUT ?= out
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint benchmark clean
+.PHONY: help install demo test lint benchmark bench-peers clean
 
 help:
 	@echo "make demo       measure the quick suite on embedded data and write the leaderboard"
 	@echo "make test       run the tests"
 	@echo "make lint       ruff and mypy"
 	@echo "make benchmark  the project's own speed, as ratios"
+	@echo "make bench-peers  our methods beside other libraries' (installs the extra peers)"
 	@echo "make clean      remove what the demo wrote (never the environment)"
 
 install: $(STAMP)
@@ -40,6 +41,10 @@ lint: $(STAMP)
 
 benchmark: $(STAMP)
 	$(BIN)/python -m pytest tests/benchmarks --benchmark-only -o addopts= -s $(ARGS)
+
+bench-peers: $(STAMP)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,peers]'
+	@$(BIN)/python -m tdabench.baselines.peers.bench $(ARGS)
 
 clean:
 	rm -rf $(OUT) build dist .pytest_cache .mypy_cache .ruff_cache .benchmarks .hypothesis

@@ -73,7 +73,7 @@ _DAMPING = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 class LoGra(_Compressed):
     """Influence functions on gradients whose two sides were projected."""
 
-    rank: int = tdabench.option(16, "dimensions that each side of a layer is projected to", low=1)
+    rank: int = tdabench.option(16, "dimensions that each side of a layer is projected to", low=1, tune=(8, 16, 32))
     damping: float = tdabench.option(
         0.1, "ridge of each layer, relative to the mean diagonal of its second moment", low=0, tune=_DAMPING
     )
@@ -87,7 +87,7 @@ class LoGra(_Compressed):
 class Grass(_Compressed):
     """Influence functions on sparse sums of a random part of the gradients."""
 
-    size: int = tdabench.option(256, "numbers kept of a layer", low=1)
+    size: int = tdabench.option(256, "numbers kept of a layer", low=1, tune=(64, 256, 1024))
     keep: float = tdabench.option(0.25, "part of a layer's gradient that is looked at", low=1e-6, high=1)
     damping: float = tdabench.option(
         0.1, "ridge of each layer, relative to the mean diagonal of its second moment", low=0, tune=_DAMPING

@@ -39,7 +39,7 @@ class TrakState:
 class Trak(tdabench.MemberMethod):
     """Kernel of randomly projected log-odds gradients, with a ridge, times one minus the right probability."""
 
-    projection: int = tdabench.option(512, "dimensions of the random projection", low=1)
+    projection: int = tdabench.option(512, "dimensions of the random projection", low=1, tune=(512, 1024, 2048))
     ridge: float = tdabench.option(
         1.0,
         "ridge, relative to the mean diagonal of the kernel",
@@ -48,6 +48,7 @@ class Trak(tdabench.MemberMethod):
     )
 
     uses_q = True
+    uses_projection = True
 
     def fit(self, member: tdabench.Member) -> TrakState:
         """Project the training gradients and solve with their second moment."""
@@ -71,6 +72,11 @@ class Trak(tdabench.MemberMethod):
     def combine(self, parts: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
         """Multiply the mean kernel by the mean Q factor."""
         kernel, q = tdabench.mean(parts)
+        return kernel * q
+
+    def member_scores(self, part: tuple[Tensor, Tensor]) -> Tensor:
+        """Multiply the member's kernel by its own Q factor: what it would say alone."""
+        kernel, q = part
         return kernel * q
 
     def _features(self, member: tdabench.Member, examples: tdabench.Examples) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -119,7 +120,84 @@ class Lora:
         ]
 
 
-KINDS: dict[str, type[Any]] = {"independent": Independent, "dropout": Dropout, "lora": Lora}
+@dataclass(frozen=True)
+class Checkpoints:
+    """Checkpoints of a model's own training: every (model, checkpoint) pair is a member (arXiv 2002.08484).
+
+    Earlier checkpoints are worse than the final model and resemble it, but all of them cost one training. They are
+    counted backwards, so that the first member of each model is the model itself. Each carries the learning rate of
+    the epoch it ends, relative to the mean over its model's members, for methods that sum along the training.
+    """
+
+    models: int = option(1, "independently trained models", low=1)
+    last: int = option(5, "checkpoints per model, the final parameters included", low=1)
+    every: int | None = option(None, "epochs between checkpoints; none: evenly over the second half of training", low=1)
+
+    @property
+    def size(self) -> int:
+        """One member a checkpoint."""
+        return self.models * self.last
+
+    def supports(self, method: MemberMethod, task: TaskView) -> str | None:
+        """Need as many epochs as the checkpoints reach back."""
+        if self.epochs(task.epochs)[-1] >= 1:
+            return None
+        every = "" if self.every is None else f", {self.every} epochs apart,"
+        return f"a model of {task.name} is trained for {task.epochs} epochs: too few for {self.last} checkpoints{every}"
+
+    def epochs(self, n: int) -> list[int]:
+        """Return after which of ``n`` epochs the checkpoints are taken, the last one first.
+
+        By default they are spread over the second half, whose models have learnt most of what they will; where that
+        has fewer epochs than there are checkpoints, every epoch has one.
+        """
+        step = max(1.0, n / 2 / self.last) if self.every is None else self.every
+        return [n - math.floor(i * step) for i in range(self.last)]
+
+    def members(self, task: TaskView) -> list[Member]:
+        """Return the (model, checkpoint) pairs; each model is trained once."""
+        epochs = self.epochs(task.epochs)
+        rates = [task.learning_rate(epoch) for epoch in epochs]
+        members = []
+        for model in range(self.models):
+            task.train_run(model, epochs)  # all at once, so that one run serves them
+            for i, (epoch, rate) in enumerate(zip(epochs, rates, strict=True)):
+                weight = rate * self.last / sum(rates)
+                members.append(task.checkpoint_member(model, epoch, number=model * self.last + i, weight=weight))
+        return members
+
+
+@dataclass(frozen=True)
+class Projections:
+    """Few models, several random projections of each: only the method's own randomness differs between members."""
+
+    models: int = option(1, "independently trained models", low=1)
+    seeds: int = option(5, "projections per model", low=1)
+
+    @property
+    def size(self) -> int:
+        """One member a projection."""
+        return self.models * self.seeds
+
+    def supports(self, method: MemberMethod, task: TaskView) -> str | None:
+        """Need a method with a random projection: another would give the same scores again."""
+        return None if method.uses_projection else "projections need a method that projects at random"
+
+    def members(self, task: TaskView) -> list[Member]:
+        """Return the (model, projection) pairs; a projection is drawn from the stream that a member's number names."""
+        pairs = [(model, seed) for model in range(self.models) for seed in range(self.seeds)]
+        return [task.member(model, number=model * self.seeds + seed) for model, seed in pairs]
+
+
+KINDS: dict[str, type[Any]] = {
+    "independent": Independent,
+    "dropout": Dropout,
+    "lora": Lora,
+    "checkpoints": Checkpoints,
+    "projections": Projections,
+}
+SIZES = frozenset({"models", "masks", "adapters", "last", "seeds"})
+"""Options that count members; all others make an ensemble another one."""
 _FORM = re.compile(r"\s*([A-Za-z][\w-]*)\s*(?:\((.*)\))?\s*", re.DOTALL)
 
 
@@ -163,8 +241,7 @@ def format_ensemble(kind: str, options: Mapping[str, Any]) -> str:
     An ensemble that is not known here (a record of another version) is written with all its options.
     """
     infos = describe(KINDS[kind]) if kind in KINDS else []
-    sizes = {"models", "masks", "adapters"}
-    defaults = {info.name: info.default for info in infos if info.name not in sizes}
+    defaults = {info.name: info.default for info in infos if info.name not in SIZES}
     names = [n for n in (info.name for info in infos) if n in options] + [n for n in options if n not in _names(infos)]
     shown = [f"{n}={options[n]}" for n in names if n not in defaults or options[n] != defaults[n]]
     return f"{kind}({', '.join(shown)})"

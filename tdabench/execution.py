@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tdabench import lds
+from tdabench.correlations import CorrelationMeter
 from tdabench.ensembles import Ensemble, Independent, check_supported
 from tdabench.errors import Declined, ScoresError
 from tdabench.member import Member
@@ -58,6 +59,8 @@ def _per_member(method: MemberMethod, ensemble: Ensemble, task: TaskView, on_mem
     check_supported(ensemble, method, task)
     with task.meter.phase(FIT):
         members = ensemble.members(task)
+    if len(members) > 1:
+        task.meter.correlations = CorrelationMeter(task.n_queries, task.n_train)
     known = {p.untyped_storage().data_ptr() for m in members for p in (*m.parameters.values(), *m.statistics.values())}
 
     def parts() -> Iterator[Any]:
@@ -72,8 +75,13 @@ def _per_member(method: MemberMethod, ensemble: Ensemble, task: TaskView, on_mem
 def _part(method: MemberMethod, member: Member, known: set[int]) -> Any:
     with member.task.meter.phase(FIT):
         state = method.fit(member)
-    member.task.meter.keep(state, set(known))
-    return method.attribute(member, state)
+    meter = member.task.meter
+    meter.keep(state, set(known))
+    part = method.attribute(member, state)
+    if meter.correlations is not None:
+        with meter.stopwatch.phase(HARNESS):  # neither the method's time nor its doing
+            meter.correlations.add(member.model_number, method.member_scores(part))
+    return part
 
 
 def check_scores(scores: Any, n_queries: int, n_train: int) -> Tensor:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from tdabench import gradients
+from tdabench import gradients, hessian, representations
 from tdabench.dropout import DropoutSite, MaskTable
+from tdabench.errors import Declined
 from tdabench.examples import Batch, Examples
 
 if TYPE_CHECKING:
@@ -65,6 +66,11 @@ class Member:
         Dropout masks; None where dropout is off.
     q_members
         Where TRAK's Q factor is averaged; itself unless the ensemble says otherwise.
+    model_number
+        Which attribution model it is made of; members of one model share its parameters or its training.
+    weight
+        What it counts in a sum along the training: the learning rate there, relative to the mean over the model's
+        members. 1 for a member that is no checkpoint.
     """
 
     task: TaskView
@@ -74,6 +80,8 @@ class Member:
     statistics: dict[str, Tensor] = field(default_factory=dict)
     masks: MemberMasks | None = None
     _q_members: tuple[Member, ...] = field(default=(), repr=False)
+    model_number: int = 0
+    weight: float = 1.0
 
     def with_q(self, members: tuple[Member, ...]) -> Member:
         """Return the same member with its Q factor averaged over ``members``."""
@@ -122,9 +130,54 @@ class Member:
         """Return the probability of the right answer of every example, ``[n]``."""
         return self.task.target_probability(self.targets(examples))
 
+    def representations(self, examples: Examples, *, pooled: bool = True) -> Tensor:
+        """Return what the model's last linear layer is given, ``[n, d]``; forward passes only.
+
+        For a model of one linear layer that is the example itself. Under a dropout mask or an adapter it is what the
+        member's sub-network gives.
+
+        Parameters
+        ----------
+        examples
+            Of which examples.
+        pooled
+            Whether positions of a sequence are averaged; else they are kept apart, ``[n, T, d]``.
+
+        Raises
+        ------
+        Declined
+            If the model calls no linear layer that keeps examples apart.
+        """
+        return representations.representations(self, examples, pooled=pooled)
+
     def gradients(self, examples: Examples, of: Quantity) -> gradients.Gradients:
         """Return the per-sample gradients of the loss or the target, with respect to ``parameters``.
 
         Nothing is computed before it is used; layers are factored where that is cheaper.
         """
         return gradients.Gradients(self, examples, of)
+
+    def hessian(
+        self, examples: Examples, curvature: hessian.Curvature = "gauss-newton", ridge: float = 0.0
+    ) -> hessian.Hessian:
+        """Return the Hessian of the mean loss with respect to ``parameters``, plus ``ridge`` on its diagonal.
+
+        It multiplies vectors without being formed. ``curvature="gauss-newton"`` leaves out the model's own curvature
+        and is positive semi-definite.
+        """
+        return hessian.Hessian(self, examples, curvature, ridge)
+
+    def last_layer(self) -> Member:
+        """Return the same member, differentiated with respect to its last linear layer's parameters alone.
+
+        Raises
+        ------
+        Declined
+            If no linear layer holds a parameter that is differentiated.
+        """
+        for layer in reversed([name for name, m in self.model.named_modules() if isinstance(m, nn.Linear)]):
+            own = {k: p for k, p in self.parameters.items() if not layer or k.startswith(f"{layer}.")}
+            if own:
+                rest = {k: p for k, p in self.parameters.items() if k not in own}
+                return replace(self, parameters=own, statistics={**self.statistics, **rest})
+        raise Declined(f"the model of {self.task.name} has no linear layer to differentiate")

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from tdabench.correlations import CorrelationMeter
 from tdabench.memory import PeakMemory
 from tdabench.stopwatch import Stopwatch
 
@@ -20,10 +21,12 @@ TRAIN, FIT, ATTRIBUTE = "train", "fit", "attribute"
 
 @dataclass(frozen=True)
 class Trained:
-    """What training one model or adapter cost: measured seconds of training it alone, and bytes to keep it."""
+    """What training one model, run or adapter cost: measured seconds of training it alone, and bytes to keep it."""
 
     seconds: float
     storage_bytes: int
+    models: int = 1
+    """How many models; more where a part of a bank is trained at once, and then ``seconds`` are those of all."""
 
 
 class Meter:
@@ -46,10 +49,13 @@ class Meter:
         on_phase: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.models: dict[str, Trained] = {}
+        self.runs: dict[str, Trained] = {}
         self.adapters: dict[str, Trained] = {}
+        self.banks: dict[str, Trained] = {}
         self.forward_examples = 0
         self.backward_examples = 0
         self.state_bytes = 0
+        self.correlations: CorrelationMeter | None = None  # where there are members to compare
         self.memory = memory
         self._on_phase = on_phase
         self._device = torch.device(device)
@@ -77,20 +83,33 @@ class Meter:
         self.state_bytes += state_bytes(state, known if known is not None else set())
 
     @property
+    def trainings(self) -> list[Trained]:
+        """Every training that the run is charged for: models, runs with their checkpoints, adapters, banks.
+
+        A run bears its model's name and ends with the model, so one that is used both ways is charged once, as a run.
+        """
+        return [*{**self.models, **self.runs}.values(), *self.adapters.values(), *self.banks.values()]
+
+    @property
+    def models_trained(self) -> int:
+        """How many models were trained, with checkpoints kept on the way or without, those of banks included."""
+        return len(self.models.keys() | self.runs.keys()) + sum(t.models for t in self.banks.values())
+
+    @property
     def train_s(self) -> float:
-        """Seconds of training every model and adapter of the run, each alone."""
-        return sum(t.seconds for t in (*self.models.values(), *self.adapters.values()))
+        """Seconds of all trainings, each alone."""
+        return sum(t.seconds for t in self.trainings)
 
     @property
     def extra_train_s(self) -> float:
-        """The same for a user who has one of the models already."""
-        first = next(iter(self.models.values()), None)
+        """The same for a user who has one of the models already, but no checkpoint of the run that led to it."""
+        first = next((t for name, t in self.models.items() if name not in self.runs), None)
         return self.train_s - (first.seconds if first else 0.0)
 
     @property
     def storage_bytes(self) -> int:
         """Bytes of checkpoints, adapters and what fit left."""
-        return self.state_bytes + sum(t.storage_bytes for t in (*self.models.values(), *self.adapters.values()))
+        return self.state_bytes + sum(t.storage_bytes for t in self.trainings)
 
 
 # Not every callable: a module is one, and holds weights.

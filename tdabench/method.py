@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 class Method:
     """A method on the whole task."""
 
+    #: Distribution of another project that does the work; its version stands in the record.
+    library: str | None = None
+
     def supports(self, task: TaskView) -> str | None:
         """Return None, or the reason why the method cannot run on this task; the board shows it."""
         return None
@@ -47,6 +50,12 @@ class MemberMethod:
     #: Whether the method has a Q factor (forward passes only) that a q-only ensemble can average.
     uses_q: bool = False
 
+    #: Distribution of another project that does the work; its version stands in the record.
+    library: str | None = None
+
+    #: Whether the method projects at random, from a stream that depends on the member's number.
+    uses_projection: bool = False
+
     def supports(self, task: TaskView) -> str | None:
         """Return None, or the reason why the method cannot run on this task; the board shows it."""
         return None
@@ -65,6 +74,14 @@ class MemberMethod:
         ``parts`` is lazy: a member is fitted, attributed and forgotten before the next one starts.
         """
         return mean(parts)
+
+    def member_scores(self, part: Any) -> Any:
+        """Return the scores that a member would have alone, from its part; by default the part itself.
+
+        Only for measuring how members agree. A method whose :meth:`combine` takes other parts than scores defines it;
+        where the result is not scores, nothing is measured.
+        """
+        return part
 
 
 def mean(parts: Iterable[Any]) -> Any:

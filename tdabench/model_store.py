@@ -47,14 +47,24 @@ class ModelStore:
 
     def train(self, name: str, train: Callable[[], Parameters]) -> tuple[Parameters, Trained]:
         """Train the checkpoint called ``name``, timed alone with the device synchronised, and keep it."""
+        return self.train_run(lambda: {name: train()})[name]
+
+    def train_run(self, train: Callable[[], dict[str, Parameters]]) -> dict[str, tuple[Parameters, Trained]]:
+        """Do the same for several checkpoints of one training run, by name.
+
+        Each is kept with the seconds of the whole run: what it takes to have any of them.
+        """
         self._synchronize()
         start = time.perf_counter()
-        parameters = train()
+        checkpoints = train()
         self._synchronize()
         seconds = time.perf_counter() - start
+        return {name: (values, self._keep(name, values, seconds)) for name, values in checkpoints.items()}
+
+    def _keep(self, name: str, parameters: Parameters, seconds: float) -> Trained:
         content = save({k: p.cpu().contiguous() for k, p in parameters.items()}, metadata={"seconds": repr(seconds)})
         write_bytes(self._path(name), content)
-        return parameters, Trained(seconds, len(content))
+        return Trained(seconds, len(content))
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.safetensors"

@@ -59,10 +59,10 @@ def machine(threads: int, device: str) -> Machine:
     )
 
 
-def packages() -> dict[str, str]:
-    """Return the versions of the packages that results depend on."""
+def packages(*more: str) -> dict[str, str]:
+    """Return the versions of the packages that results depend on, and of ``more`` that are installed."""
     found = {}
-    for name in _PACKAGES:
+    for name in (*_PACKAGES, *more):
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

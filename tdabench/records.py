@@ -34,9 +34,13 @@ class Costs(Strict):
     """What a run cost. Times are seconds of wall clock, sizes are bytes."""
 
     train_s: float = Field(ge=0)
-    """Measured time of training every model and adapter the run used, each alone, from nothing."""
+    """Measured time of training every model and adapter the run used, each alone, from nothing.
+
+    Checkpoints of one training run are charged once."""
     extra_train_s: float = Field(ge=0)
-    """The same for a user who already has one trained model: ``train_s`` less that model."""
+    """The same for a user who already has one trained model: ``train_s`` less that model.
+
+    A model does not give the checkpoints of the run that led to it, so a run that they are taken of stays charged."""
     fit_s: float = Field(ge=0)
     attribute_s: float = Field(ge=0)
     tune_s: float = Field(ge=0)
@@ -75,6 +79,17 @@ class EnsembleRecord(Strict):
     kind: str
     options: dict[str, OptionValue]
     members: int = Field(ge=1)
+
+
+class CorrelationsRecord(Strict):
+    """How the members' scores correlate: Pearson over training examples, averaged over queries and pairs."""
+
+    within: float | None = Field(ge=-1, le=1)
+    """Of members of one attribution model; None where no model has two."""
+    between: float | None = Field(ge=-1, le=1)
+    """Of members of different attribution models; None where there is one model."""
+    n_within_pairs: int = Field(ge=0)
+    n_between_pairs: int = Field(ge=0)
 
 
 class ScoresRecord(Strict):
@@ -132,6 +147,8 @@ class Record(Strict):
     costs: Costs | None = None
     phases: dict[str, float] = Field(default_factory=dict)
     ingredients: Ingredients | None = None
+    correlations: CorrelationsRecord | None = None
+    """None where there is one member, or where members have no scores of their own."""
     scores: ScoresRecord | None = None
     machine: Machine
     provenance: Provenance

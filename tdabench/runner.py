@@ -21,7 +21,18 @@ from tdabench._version import __version__
 from tdabench.errors import TdabenchError
 from tdabench.files import new_folder, write_text
 from tdabench.jobs import RESULT_FILE, Plan
-from tdabench.records import LOG_FILE, RECORD_FILE, Costs, Ingredients, Provenance, Record, ScoresRecord, read_record
+from tdabench.records import (
+    LOG_FILE,
+    RECORD_FILE,
+    CorrelationsRecord,
+    Costs,
+    Ingredients,
+    Provenance,
+    Record,
+    ScoresRecord,
+    read_record,
+)
+from tdabench.registry import find_method
 
 OnEvent = Callable[[dict[str, Any]], None]
 DEFAULT_TIMEOUT_S = 3600.0
@@ -187,6 +198,7 @@ def _record(planned: Plan, run_id: str, result: dict[str, Any]) -> Record:
         costs=Costs(**result["costs"]) if "costs" in result else None,
         phases=result.get("phases", {}),
         ingredients=Ingredients(**result["ingredients"]) if "ingredients" in result else None,
+        correlations=CorrelationsRecord(**result["correlations"]) if result.get("correlations") else None,
         scores=ScoresRecord(**result["scores"]) if "scores" in result else None,
         machine=planned.machine,
         provenance=_provenance(planned, result),
@@ -203,7 +215,12 @@ def _provenance(planned: Plan, result: dict[str, Any]) -> Provenance:
         method_sha256=planned.method_sha256,
         data_sha256=planned.task.data_sha256,
         python=sys.version.split()[0],
-        packages=provenance.packages(),
+        packages=provenance.packages(*_libraries(planned)),
         matmul_precision=result.get("matmul_precision", "unknown"),
         seeds={"run": [planned.job.seed]},
     )
+
+
+def _libraries(planned: Plan) -> list[str]:
+    library = find_method(planned.job.method).library
+    return [library] if library else []

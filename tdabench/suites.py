@@ -19,15 +19,24 @@ _FOLDER = Path(__file__).parent / "suites"
 class _Block(Strict):
     """Every method of ``methods`` under every ensemble of ``ensembles``; an empty ensemble is a single model."""
 
-    task: str
+    tasks: list[str] = Field(min_length=1)
     methods: list[str] = Field(min_length=1)
     ensembles: list[str] = Field(min_length=1)
     seeds: list[Annotated[int, Field(ge=0)]] = Field(default=[0], min_length=1)
 
 
+class LeftOut(Strict):
+    """What a suite does not run, and why; the board says it."""
+
+    tasks: list[str] = Field(min_length=1)
+    what: str
+    reason: str
+
+
 class _File(Strict):
     title: str
     run: list[_Block] = Field(min_length=1)
+    left_out: list[LeftOut] = Field(default=[])
 
 
 @dataclass(frozen=True)
@@ -37,6 +46,11 @@ class Suite:
     name: str
     title: str
     jobs: tuple[Job, ...]
+    left_out: tuple[LeftOut, ...] = ()
+
+    def left_out_of(self, task: str) -> tuple[tuple[str, str], ...]:
+        """Return what is left out of a task, and why."""
+        return tuple((entry.what, entry.reason) for entry in self.left_out if task in entry.tasks)
 
 
 def suite_names() -> list[str]:
@@ -61,7 +75,7 @@ def find_suite(reference: str) -> Suite:
         content = _File.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, ValidationError) as error:
         raise FileFormatError(f"{path} is not a suite: {_first_line(error)}. See {_FOLDER / 'quick.toml'}.") from error
-    return Suite(path.stem, content.title, tuple(_jobs(content)))
+    return Suite(path.stem, content.title, tuple(_jobs(content)), tuple(content.left_out))
 
 
 def _first_line(error: Any) -> str:
@@ -73,8 +87,9 @@ def _first_line(error: Any) -> str:
 
 def _jobs(content: _File) -> list[Job]:
     return [
-        Job(block.task, method, {}, ensemble or None, seed)
+        Job(task, method, {}, ensemble or None, seed)
         for block in content.run
+        for task in block.tasks
         for method in block.methods
         for ensemble in block.ensembles
         for seed in block.seeds

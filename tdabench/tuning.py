@@ -2,12 +2,17 @@
 
 The method's process never sees ground truth, so tuning happens around runs: every candidate is measured like any
 run, its scores are evaluated on the tuning queries alone, and the best one's options are kept.
+
+Every method has the same budget of candidates. Options are searched one after another, in the order in which the
+method declares them: all values of the first with the others at their defaults, then all values of the second with the
+first at its best, and so on, for as long as the budget lasts. Where the product of all grids is within the budget, all
+of it is tried.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,13 +29,16 @@ if TYPE_CHECKING:
     from tdabench.task import Task
 
 TUNED_FILE = "tuned.json"
+#: Candidates that a method may have measured.
+BUDGET = 12
 
 
 class Candidate(Strict):
     """Options that were tried, and their LDS on the tuning queries."""
 
     options: dict[str, OptionValue]
-    tuning_lds: float
+    tuning_lds: float | None
+    """None if it did not end as ok: a damping that is too small for a method is a finding, not an end."""
     serve_s: float
 
 
@@ -78,46 +86,98 @@ def grid_of(method: type[Any], name: str) -> dict[str, tuple[Any, ...]]:
     return grid
 
 
-def combinations(grid: dict[str, tuple[Any, ...]]) -> Iterator[dict[str, Any]]:
-    """Yield every combination of a grid."""
-    for values in itertools.product(*grid.values()):
-        yield dict(zip(grid, values, strict=True))
+Grid = dict[str, tuple[Any, ...]]
+Measure = Callable[[dict[str, Any]], Candidate]
+
+
+def search(grid: Grid, start: dict[str, Any], measure: Measure, budget: int = BUDGET) -> list[Candidate]:
+    """Measure the candidates of a grid, at most ``budget`` of them, and return them in that order.
+
+    Parameters
+    ----------
+    grid
+        Values to try, by option.
+    start
+        Where the search along single options starts; usually the defaults.
+    measure
+        Measures a candidate.
+    """
+    product = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+    if len(product) <= budget:
+        return [measure(options) for options in product]
+    return list(itertools.islice(_along(grid, start, measure), budget))
+
+
+def _along(grid: Grid, start: dict[str, Any], measure: Measure) -> Iterator[Candidate]:
+    """Yield candidates option by option, each option's values around the best of what was measured before."""
+    found: dict[tuple[Any, ...], Candidate] = {}
+    at = {name: start[name] for name in grid}
+    for name, values in grid.items():
+        for value in values:
+            options = {**at, name: value}
+            if (key := tuple(options.values())) not in found:
+                found[key] = measure(options)
+                yield found[key]
+        at = dict(best_of(found.values(), default=at))
+
+
+def best_of(candidates: Iterable[Candidate], default: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of the candidate with the highest LDS, or ``default`` if none has one."""
+    scored = [c for c in candidates if c.tuning_lds is not None]
+    return max(scored, key=lambda c: c.tuning_lds or 0.0).options if scored else default
 
 
 def tune(
-    job: Job, runs: Path, on_candidate: Callable[[Candidate], None] = lambda _: None, timeout_s: float | None = None
+    job: Job,
+    runs: Path,
+    on_candidate: Callable[[Candidate], None] = lambda _: None,
+    timeout_s: float | None = None,
+    budget: int = BUDGET,
 ) -> Tuned:
-    """Try every combination of the method's grid, as single models, and return the best on the tuning queries.
+    """Search the method's grid, as single models, and return the best on the tuning queries.
 
     Parameters
     ----------
     job
-        The job to tune; its options are fixed, the others' grid is tried.
+        The job to tune; its options are fixed, the others' grid is searched.
     runs
         Where the candidates' run folders go; a candidate measured before is not measured again.
     on_candidate
         Called after every candidate.
     timeout_s
         Seconds after which a candidate is stopped; the runner's default if None.
+    budget
+        How many candidates may be measured.
+
+    Raises
+    ------
+    UsageError
+        If no candidate ended as ok.
     """
     from tdabench.ground_truth import read_ground_truth
     from tdabench.jobs import plan
+    from tdabench.options import describe
     from tdabench.registry import find_method, find_task
 
-    task = find_task(job.task)
+    task, method = find_task(job.task), find_method(job.method)
     truth = read_ground_truth(task)
-    grid = {k: v for k, v in grid_of(find_method(job.method), job.method).items() if k not in job.options}
-    candidates = []
-    for options in combinations(grid):
+    grid = {k: v for k, v in grid_of(method, job.method).items() if k not in job.options}
+    defaults = {info.name: info.default for info in describe(method)}
+
+    def measure(options: dict[str, Any]) -> Candidate:
         planned = plan(replace(job, options={**job.options, **options}, ensemble=None))
-        candidates.append(_try(planned, truth, options, runs, timeout_s))
-        on_candidate(candidates[-1])
-    best = max(candidates, key=lambda c: c.tuning_lds)
+        candidate = _try(planned, truth, options, runs, timeout_s)
+        on_candidate(candidate)
+        return candidate
+
+    candidates = search(grid, defaults, measure, budget)
+    if all(c.tuning_lds is None for c in candidates):
+        raise UsageError(f"Tuning stopped: none of {len(candidates)} candidates ended as ok; their logs are in {runs}.")
     return Tuned(
         task_version=task.version,
-        options=best.options,
+        options=best_of(candidates, defaults),
         tune_s=sum(c.serve_s for c in candidates),
-        machine_class=planned.machine.machine_class,
+        machine_class=plan(replace(job, ensemble=None)).machine.machine_class,
         candidates=candidates,
     )
 
@@ -133,8 +193,8 @@ def _try(planned: Plan, truth: GroundTruth, options: dict[str, Any], runs: Path,
         folder, record = run(planned, runs, timeout_s=timeout_s or DEFAULT_TIMEOUT_S)
     else:
         record = read_record(folder)
-    if record.costs is None:
-        raise UsageError(f"Tuning stopped: {record.label} {options} ended as {record.status} ({record.reason}).")
+    if record.costs is None or record.status != "ok":
+        return Candidate(options=options, tuning_lds=None, serve_s=record.costs.serve_s if record.costs else 0.0)
     scores = read_run_scores(folder, record)[truth.tuning]
     rho, _ = lds_per_query(scores, truth.masks, truth.mean[:, truth.tuning])
     return Candidate(options=options, tuning_lds=float(rho.mean()), serve_s=record.costs.serve_s)

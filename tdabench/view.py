@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from statistics import fmean
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from tdabench import lora
+from tdabench import bank, lora
 from tdabench.dropout import DropoutSite
 from tdabench.examples import Examples
 from tdabench.member import Member, MemberMasks
 from tdabench.meter import TRAIN, Meter, Trained
 from tdabench.model_store import ModelStore
 from tdabench.task import Task, TaskData
-from tdabench.trainer import Parameters, Program, fit_stacked, stacked_state, train_replicas
+from tdabench.trainer import OnEpoch, Parameters, Program, fit_stacked, stacked_state, train_replicas
 
+Checkpoint = tuple[Parameters, Trained]
 STREAM = "attribution"  # never "ground-truth": the seeds of the two are disjoint
 
 
@@ -49,6 +53,7 @@ class TaskView:
         self.meter = meter or Meter(self.device)
         self._store = ModelStore(store, self.device)
         self._models: dict[str, Parameters] = {}
+        self._checkpoints: dict[str, dict[int, Checkpoint]] = {}
         self._template, self._sites = task.template(data.training.inputs[:1].cpu())
         self._template.to(self.device).requires_grad_(False)
         self.loss_function = task.loss
@@ -71,6 +76,17 @@ class TaskView:
         return self._sites
 
     @property
+    def epochs(self) -> int:
+        """For how many epochs a model is trained."""
+        return self._task.recipe.epochs
+
+    def learning_rate(self, epoch: int) -> float:
+        """Return the recipe's mean learning rate over the steps of an epoch, counted from 1."""
+        per_epoch = -(-self.n_train // self._task.recipe.batch_size)
+        steps = range((epoch - 1) * per_epoch, epoch * per_epoch)
+        return fmean(self._task.recipe.rate(step, self.epochs * per_epoch) for step in steps)
+
+    @property
     def has_linear_layers(self) -> bool:
         """Whether the model has layers that a low-rank adapter can be put on."""
         return any(isinstance(m, nn.Linear) for m in self._template.modules())
@@ -87,14 +103,97 @@ class TaskView:
         if name in self._models:
             return self._models[name]
 
-        def work() -> Parameters:
-            everything = torch.ones(1, self.n_train, dtype=torch.bool)
-            stacked = train_replicas(self._task, self._data, everything, STREAM, self.seed, model)
-            return {k: p[0] for k, p in stacked.items()}
-
-        parameters, self.meter.models[name] = self._trained(name, work)
+        parameters, self.meter.models[name] = self._trained(name, lambda: self._train_alone(model))
         self._models[name] = _in_order(self._template, parameters)
         return self._models[name]
+
+    def train_run(self, model: int, epochs: Sequence[int]) -> dict[int, Parameters]:
+        """Return the parameters of attribution model number ``model`` at the end of some epochs of its training.
+
+        At the end of the last epoch they are those of :meth:`train`, which is always kept and counted with them.
+        Metered and cached: the run is charged once, however many checkpoints are taken of it, and the storage of each.
+
+        Parameters
+        ----------
+        model
+            Which attribution model.
+        epochs
+            Numbers of finished epochs, from 1 to :attr:`epochs`.
+        """
+        name = f"model-{self.seed}-{model}"
+        files = {e: name if e == self.epochs else f"{name}-epoch-{e}" for e in (*epochs, self.epochs)}
+        kept = self._checkpoints.setdefault(name, {})
+        kept |= self._trained_run(model, {e: file for e, file in files.items() if e not in kept})
+        self.meter.runs[name] = Trained(
+            max(trained.seconds for _, trained in kept.values()), sum(t.storage_bytes for _, t in kept.values())
+        )
+        self._models[name] = kept[self.epochs][0]
+        return {e: kept[e][0] for e in epochs}
+
+    def _trained_run(self, model: int, files: dict[int, str]) -> dict[int, Checkpoint]:
+        """Load checkpoints, or do the whole run once more for those that are missing."""
+        found = {e: self._store.load(file) for e, file in files.items()}
+        missing = {e: file for e, file in files.items() if found[e] is None}
+        if missing:
+            with self.meter.phase(TRAIN):
+                made = self._store.train_run(lambda: self._train_with_snapshots(model, missing))
+            found |= {e: made[file] for e, file in missing.items()}
+        return {e: (_in_order(self._template, c[0]), c[1]) for e, c in found.items() if c is not None}
+
+    def _train_with_snapshots(self, model: int, files: dict[int, str]) -> dict[str, Parameters]:
+        snapshots: dict[str, Parameters] = {}
+
+        def keep(epoch: int, values: Parameters) -> None:
+            if epoch in files:
+                snapshots[files[epoch]] = {k: p[0].detach().clone() for k, p in values.items()}
+
+        self._train_alone(model, keep)
+        return snapshots
+
+    def _train_alone(self, model: int, on_epoch: OnEpoch | None = None) -> Parameters:
+        everything = torch.ones(1, self.n_train, dtype=torch.bool)
+        stacked = train_replicas(self._task, self._data, everything, STREAM, self.seed, model, on_epoch=on_epoch)
+        return {k: p[0] for k, p in stacked.items()}
+
+    def retrain(self, masks: Tensor, *stream: str | int) -> list[Parameters]:
+        """Return models retrained from scratch on subsets of the training set, for :meth:`outputs`.
+
+        All start alike: initialisation, order of the examples and dropout come from one stream, as under one seed of
+        the ground truth, from which the stream is disjoint. Metered and cached like :meth:`train`, but charged for the
+        time that training them together takes.
+
+        Parameters
+        ----------
+        masks
+            ``[M, n_train]`` bool, True where an example is kept; rows of equal size.
+        stream
+            Names the random stream, together with the run's seed.
+
+        Returns
+        -------
+        list
+            Groups of models in the order of ``masks``, parameters stacked ``[R, *shape]``; do not write to them.
+
+        Raises
+        ------
+        UsageError
+            If ``masks`` are not subsets of equal size.
+        """
+        bank.check_masks(masks, self.n_train)
+        whole_stream = (STREAM, self.seed, "bank", *stream)
+        parts = list(bank.parts_of(self._task, masks, *whole_stream))
+        for part in parts:
+            if part.name not in self._models:
+                work = partial(bank.train_part, self._task, self._data, part.masks, *whole_stream)
+                self._models[part.name], trained = self._trained(part.name, work)
+                self.meter.banks[part.name] = dataclasses.replace(trained, models=len(part.masks))
+        return [self._models[part.name] for part in parts]
+
+    def outputs(self, models: Sequence[Parameters], examples: Examples) -> Tensor:
+        """Return the target of every example under every retrained model, ``[M, n]``; forward passes only."""
+        n_models = sum(len(next(iter(stacked.values()))) for stacked in models)
+        self.meter.count(forward=n_models * len(examples))
+        return bank.outputs(self._task, self._data, models, examples)
 
     def train_adapter(self, model: int, adapter: int, *, rank: int, epochs: int) -> tuple[nn.Module, Parameters]:
         """Return the model with low-rank adapters, and the parameters of adapter number ``adapter`` on it.
@@ -142,16 +241,24 @@ class TaskView:
         if mask is not None:
             stream = (self.name, STREAM, self.seed, model, "mask", mask[0])
             masks = MemberMasks(self._sites, stream, mask[1])
-        trained = self.train(model)
+        number = model if number is None else number
+        return self._member(self.train(model), number=number, masks=masks, model_number=model)
+
+    def checkpoint_member(self, model: int, epoch: int, *, number: int, weight: float = 1.0) -> Member:
+        """Return a member at the end of an epoch of a model's training; see :meth:`train_run`."""
+        trained = self.train_run(model, [epoch])[epoch]
+        return self._member(trained, number=number, weight=weight, model_number=model)
+
+    def _member(self, trained: Parameters, **fields: Any) -> Member:
         names = {name for name, _ in self._template.named_parameters()}
         parameters = {k: v for k, v in trained.items() if k in names}
         statistics = {k: v for k, v in trained.items() if k not in names}
-        return Member(self, model if number is None else number, parameters, self._template, statistics, masks)
+        return Member(self, parameters=parameters, statistics=statistics, model=self._template, **fields)
 
     def adapter_member(self, model: int, adapter: int, *, number: int, rank: int, epochs: int) -> Member:
         """Return a member whose gradients are taken with respect to a low-rank adapter only."""
         adapted, parameters = self.train_adapter(model, adapter, rank=rank, epochs=epochs)
-        return Member(self, number, parameters, adapted)
+        return Member(self, number, parameters, adapted, model_number=model)
 
     def warm_up(self) -> None:
         """Train on made-up examples for a step, so that libraries load and compile before the clock starts."""

@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 import traceback
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from tdabench.execution import execute
 from tdabench.files import write_arrays, write_json
 from tdabench.jobs import RESULT_FILE, Job, Plan, plan
 from tdabench.memory import PeakMemory
-from tdabench.meter import TRAIN, Meter
+from tdabench.meter import ATTRIBUTE, FIT, Meter
 from tdabench.options import make
 from tdabench.records import SCORES_FILE
 from tdabench.registry import find_method
@@ -124,28 +125,34 @@ def _measure(planned: Plan, view: TaskView, folder: Path, events: Events) -> dic
         "costs": _costs(view, wall_s, job.tune_s),
         "phases": view.meter.stopwatch.phases,
         "ingredients": {
-            "models_trained": len(view.meter.models),
+            "models_trained": view.meter.models_trained,
             "adapters_trained": len(view.meter.adapters),
             "forward_examples": view.meter.forward_examples,
             "backward_examples": view.meter.backward_examples,
         },
+        "correlations": _correlations(view.meter),
         "scores": {"sha256": sha256, "shape": list(scores.shape), "dtype": "float32"},
         "matmul_precision": torch.get_float32_matmul_precision(),
     }
+
+
+def _correlations(meter: Meter) -> dict[str, Any] | None:
+    found = meter.correlations.result() if meter.correlations is not None else None
+    return None if found is None else asdict(found)
 
 
 def _costs(view: TaskView, wall_s: float, tune_s: float) -> dict[str, Any]:
     meter = view.meter
     phases = meter.stopwatch.phases
     assert meter.memory is not None
-    # Training is charged by its own time and happens once, so its memory is not the method's.
-    peaks = [peak for phase, peak in meter.memory.peaks.items() if phase != TRAIN]
+    # Training is charged by its own time and happens once; what the harness measures is not the method's either.
+    peaks = [peak for phase, peak in meter.memory.peaks.items() if phase in (FIT, ATTRIBUTE)]
     on_cuda = view.device.type == "cuda"
     return {
         "train_s": meter.train_s,
         "extra_train_s": meter.extra_train_s,
-        "fit_s": phases.get("fit", 0.0),
-        "attribute_s": phases.get("attribute", 0.0),
+        "fit_s": phases.get(FIT, 0.0),
+        "attribute_s": phases.get(ATTRIBUTE, 0.0),
         "tune_s": tune_s,
         "wall_s": wall_s,
         "peak_host_bytes": max(peaks, default=0),

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
@@ -10,9 +12,19 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tdabench import MemberMethod
-from tdabench.baselines.grad_dot import GradDot
+from tdabench.baselines.grad_dot import GradDot, TracIn
 from tdabench.baselines.trak import Trak
-from tdabench.ensembles import Dropout, Independent, Lora, format_ensemble, kind_of, parse_ensemble
+from tdabench.ensembles import (
+    SIZES,
+    Checkpoints,
+    Dropout,
+    Independent,
+    Lora,
+    Projections,
+    format_ensemble,
+    kind_of,
+    parse_ensemble,
+)
 from tdabench.errors import Declined, OptionError, UnknownNameError, UsageError
 from tdabench.execution import execute
 from tdabench.options import values
@@ -28,6 +40,8 @@ ensembles = (
         mask=st.sampled_from(["shared", "per-sample"]),
     )
     | st.builds(Lora, models=counts, adapters=counts, rank=counts, epochs=counts)
+    | st.builds(Checkpoints, models=counts, last=counts, every=st.none() | counts)
+    | st.builds(Projections, models=counts, seeds=counts)
 )
 
 
@@ -38,7 +52,7 @@ def test_what_is_formatted_is_parsed_back(ensemble):
 
 @given(ensembles)
 def test_the_size_is_the_number_of_pairs(ensemble):
-    assert ensemble.size == ensemble.models * getattr(ensemble, "masks", 1) * getattr(ensemble, "adapters", 1)
+    assert ensemble.size == math.prod(count for name, count in values(ensemble).items() if name in SIZES)
 
 
 @pytest.mark.parametrize(
@@ -49,6 +63,9 @@ def test_the_size_is_the_number_of_pairs(ensemble):
         (" dropout ( models = 5 , masks=3, ) ", Dropout(5, 3)),
         ("dropout(mask=per-sample,scope=q-only)", Dropout(scope="q-only", mask="per-sample")),
         ("lora(rank=2)", Lora(rank=2)),
+        ("checkpoints(last=3, every=2)", Checkpoints(last=3, every=2)),
+        ("checkpoints(every=none)", Checkpoints()),
+        ("projections(models=2, seeds=4)", Projections(2, 4)),
     ],
 )
 def test_ensembles_are_written_freely(text, ensemble):
@@ -68,6 +85,7 @@ def test_ensembles_are_written_freely(text, ensemble):
         ("dropout(model=5)", UnknownNameError, "Unknown option of ensemble dropout 'model'. Did you mean 'models'"),
         ("dropout(models=five)", OptionError, "ensemble dropout's models must be of type int; got 'five'"),
         ("dropout(models=0)", OptionError, "ensemble dropout's models must be between 1 and inf; got 0"),
+        ("checkpoints(every=0)", OptionError, "ensemble checkpoints's every must be between 1 and inf; got 0"),
         ("dropout(scope=some)", OptionError, "ensemble dropout's scope must be one of all, q-only; got 'some'"),
     ],
 )
@@ -79,6 +97,9 @@ def test_what_cannot_be_read_is_explained(text, error, message):
 def test_sizes_are_always_shown_and_other_options_where_they_differ():
     assert format_ensemble("dropout", values(Dropout(5, 3))) == "dropout(models=5, masks=3)"
     assert format_ensemble("lora", values(Lora(rank=2))) == "lora(models=1, adapters=5, rank=2)"
+    assert format_ensemble("checkpoints", values(Checkpoints(2, 3))) == "checkpoints(models=2, last=3)"
+    assert format_ensemble("checkpoints", values(Checkpoints(every=4))) == "checkpoints(models=1, last=5, every=4)"
+    assert format_ensemble("projections", values(Projections())) == "projections(models=1, seeds=5)"
     assert format_ensemble("newer", {"size": 3}) == "newer(size=3)"
 
 
@@ -150,6 +171,118 @@ def test_lora_members_are_the_pairs_of_model_and_adapter(members, view):
     assert len({m.parameters["0.parametrizations.weight.0.up"].sum().item() for m in seen}) == 4
 
 
+@pytest.mark.parametrize(
+    ("ensemble", "n", "epochs"),
+    [
+        (Checkpoints(last=5), 30, [30, 27, 24, 21, 18]),
+        (Checkpoints(last=4), 50, [50, 44, 38, 32]),
+        (Checkpoints(last=4), 5, [5, 4, 3, 2]),
+        (Checkpoints(last=3, every=4), 9, [9, 5, 1]),
+        (Checkpoints(last=1), 1, [1]),
+    ],
+)
+def test_checkpoints_are_spread_over_the_second_half_or_as_asked(ensemble, n, epochs):
+    assert ensemble.epochs(n) == epochs
+
+
+@given(st.integers(1, 200), st.data())
+def test_checkpoints_by_default_are_different_epochs_of_the_second_half_where_it_has_enough(n, data):
+    epochs = Checkpoints(last=data.draw(st.integers(1, n))).epochs(n)
+    assert epochs[0] == n
+    assert all(a > b >= 1 for a, b in pairwise(epochs))
+    assert len(epochs) > n / 2 or epochs[-1] >= n / 2
+
+
+def test_checkpoint_members_are_the_models_on_their_way(members, view):
+    ensemble = Checkpoints(2, 3)
+    seen, _ = members(ensemble)
+    assert [m.number for m in seen] == list(range(6))
+    assert [m.model_number for m in seen] == [0, 0, 0, 1, 1, 1]
+    for member, epoch in zip(seen, 2 * [3, 2, 1], strict=True):
+        assert same(member.parameters, view().train_run(member.model_number, [epoch])[epoch])
+    assert all(same(seen[3 * i].parameters, view().train(i)) for i in range(2))
+    assert [m.weight for m in seen] == pytest.approx([1.0] * 6)
+
+
+def test_checkpoints_weigh_as_their_learning_rates(members, view, small, small_data):
+    sloping = view(replace(small, recipe=replace(small.recipe, schedule="linear", batch_size=50)), small_data)
+    weights = [m.weight for m in Checkpoints(1, 3).members(sloping)]
+    assert sum(weights) == pytest.approx(3)
+    # Three steps an epoch, nine in all: the rates of the middle steps are 8, 5 and 2 ninths of the highest.
+    assert weights == pytest.approx([3 * rate / 15 for rate in (2, 5, 8)])
+
+
+def test_tracin_is_the_sum_of_grad_dots_by_learning_rate(view, small, small_data):
+    def task():
+        return view(replace(small, recipe=replace(small.recipe, schedule="linear", batch_size=50)), small_data)
+
+    ensemble = Checkpoints(1, 3)
+    parts = torch.stack([GradDot().attribute(m, None) for m in ensemble.members(task())])
+    rates = torch.tensor([task().learning_rate(epoch) for epoch in (3, 2, 1)])
+    expected = (rates[:, None, None] * parts).sum(0) / rates.sum()
+    torch.testing.assert_close(execute(TracIn(), ensemble, task()), expected, rtol=1e-4, atol=1e-6)
+    assert torch.equal(execute(TracIn(), None, task()), execute(GradDot(), None, task()))
+
+
+def test_too_few_epochs_for_the_checkpoints_is_declined_before_anything_is_trained(view):
+    task = view()
+    with pytest.raises(Declined, match=r"a model of small is trained for 3 epochs: too few for 5 checkpoints$"):
+        execute(GradDot(), Checkpoints(), task)
+    with pytest.raises(Declined, match="too few for 2 checkpoints, 4 epochs apart"):
+        execute(GradDot(), Checkpoints(last=2, every=4), task)
+    assert not task.meter.runs
+
+
+def test_checkpoints_cost_one_training_a_model_also_for_who_has_it(view):
+    task, alone = view(), view()
+    execute(GradDot(), Checkpoints(2, 3), task)
+    execute(GradDot(), Independent(2), alone)
+    assert sorted(task.meter.runs) == ["model-0-0", "model-0-1"]
+    assert task.meter.train_s == alone.meter.train_s == task.meter.extra_train_s
+    assert task.meter.storage_bytes == pytest.approx(3 * alone.meter.storage_bytes, rel=0.01)
+
+
+def test_projections_differ_in_the_projection_alone(members, view):
+    seen = Projections(2, 3).members(view())
+    assert [m.number for m in seen] == list(range(6))
+    assert [m.model_number for m in seen] == [0, 0, 0, 1, 1, 1]
+    assert all(same(m.parameters, view().train(m.model_number)) for m in seen)
+    states = [Trak(16).fit(m) for m in seen]
+    assert len({s.features.sum().item() for s in states}) == 6
+    assert all(torch.equal(a.q, b.q) for a, b in pairwise(states[:3]))
+
+
+def test_projections_are_charged_one_model(view):
+    task = view()
+    execute(Trak(16), Projections(1, 4), task)
+    assert list(task.meter.models) == ["model-0-0"]
+    assert task.meter.extra_train_s == 0
+
+
+def test_projections_are_declined_for_a_method_that_does_not_project(view):
+    task = view()
+    with pytest.raises(Declined, match="projections need a method that projects at random"):
+        execute(GradDot(), Projections(), task)
+    assert not task.meter.models
+
+
+def test_more_projections_come_closer_to_a_large_one(view):
+    """The mean over members removes the projection's own noise, and nothing else."""
+    large = execute(Trak(4096), None, view())
+
+    def likeness(ensemble):
+        scores = execute(Trak(64), ensemble, view())
+        return torch.corrcoef(torch.stack([scores.flatten(), large.flatten()]))[0, 1]
+
+    assert likeness(Projections(1, 8)) > likeness(Projections(1, 1)) + 0.02
+
+
+@pytest.mark.parametrize("ensemble", [Independent(2), Dropout(2, 2), Lora(2, 2, epochs=1)])
+def test_members_know_their_model(members, ensemble):
+    seen, _ = members(ensemble)
+    assert [m.model_number for m in seen] == [m.number * 2 // len(seen) for m in seen]
+
+
 def test_q_only_is_declined_for_a_method_without_a_q_factor(view):
     with pytest.raises(Declined, match="scope=q-only needs a method with a Q factor"):
         execute(GradDot(), Dropout(scope="q-only"), view())
@@ -177,7 +310,15 @@ def test_q_only_averages_q_over_the_masks(view):
 
 
 @pytest.mark.parametrize(
-    "ensemble", [Independent(3), Dropout(2, 2), Dropout(2, 3, scope="q-only"), Lora(1, 2, epochs=1)]
+    "ensemble",
+    [
+        Independent(3),
+        Dropout(2, 2),
+        Dropout(2, 3, scope="q-only"),
+        Lora(1, 2, epochs=1),
+        Checkpoints(1, 2),
+        Projections(2, 2),
+    ],
 )
 def test_trak_multiplies_the_mean_kernel_by_the_mean_q(view, ensemble):
     scores = execute(Trak(16), ensemble, view())

@@ -103,6 +103,16 @@ def test_times_and_bytes_of_models_and_adapters_add_up():
     assert meter.storage_bytes == 121
 
 
+def test_a_run_with_checkpoints_is_charged_also_to_who_has_its_model():
+    meter = Meter()
+    meter.runs |= {"a": Trained(2.0, 30), "b": Trained(3.0, 30)}
+    assert (meter.train_s, meter.extra_train_s, meter.storage_bytes, meter.models_trained) == (5.0, 5.0, 60, 2)
+    meter.models["a"] = Trained(2.1, 10)  # the end of the first run
+    assert (meter.train_s, meter.extra_train_s, meter.storage_bytes, meter.models_trained) == (5.0, 5.0, 60, 2)
+    meter.models["c"] = Trained(4.0, 10)
+    assert (meter.train_s, meter.extra_train_s, meter.models_trained) == (9.0, 5.0, 3)
+
+
 def test_passes_are_counted_and_phases_announced():
     seen = []
     meter = Meter(on_phase=seen.append)

@@ -8,13 +8,13 @@ import torch
 
 from tdabench import Examples, TaskData, UsageError
 from tdabench.baselines.controls import GradientNorm, Random
-from tdabench.baselines.grad_dot import GradCos, GradDot
+from tdabench.baselines.grad_dot import GradCos, GradDot, TracIn
 from tdabench.baselines.trak import Trak
-from tdabench.ensembles import Dropout, Independent, Lora
+from tdabench.ensembles import Checkpoints, Dropout, Independent, Lora
 from tdabench.execution import execute
 from tdabench.trainer import target_outputs, train_replicas
 
-METHODS = [GradDot(), GradCos(), Trak(64), Random(), GradientNorm()]
+METHODS = [GradDot(), GradCos(), TracIn(), Trak(64), Random(), GradientNorm()]
 PLANTED, QUERY = 17, 3
 
 
@@ -174,7 +174,15 @@ def test_random_is_reproducible_per_seed_and_differs_between_members(view):
 
 @pytest.mark.parametrize("method", METHODS, ids=name_of)
 @pytest.mark.parametrize(
-    "ensemble", [None, Independent(2), Dropout(1, 2), Dropout(1, 2, mask="per-sample"), Lora(1, 2, rank=2, epochs=1)]
+    "ensemble",
+    [
+        None,
+        Independent(2),
+        Dropout(1, 2),
+        Dropout(1, 2, mask="per-sample"),
+        Lora(1, 2, rank=2, epochs=1),
+        Checkpoints(1, 2),
+    ],
 )
 def test_every_method_under_every_ensemble_is_deterministic_and_finite(view, method, ensemble):
     first, second = (execute(method, ensemble, view()) for _ in range(2))

@@ -30,9 +30,23 @@ def test_golden_record_is_read_and_written_byte_for_byte():
     assert record.costs.serve_s == 3.25
 
 
+def test_a_record_without_correlations_is_read():
+    value = golden()
+    del value["correlations"]
+    assert parse_record(json.dumps(value), WHERE).correlations is None
+
+
+@pytest.mark.parametrize("wrong", [{"within": 1.5}, {"between": "0.5"}, {"n_within_pairs": -1}, {"lds": 0.3}])
+def test_correlations_are_between_minus_one_and_one(wrong):
+    value = golden()
+    value["correlations"] |= wrong
+    with pytest.raises(FileFormatError, match=f"correlations.{next(iter(wrong))}: "):
+        parse_record(json.dumps(value), WHERE)
+
+
 def test_a_run_that_failed_has_neither_costs_nor_scores():
     value = golden() | {"status": "failed", "reason": "it broke", "ensemble": None, "phases": {}}
-    for part in ("costs", "ingredients", "scores"):
+    for part in ("costs", "ingredients", "correlations", "scores"):
         del value[part]
     record = parse_record(json.dumps(value), WHERE)
     assert (record.costs, record.scores, record.label, record.members) == (None, None, "trak", 1)
@@ -105,7 +119,7 @@ def test_not_a_record_at_all(tmp_path, content):
 
 
 def test_no_field_holds_quality():
-    fields = {*Record.model_fields, *golden()["costs"], *golden()["ingredients"]}
+    fields = {*Record.model_fields, *golden()["costs"], *golden()["ingredients"], *golden()["correlations"]}
     assert not fields & {"lds", "score", "rank", "evaluation", "quality"}
 
 

@@ -130,6 +130,18 @@ def test_a_models_training_is_charged_to_every_run_that_uses_it(two_attempts):
     assert first.storage_bytes == second.storage_bytes > 0
 
 
+def test_checkpoints_are_charged_one_training_and_their_members_are_compared(planned, runs):
+    _, record = run(planned("Good", "checkpoints(models=2, last=2)", seed=5), runs)
+    assert (record.status, record.members, record.ingredients.models_trained) == ("ok", 4, 2)
+    assert record.costs.extra_train_s == record.costs.train_s > 0
+    found = record.correlations
+    assert (found.n_within_pairs, found.n_between_pairs) == (2, 4)
+    assert 0 < found.between < found.within < 1
+    _, alone = run(planned("Good", "independent(models=1)", seed=5), runs)
+    assert alone.correlations is None
+    assert alone.costs.train_s < record.costs.train_s
+
+
 # --- time
 
 

@@ -14,12 +14,12 @@ from tdabench.suites import find_suite, suite_names
 TEXT = """
 title = "Two methods"
 [[run]]
-task = "digits-mlp"
+tasks = ["digits-mlp"]
 methods = ["random", "trak"]
 ensembles = ["", "independent(models=2)"]
 seeds = [0, 1]
 [[run]]
-task = "mnist-mlp"
+tasks = ["mnist-mlp"]
 methods = ["trak"]
 ensembles = [""]
 """
@@ -39,6 +39,13 @@ def test_every_method_under_every_ensemble_and_seed(tmp_path):
     }
     assert suite.jobs[8].task == "mnist-mlp"
     assert suite.jobs[8].seed == 0
+
+
+def test_what_is_left_out_is_known_by_task(tmp_path):
+    left_out = '[[left_out]]\ntasks = ["mnist-mlp"]\nwhat = "datamodels"\nreason = "they take long"\n'
+    suite = find_suite(write(tmp_path, TEXT + left_out))
+    assert suite.left_out_of("mnist-mlp") == (("datamodels", "they take long"),)
+    assert suite.left_out_of("digits-mlp") == ()
 
 
 @pytest.mark.parametrize("name", suite_names())

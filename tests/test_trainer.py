@@ -164,9 +164,17 @@ def test_subsets_of_different_sizes_are_refused(small, small_data):
 
 
 def test_on_epoch_hears_of_every_epoch(small, small_data):
-    seen = []
-    train_replicas(small, small_data, small.subset_masks()[:1], "x", on_epoch=seen.append)
-    assert seen == [1, 2, 3]
+    seen = {}
+
+    def keep(epoch, values):
+        seen[epoch] = {k: v.detach().clone() for k, v in values.items()}
+
+    masks = small.subset_masks()[:2]
+    final = train_replicas(small, small_data, masks, "x", on_epoch=keep)
+    assert list(seen) == [1, 2, 3]
+    assert all(torch.equal(seen[3][k], final[k]) for k in final)
+    early = train_replicas(small, small_data, masks, "x", recipe=replace(small.recipe, epochs=1))
+    assert all(torch.equal(seen[1][k], early[k]) for k in early)
 
 
 def test_the_recipe_can_be_replaced(small, small_data):

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tdabench import ground_truth
 from tdabench.errors import FileFormatError, UsageError
@@ -15,7 +17,7 @@ from tdabench.ground_truth import read_ground_truth, write_ground_truth
 from tdabench.jobs import Job, plan
 from tdabench.registry import find_method
 from tdabench.runner import find_run
-from tdabench.tuning import Tuned, combinations, grid_of, read_tuned, tune, with_tuned_options, write_tuned
+from tdabench.tuning import Candidate, Tuned, grid_of, read_tuned, search, tune, with_tuned_options, write_tuned
 
 METHODS = Path(__file__).parent / "methods_for_runner.py"
 GOOD = f"{METHODS}:Good"
@@ -119,13 +121,29 @@ def test_a_broken_file_of_choices_says_what_to_do(own_task, text):
         read_tuned(own_task)
 
 
-def test_a_failed_candidate_stops_the_tuning(tuned, runs, small_reference, monkeypatch):
+def test_a_failed_candidate_is_not_chosen(tuned, runs, small_reference, monkeypatch):
+    from tdabench import records
+
+    real = records.read_record
+    broken = {"status": "failed", "reason": "it broke", "costs": None}
+
+    def read(folder):
+        record = real(folder)
+        return record.model_copy(update=broken) if record.options["skew"] == 0.0 else record
+
+    monkeypatch.setattr(records, "read_record", read)
+    again = tune(Job(small_reference, GOOD, {}), runs)
+    assert [c.tuning_lds is None for c in again.candidates] == [False, True, False]
+    assert again.options == {"skew": 0.5}
+
+
+def test_tuning_ends_where_nothing_works(tuned, runs, small_reference, monkeypatch):
     from tdabench import records
 
     real = records.read_record
     broken = {"status": "failed", "reason": "it broke", "costs": None}
     monkeypatch.setattr(records, "read_record", lambda folder: real(folder).model_copy(update=broken))
-    with pytest.raises(UsageError, match=r"Tuning stopped: .*Good .* ended as failed \(it broke\)"):
+    with pytest.raises(UsageError, match="Tuning stopped: none of 3 candidates ended as ok"):
         tune(Job(small_reference, GOOD, {}), runs)
 
 
@@ -142,11 +160,32 @@ def test_the_timeout_reaches_the_candidates(small_reference, small_truth_folder,
 
 def test_grid():
     assert grid_of(find_method(GOOD), "good") == {"skew": (1.0, 0.0, 0.5)}
-    assert list(combinations({"a": (1, 2), "b": "xy"})) == [
-        {"a": 1, "b": "x"},
-        {"a": 1, "b": "y"},
-        {"a": 2, "b": "x"},
-        {"a": 2, "b": "y"},
-    ]
-    with pytest.raises(UsageError, match="random declares nothing to tune"):
-        grid_of(find_method("random"), "random")
+
+
+def searched(grid, start, score, budget):
+    def measure(options):
+        return Candidate(options=options, tuning_lds=score(**options), serve_s=1.0)
+
+    return [c.options for c in search(grid, start, measure, budget)]
+
+
+def test_all_of_a_grid_is_tried_if_the_budget_allows():
+    grid = {"a": (1, 2), "b": (3, 4)}
+    expected = [{"a": 1, "b": 3}, {"a": 1, "b": 4}, {"a": 2, "b": 3}, {"a": 2, "b": 4}]
+    assert searched(grid, {"a": 1, "b": 3}, lambda a, b: 0.0, 4) == expected
+
+
+def test_a_large_grid_is_searched_option_by_option_around_the_best():
+    grid = {"a": (1, 2, 3), "b": (1, 2, 3)}
+    tried = searched(grid, {"a": 1, "b": 2}, lambda a, b: -abs(a - 3) - abs(b - 1.0), 8)
+    assert tried == [{"a": a, "b": 2} for a in (1, 2, 3)] + [{"a": 3, "b": b} for b in (1, 3)]
+
+
+@given(budget=st.integers(1, 40), sizes=st.lists(st.integers(1, 4), min_size=1, max_size=3))
+def test_no_search_exceeds_its_budget_or_repeats_a_candidate(budget, sizes):
+    grid = {f"o{i}": tuple(range(n)) for i, n in enumerate(sizes)}
+    tried = searched(grid, dict.fromkeys(grid, 0), lambda **options: float(sum(options.values())), budget)
+    assert 1 <= len(tried) <= budget
+    assert len({tuple(t.items()) for t in tried}) == len(tried)
+    if budget >= 12:
+        assert {k: v[-1] for k, v in grid.items()} in tried

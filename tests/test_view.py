@@ -25,7 +25,7 @@ def trainings(monkeypatch):
     view_module_train = view_module.train_replicas
     view_module_fit = view_module.fit_stacked
     monkeypatch.setattr(view_module, "fit_stacked", counted)
-    monkeypatch.setattr(view_module, "train_replicas", lambda *a: calls.append(a) or view_module_train(*a))
+    monkeypatch.setattr(view_module, "train_replicas", lambda *a, **k: calls.append(a) or view_module_train(*a, **k))
     return calls
 
 
@@ -146,6 +146,68 @@ def test_the_view_leads_to_no_ground_truth(view, small, small_truth_folder):
     assert not (task._task.folder / "ground_truth").exists()
 
 
+def test_checkpoints_are_those_of_the_training_on_the_way(view, small):
+    last = view().epochs
+    assert last == 3
+    run = view().train_run(1, [1, 2, 3])
+    assert same(run[last], view(store="apart").train(1))
+    early = replace(small, recipe=replace(small.recipe, epochs=2))
+    assert same(run[2], view(early, small.data(), store="early").train(1))
+    assert not same(run[1], run[2])
+
+
+def test_one_training_serves_all_checkpoints_and_the_model(view, trainings):
+    first, second = view(), view()
+    run = first.train_run(0, [2, 3])
+    assert same(first.train(0), run[3])
+    assert len(trainings) == 1
+    again = second.train_run(0, [2, 3])
+    assert all(same(run[e], again[e]) for e in run)
+    assert same(view().train(0), run[3])
+    assert len(trainings) == 1
+    assert first.meter.runs == second.meter.runs
+    assert second.meter.train_s == first.meter.train_s > 0
+
+
+def test_a_model_that_is_there_is_trained_again_for_its_checkpoints_and_kept(view, trainings, tmp_path):
+    view().train(0)
+    (file,) = (tmp_path / "models").iterdir()
+    before = file.read_bytes()
+    run = view().train_run(0, [1, 3])
+    assert len(trainings) == 2
+    assert file.read_bytes() == before
+    assert sorted(f.name for f in file.parent.iterdir()) == ["model-0-0-epoch-1.safetensors", "model-0-0.safetensors"]
+    assert same(run[3], view().train(0))
+
+
+def test_a_run_is_charged_once_and_each_checkpoint_stored(view):
+    task, alone = view(), view(store="apart")
+    alone.train(0)
+    task.train_run(0, [1, 3])
+    task.train_run(0, [2])
+    task.train(0)
+    ((name, run),) = task.meter.runs.items()
+    assert name == "model-0-0"
+    assert task.meter.train_s == task.meter.extra_train_s == run.seconds
+    assert task.meter.models_trained == 1
+    assert task.meter.storage_bytes == pytest.approx(3 * alone.meter.storage_bytes, rel=0.01)
+
+
+def test_a_damaged_checkpoint_is_made_again_from_the_whole_run(view, trainings, tmp_path):
+    run = view().train_run(0, [1, 2, 3])
+    (tmp_path / "models" / "model-0-0-epoch-1.safetensors").write_bytes(b"")
+    again = view().train_run(0, [1, 2, 3])
+    assert len(trainings) == 2
+    assert all(same(run[e], again[e]) for e in run)
+
+
+def test_the_learning_rate_of_an_epoch_is_the_mean_over_its_steps(view, small, small_data):
+    assert view().learning_rate(1) == pytest.approx(0.2)
+    sloping = replace(small, recipe=replace(small.recipe, schedule="linear", batch_size=50))  # 3 steps an epoch
+    rates = [view(sloping, small_data).learning_rate(epoch) for epoch in (1, 2, 3)]
+    assert rates == pytest.approx([0.2 * (1 - step / 9) for step in (1, 4, 7)])
+
+
 STATISTICS = ["1.running_mean", "1.running_var", "1.num_batches_tracked"]
 
 
@@ -167,6 +229,16 @@ def test_running_statistics_are_trained_kept_and_loaded_with_the_model(view, nor
     assert len(trainings) == 1
     state_bytes = sum(v.numel() * v.element_size() for v in trained.values())
     assert state_bytes <= fresh.meter.storage_bytes < state_bytes + 2048  # the file has a header
+
+
+def test_running_statistics_are_those_of_the_checkpoint(view, normalised, small_data):
+    run = view(normalised, small_data).train_run(0, [1, 2, 3])
+    steps = [int(run[epoch]["1.num_batches_tracked"]) for epoch in (1, 2, 3)]
+    assert steps == [6, 12, 18]
+    assert list(run[1]) == list(run[3]) == [*dict(normalised.make_model().named_parameters()), *STATISTICS]
+    member = view(normalised, small_data).checkpoint_member(0, 1, number=0)
+    assert same(member.statistics, {k: run[1][k] for k in STATISTICS})
+    assert not same(run[1], run[2])
 
 
 class KeepsEverything(MemberMethod):

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
-from tdabench.board.marks import PATHS, Point
+from tdabench.board import svg
+from tdabench.board.marks import PATHS, Point, Predicted
 from tdabench.board.rows import Axis, format_score
 from tdabench.board.scale import ZERO_COLUMN, Linear, Log, cost_scale, cost_ticks, score_scale, score_ticks
 
@@ -23,10 +25,12 @@ class Size:
     font: float
     ticks: int
     sizes_labelled: bool
+    ends_labelled: bool = False
 
 
 WIDE = Size("wide", 860, 470, 12.5, 9, sizes_labelled=True)
 COMPACT = Size("compact", 380, 290, 11.0, 4, sizes_labelled=False)
+GROWTH = Size("compact", 480, 350, 11.0, 8, sizes_labelled=False, ends_labelled=True)
 
 LEFT, RIGHT, TOP, BOTTOM = 40, 14, 30, 44
 LONGEST_LABEL = 34
@@ -53,7 +57,14 @@ class Frame:
         return self.size.height - BOTTOM
 
 
-def draw(points: Sequence[Point], axis: Axis, ceiling: float | None, size: Size, name: str) -> Markup:
+def draw(
+    points: Sequence[Point],
+    axis: Axis,
+    ceiling: float | None,
+    size: Size,
+    name: str,
+    predicted: Sequence[Predicted] = (),
+) -> Markup:
     """Draw one chart.
 
     Parameters
@@ -64,18 +75,21 @@ def draw(points: Sequence[Point], axis: Axis, ceiling: float | None, size: Size,
         The task's noise ceiling; None draws no line.
     name
         What the chart is called for readers who cannot see it.
+    predicted
+        Lines beside the measured ones.
     """
-    frame = _frame(points, ceiling, size)
+    frame = _frame(points, ceiling, size, predicted)
     ordered = sorted(points, key=lambda p: (p.on_front, p.cost, -p.lds, p.anchor))
     parts = [
         *_grid(frame, axis),
         *_front(frame, points),
         *_ceiling(frame, ceiling),
         *_curves(frame, points),
+        *(_dashed(frame, p) for p in predicted),
         *(_mark(frame, p) for p in ordered),
-        *_labels(frame, points, ceiling),
+        *_labels(frame, points, ceiling, predicted),
     ]
-    return _tag(
+    return svg.tag(
         "svg",
         *parts,
         class_=f"chart {size.name}",
@@ -85,9 +99,11 @@ def draw(points: Sequence[Point], axis: Axis, ceiling: float | None, size: Size,
     )
 
 
-def _frame(points: Sequence[Point], ceiling: float | None, size: Size) -> Frame:
+def _frame(points: Sequence[Point], ceiling: float | None, size: Size, predicted: Sequence[Predicted]) -> Frame:
     heights = [v for p in points for v in (p.lds, p.low, p.high) if v == v] + ([] if ceiling is None else [ceiling])
-    x = cost_scale([p.cost for p in points], LEFT, size.width - RIGHT)
+    heights += [lds for p in predicted for _, lds in p.line]
+    costs = [p.cost for p in points] + [cost for p in predicted for cost, _ in p.line]
+    x = cost_scale(costs, LEFT, size.width - RIGHT)
     return Frame(size, x, score_scale(heights, size.height - BOTTOM, TOP))
 
 
@@ -97,19 +113,24 @@ def _grid(frame: Frame, axis: Axis) -> Iterable[Markup]:
     decimals = max(len(f"{value:g}".partition(".")[2]) for value in scores)
     for value in scores:
         y = frame.y(value)
-        yield _tag("path", class_="zero" if value == 0 else "grid", d=f"M{LEFT} {_n(y)}H{_n(frame.right)}")
-        yield _text(f"{value:.{decimals}f}".replace("-", "−") if value else "0", LEFT - 8, y + 4, "end")
+        yield svg.tag(
+            "path", class_="zero" if value == 0 else "grid", d=f"M{LEFT} {svg.number(y)}H{svg.number(frame.right)}"
+        )
+        yield svg.text(f"{value:.{decimals}f}".replace("-", "−") if value else "0", LEFT - 8, y + 4, "end")
     for value in cost_ticks(frame.x, axis.unit, frame.size.ticks):
         x = frame.x(value)
-        yield _tag("path", class_="tick", d=f"M{_n(x)} {_n(base)}v5")
-        yield _text(axis.text(value), x, base + 18, "middle")
+        yield svg.tag("path", class_="tick", d=f"M{svg.number(x)} {svg.number(base)}v5")
+        yield svg.text(axis.text(value), x, base + 18, "middle")
     if frame.x.zero is not None:
         edge = LEFT + ZERO_COLUMN
-        yield _tag("rect", class_="zeros", x=LEFT, y=TOP, width=_n(ZERO_COLUMN), height=_n(base - TOP))
-        yield _text("0", frame.x.zero, base + 18, "middle")
-        yield _tag("path", class_="break", d=f"M{_n(edge)} {_n(base + 5)}l4-10m2 10l4-10")
-    yield _text("LDS, ↑ better", 4, 14, "start", "name")
-    yield _text(f"← cheaper · {axis.label}, log scale", middle, frame.size.height - 6, "middle", "name")
+        yield svg.tag(
+            "rect", class_="zeros", x=LEFT, y=TOP, width=svg.number(ZERO_COLUMN), height=svg.number(base - TOP)
+        )
+        yield svg.text("0", frame.x.zero, base + 18, "middle")
+        yield svg.tag("path", class_="break", d=f"M{svg.number(edge)} {svg.number(base + 5)}l4-10m2 10l4-10")
+    yield svg.text("LDS, ↑ better", 4, 14, "start", "name")
+    better = "" if axis.unit == "members" else "← cheaper · "
+    yield svg.text(f"{better}{axis.label}, log scale", middle, frame.size.height - 6, "middle", "name")
 
 
 def _front(frame: Frame, points: Sequence[Point]) -> Iterable[Markup]:
@@ -117,10 +138,14 @@ def _front(frame: Frame, points: Sequence[Point]) -> Iterable[Markup]:
     steps = _steps(frame, points)
     if not steps:
         return
-    (x, y), right, bottom = steps[0], _n(frame.right), _n(frame.bottom)
-    path = f"M{_n(x)} {_n(y)}" + "".join(f"H{_n(x)}V{_n(y)}" for x, y in steps[1:]) + f"H{right}"
-    yield _tag("path", class_="beaten", d=f"{path}V{bottom}H{_n(x)}z")
-    yield _tag("path", class_="front", d=path)
+    (x, y), right, bottom = steps[0], svg.number(frame.right), svg.number(frame.bottom)
+    path = (
+        f"M{svg.number(x)} {svg.number(y)}"
+        + "".join(f"H{svg.number(x)}V{svg.number(y)}" for x, y in steps[1:])
+        + f"H{right}"
+    )
+    yield svg.tag("path", class_="beaten", d=f"{path}V{bottom}H{svg.number(x)}z")
+    yield svg.tag("path", class_="front", d=path)
 
 
 def _steps(frame: Frame, points: Sequence[Point]) -> list[tuple[float, float]]:
@@ -131,8 +156,8 @@ def _steps(frame: Frame, points: Sequence[Point]) -> list[tuple[float, float]]:
 def _ceiling(frame: Frame, ceiling: float | None) -> Iterable[Markup]:
     if ceiling is not None:
         y = frame.y(ceiling)
-        yield _tag("path", class_="ceiling", d=f"M{LEFT} {_n(y)}H{_n(frame.right)}")
-        yield _text(_ceiling_text(ceiling), frame.right, y - 6, "end", "ceiling-name")
+        yield svg.tag("path", class_="ceiling", d=f"M{LEFT} {svg.number(y)}H{svg.number(frame.right)}")
+        yield svg.text(_ceiling_text(ceiling), frame.right, y - 6, "end", "ceiling-name")
 
 
 def _ceiling_text(ceiling: float) -> str:
@@ -140,37 +165,58 @@ def _ceiling_text(ceiling: float) -> str:
 
 
 def _curves(frame: Frame, points: Sequence[Point]) -> Iterable[Markup]:
+    for path in _in_curves(points):
+        if len(path) > 1:
+            d = svg.line([(frame.x(p.cost), frame.y(p.lds)) for p in path])
+            yield svg.tag("path", class_=f"curve c{path[0].colour}", d=d)
+
+
+def _in_curves(points: Sequence[Point]) -> list[list[Point]]:
+    """Sort points into curves, each from its smallest size on."""
     curves: dict[tuple[object, ...], list[Point]] = defaultdict(list)
     for point in points:
         curves[point.curve].append(point)
-    for members in curves.values():
-        if len(members) > 1:
-            path = sorted(members, key=lambda p: (p.members, p.cost, p.anchor))
-            d = "M" + "L".join(f"{_n(frame.x(p.cost))} {_n(frame.y(p.lds))}" for p in path)
-            yield _tag("path", class_=f"curve c{path[0].colour}", d=d)
+    return [sorted(curve, key=lambda p: (p.members, p.cost, p.anchor)) for curve in curves.values()]
+
+
+def _dashed(frame: Frame, predicted: Predicted) -> Markup:
+    d = svg.line([(frame.x(cost), frame.y(lds)) for cost, lds in predicted.line])
+    title = svg.tag("title", predicted.title)
+    return svg.tag("path", title, class_=f"predicted c{predicted.colour}", d=d)
 
 
 def _mark(frame: Frame, point: Point) -> Markup:
     x, y = frame.x(point.cost), frame.y(point.lds)
-    parts = [_tag("title", point.title)]
+    parts = [svg.tag("title", point.title)]
     if point.low == point.low and point.high == point.high:
         top, bottom = frame.y(point.high) - y, frame.y(point.low) - y
-        parts.append(_tag("path", class_="whisker", d=f"M0 {_n(top)}V{_n(bottom)}M-3 {_n(top)}h6M-3 {_n(bottom)}h6"))
-    parts.append(_tag("path", class_="mark", d=PATHS[point.shape]))
-    return _tag(
+        parts.append(
+            svg.tag(
+                "path",
+                class_="whisker",
+                d=f"M0 {svg.number(top)}V{svg.number(bottom)}M-3 {svg.number(top)}h6M-3 {svg.number(bottom)}h6",
+            )
+        )
+    parts.append(svg.tag("path", class_="mark", d=PATHS[point.shape]))
+    return svg.tag(
         "a",
         *parts,
         href=f"#{point.anchor}",
         class_=f"point c{point.colour}{' on-front' if point.on_front else ''}",
-        transform=f"translate({_n(x)} {_n(y)})",
+        transform=f"translate({svg.number(x)} {svg.number(y)})",
     )
 
 
-def _labels(frame: Frame, points: Sequence[Point], ceiling: float | None) -> Iterable[Markup]:
+def _labels(
+    frame: Frame, points: Sequence[Point], ceiling: float | None, predicted: Sequence[Predicted]
+) -> Iterable[Markup]:
     """Label the runs on the front, then sizes along the curves, each where it touches nothing; else not at all."""
     taken = [_around(frame, p) for p in points]
     taken += [_whisker_box(frame, p) for p in points if p.on_front]
     taken += _front_boxes(frame, points)
+    if frame.size.ends_labelled:
+        lines = [*([(p.cost, p.lds) for p in path] for path in _in_curves(points)), *(p.line for p in predicted)]
+        taken += [box for places in lines for box in _line_boxes(frame, places)]
     if ceiling is not None:
         width, y = _width(_ceiling_text(ceiling), frame.size.font), frame.y(ceiling)
         taken.append((frame.right - width, y - 18, frame.right, y))
@@ -178,7 +224,7 @@ def _labels(frame: Frame, points: Sequence[Point], ceiling: float | None) -> Ite
         place = next((p for text in texts if (p := _free_place(frame, point, text, taken))), None)
         if place is not None:
             taken.append(place.box)
-            yield _text(place.text, place.x, place.y, place.anchor, f"{css} c{point.colour}")
+            yield svg.text(place.text, place.x, place.y, place.anchor, f"{css} c{point.colour}")
 
 
 def _wanted(size: Size, points: Sequence[Point]) -> Iterable[tuple[Point, list[str], str]]:
@@ -189,6 +235,9 @@ def _wanted(size: Size, points: Sequence[Point]) -> Iterable[tuple[Point, list[s
         if not size.sizes_labelled:
             shorter = shorter[:1]  # a bare size says nothing without a curve to sit on
         yield p, [_shorten(text) for text in (p.label, *shorter)], "label"
+    if size.ends_labelled:
+        for p in sorted((path[-1] for path in _in_curves(points)), key=lambda p: (p.members, p.lds), reverse=True):
+            yield p, [_shorten(p.label), _shorten(p.brief)], "label"
     if size.sizes_labelled:
         for p in points:
             if p.members > 1 and not p.on_front:
@@ -236,10 +285,22 @@ def _front_boxes(frame: Frame, points: Sequence[Point]) -> list[Box]:
     """Box in the treads and risers of the front, so that no label lies across it."""
     steps = _steps(frame, points)
     boxes = []
-    for (x, y), (next_x, next_y) in zip(steps, [*steps[1:], (frame.right, None)], strict=True):
+    for (x, y), (next_x, next_y) in zip(steps, [*steps[1:], (frame.right, None)], strict=False):
         boxes.append((x, y - 1.0, next_x, y + 1.0))
         if next_y is not None:
             boxes.append((next_x - 1.0, next_y, next_x + 1.0, y))
+    return boxes
+
+
+def _line_boxes(frame: Frame, places: Sequence[tuple[float, float]]) -> list[Box]:
+    """Box in a line piece by piece, so that no label lies across it."""
+    boxes = []
+    for (cost, lds), (next_cost, next_lds) in pairwise(places):
+        (x, y), (to_x, to_y) = (frame.x(cost), frame.y(lds)), (frame.x(next_cost), frame.y(next_lds))
+        pieces = max(1, round(abs(to_x - x) / 8))
+        for k in range(pieces):
+            a, b = y + (to_y - y) * k / pieces, y + (to_y - y) * (k + 1) / pieces
+            boxes.append((x + (to_x - x) * k / pieces, min(a, b) - 1, x + (to_x - x) * (k + 1) / pieces, max(a, b) + 1))
     return boxes
 
 
@@ -254,22 +315,3 @@ def _width(text: str, font: float) -> float:
 
 def _shorten(text: str) -> str:
     return text if len(text) <= LONGEST_LABEL else text[: LONGEST_LABEL - 1] + "…"
-
-
-def _text(text: str, x: float, y: float, anchor: str, css: str = "value") -> Markup:
-    return _tag("text", text, x=_n(x), y=_n(y), text_anchor=anchor, class_=css)
-
-
-def _n(value: float) -> str:
-    """Write a coordinate to a tenth of a pixel: small, and the same on every machine."""
-    return f"{round(value, 1) + 0.0:g}"
-
-
-_ATTRIBUTES: dict[str, str] = {"class_": "class", "viewBox": "viewBox"}
-
-
-def _tag(tag: str, *children: Markup | str, **attributes: object) -> Markup:
-    """Build an element; text and attribute values are escaped, children that are elements are not."""
-    written = "".join(f' {_ATTRIBUTES.get(k, k.replace("_", "-"))}="{escape(v)}"' for k, v in attributes.items())
-    inside = "".join(escape(child) for child in children)
-    return Markup(f"<{tag}{written}>{inside}</{tag}>" if children else f"<{tag}{written}/>")

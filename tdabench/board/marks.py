@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tdabench.board.rows import Axis, Row, format_score
+from tdabench.ensembles import SIZES
 
 # (light scheme, dark scheme). Chosen for at least 3:1 against the background, and to stay apart under the three common
 # colour-vision deficiencies; tests measure both. Labels and shapes carry the same facts, so no reader depends on it.
@@ -41,9 +42,6 @@ PATHS = {
     "cross": "M-1.8-5.4h3.6v3.6h3.6v3.6h-3.6v3.6h-3.6v-3.6h-3.6v-3.6h3.6z",
 }
 
-# Options of an ensemble that count members; all others (scope, rank) make it another variant.
-SIZES = frozenset({"models", "masks", "adapters", "last", "seeds"})
-
 
 @dataclass(frozen=True)
 class Point:
@@ -74,6 +72,15 @@ class Point:
     anchor: str
     curve: tuple[object, ...]
     members: int
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """A line of (cost, LDS) that was not measured but predicted."""
+
+    line: list[tuple[float, float]]
+    colour: int
+    title: str
 
 
 def colours(rows: Sequence[Row]) -> dict[str, int]:

@@ -74,6 +74,8 @@ class TaskInfo:
         LDS that a perfect method would reach; None where it cannot be estimated.
     reliability
         Split-half reliability of the ground truth, in [-1, 1]; None likewise.
+    left_out
+        What a suite did not run on the task, and why.
     """
 
     name: str
@@ -86,6 +88,7 @@ class TaskInfo:
     n_seeds: int
     ceiling: float | None = None
     reliability: float | None = None
+    left_out: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -143,7 +146,7 @@ class Axis:
     name, label
         On the control; along the axis of the chart.
     unit
-        ``s`` or ``B``.
+        ``s``, ``B``, or ``members``.
     cost
         Reads the cost from a record's costs.
     """
@@ -151,7 +154,7 @@ class Axis:
     key: str
     name: str
     label: str
-    unit: Literal["s", "B"]
+    unit: Literal["s", "B", "members"]
     cost: Callable[[Costs], float]
 
     def value(self, row: Row) -> float | None:

@@ -76,7 +76,7 @@ def score_ticks(scale: Linear, at_most: int = 7) -> list[float]:
 
 
 def cost_ticks(scale: Log, unit: str, at_most: int) -> list[float]:
-    """Return values that people name (1 s, 10 s, 1 min, 10 min, 1 h; 1 kB, 10 kB), as densely as fits.
+    """Return values that people name (1 s, 10 s, 1 min, 10 min, 1 h; 1 kB, 10 kB; whole members), as densely as fits.
 
     Where all costs are zero there are none.
     """
@@ -96,4 +96,6 @@ def _ladders(scale: Log, unit: str) -> tuple[list[float], list[float]]:
         hours = [3600.0 * float(f"{m}e{k}") for k in range(_HOURS) for m in (1, 2, 5)]
         fine = [v for v in fine if v < 10] + clock + hours
         coarse = [v for v in coarse if v < 60] + [60.0, 600.0] + [3600.0 * 10**k for k in range(_HOURS)]
+    if unit == "members":
+        fine, coarse = ([v for v in ladder if v >= 1] for ladder in (fine, coarse))
     return fine, coarse

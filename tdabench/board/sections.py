@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 
 from markupsafe import Markup
 
-from tdabench.board.chart import COMPACT, WIDE, draw
+from tdabench.board.chart import COMPACT, GROWTH, WIDE, draw
 from tdabench.board.findings import Finding, describe_machine, findings
-from tdabench.board.marks import PATHS, colours, points, shape_of
+from tdabench.board.growth import MEMBERS, Curve, grown
+from tdabench.board.marks import PATHS, Predicted, colours, points, shape_of
 from tdabench.board.rows import AXES, Axis, Row, TaskInfo, names
 
 
@@ -62,6 +63,17 @@ class MachineGroup:
     figures: list[Figure]
     methods: list[tuple[str, int]]
     kinds: list[tuple[str, str]]
+    growth: list[Growth]
+
+
+@dataclass(frozen=True)
+class Growth:
+    """How the ensembles of one method grow: the chart, and each curve's mark and words."""
+
+    method: str
+    colour: int
+    chart: Markup
+    curves: list[tuple[str, Curve]]
 
 
 @dataclass(frozen=True)
@@ -209,6 +221,7 @@ def _machine_groups(
                 [_figure(axis, members, task, fronts, colour_of, title) for axis in AXES],
                 [(method, colour_of[method]) for method in methods],
                 [(kind, PATHS[shape_of(kind)]) for kind in kinds],
+                _growth(members, task, colour_of),
             )
         )
     return made
@@ -235,3 +248,19 @@ def _figure(
     name = f"{task.title}: LDS against {axis.label} on {machine}. {len(drawn)} runs, {len(best)} on the front."
     wide, compact = (draw(drawn, axis, task.ceiling, size, name) for size in (WIDE, COMPACT))
     return Figure(axis, wide, compact, [(run, axis.text(cost)) for cost, run in best])
+
+
+def _growth(members: Sequence[Run], task: TaskInfo, colour_of: dict[str, int]) -> list[Growth]:
+    curves_of = grown([r.row for r in members], [r.name for r in members], [r.anchor for r in members], colour_of)
+    made = []
+    for method, curves in curves_of.items():
+        colour = colour_of[method]
+        lines = [
+            Predicted(c.prediction.line, colour, f"predicted: {method} · {c.label}\n{c.summary}")
+            for c in curves
+            if c.prediction is not None
+        ]
+        name = f"{task.title}: LDS of {method} against the number of members, {len(curves)} ensembles."
+        chart = draw([p for c in curves for p in c.points], MEMBERS, task.ceiling, GROWTH, name, lines)
+        made.append(Growth(method, colour, chart, [(PATHS[c.points[0].shape], c) for c in curves]))
+    return made

@@ -17,6 +17,7 @@ _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 _IDENTITY = ["task", "task_version", "run_id", "created", "rank_group", "method", "options"]
 _ENSEMBLE = ["ensemble", "ensemble_options", "members", "seed", "status", "reason"]
+_MEMBERS = ["correlation_within", "correlation_between"]
 _QUALITY = ["lds", "lds_low", "lds_high", "ceiling", "n_queries", "n_subsets", "constant_queries", "mislabel_auroc"]
 _SIGNS = ["negated_better", "above_ceiling", "warnings"]
 _COSTS = ["train_s", "extra_train_s", "fit_s", "attribute_s", "serve_s", "total_s", "tune_s", "wall_s"]
@@ -26,7 +27,7 @@ _FRONTS = [f"front_{axis.key}" for axis in AXES]
 _MACHINE = ["machine_class", "cpu", "cores", "threads", "memory_bytes", "device", "device_name"]
 _CODE = ["tdabench_version", "commit", "dirty", "method_sha256", "data_sha256", "command"]
 COLUMNS = (
-    _IDENTITY + _ENSEMBLE + _QUALITY + _SIGNS + _COSTS + _SIZES + _INGREDIENTS + _FRONTS + _MACHINE + _CODE
+    _IDENTITY + _ENSEMBLE + _MEMBERS + _QUALITY + _SIGNS + _COSTS + _SIZES + _INGREDIENTS + _FRONTS + _MACHINE + _CODE
 )  # fmt: skip
 
 
@@ -65,6 +66,8 @@ def _identity(row: Row) -> dict[str, Any]:
         "ensemble_options": json.dumps(e.options if e else {}, sort_keys=True),
         "status": r.status,
         "reason": r.reason,
+        "correlation_within": r.correlations.within if r.correlations else None,
+        "correlation_between": r.correlations.between if r.correlations else None,
     }
 
 

@@ -23,6 +23,7 @@ _COMMANDS = {
     "score": "quality",
     "compare": "quality",
     "board": "quality",
+    "findings": "reports",
     "ground-truth": "truth",
     "wandb": "quality",
 }
@@ -35,6 +36,7 @@ _HELP = {
     "score": "Evaluate the scores of a run, or of a file.",
     "compare": "Compare two runs, paired on the same subsets and queries.",
     "board": "Write the leaderboard of a folder of runs.",
+    "findings": "Write what cheap ensembles save at equal quality, and what wins at equal cost.",
     "ground-truth": "Build, verify or show the ground truth of a task.",
     "wandb": "Copy the results of a folder of runs to Weights & Biases.",
 }

@@ -15,6 +15,7 @@ from tdabench.errors import MissingGroundTruthError, OptionError, UsageError
 if TYPE_CHECKING:
     from tdabench.jobs import Job, Plan
     from tdabench.records import Record
+    from tdabench.tuning import Candidate
 
 
 def machine_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -191,7 +192,7 @@ def suite(
     else:
         note(f"Suite {found.name}: all {len(plans)} runs are measured; nothing to do.")
     folders = [folder for p in plans if (folder := find_run(p, runs)) is not None]
-    finish_board(folders, board_folder, as_json)
+    finish_board(folders, board_folder, as_json, found)
 
 
 def _is_missing(folder: Path | None, retry_failed: bool) -> bool:
@@ -202,12 +203,21 @@ def _is_missing(folder: Path | None, retry_failed: bool) -> bool:
     return retry_failed and read_record(folder).status not in ("ok", "declined")
 
 
+def _tried(candidate: Candidate) -> str:
+    if candidate.tuning_lds is None:
+        return "did not end as ok; its log says why"
+    return f"LDS {candidate.tuning_lds:.4f} on the tuning queries"
+
+
 @click.command()
 @click.argument("task")
 @click.argument("method")
 @set_option
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the attribution model.")
 @click.option("--dry-run", is_flag=True, help="Do not store the choice.")
+@click.option(
+    "--budget", type=click.IntRange(1), default=12, show_default=True, help="How many candidates may be measured."
+)
 @machine_options
 def tune(
     task: str,
@@ -215,6 +225,7 @@ def tune(
     settings: tuple[str, ...],
     seed: int,
     dry_run: bool,
+    budget: int,
     threads: int,
     device: str,
     timeout_s: float,
@@ -235,8 +246,9 @@ def tune(
     chosen = tune_job(
         job,
         runs,
-        on_candidate=lambda c: note(f"{c.options}: LDS {c.tuning_lds:.4f} on the tuning queries"),
+        on_candidate=lambda c: note(f"{c.options}: {_tried(c)}"),
         timeout_s=timeout_s,
+        budget=budget,
     )
     where = None if dry_run else write_tuned(find_task(task), method, chosen)
     facts: dict[str, Any] = {**chosen.model_dump(mode="json"), "stored": str(where) if where else None}

@@ -137,17 +137,19 @@ def _print_comparison(facts: dict[str, Any]) -> None:
     show_default=True,
     help="Folder to write index.html, results.csv and results.json to.",
 )
+@click.option("--suite", "suite_name", metavar="NAME", help="Say on the page what this suite leaves out.")
 @own_tasks_option
 @json_option
-def board(runs: Path, out: Path, as_json: bool) -> None:
+def board(runs: Path, out: Path, suite_name: str | None, as_json: bool) -> None:
     """Write the leaderboard of the run folders in RUNS as one self-contained page."""
     from tdabench.cli.reports import finish_board
     from tdabench.results import find_runs
+    from tdabench.suites import find_suite
 
     folders = find_runs(runs)
     if not folders:
         raise UsageError(f"There is no run in {runs}. Run `tdabench suite quick` or `tdabench run` first.")
-    finish_board(folders, out, as_json)
+    finish_board(folders, out, as_json, find_suite(suite_name) if suite_name else None)
 
 
 @click.command("wandb")

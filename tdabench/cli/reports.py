@@ -1,17 +1,23 @@
-"""Reports of runs: one run, and the table with its front."""
+"""Reports of runs: one run, the table with its front, and ``tdabench findings``."""
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from tdabench.board.rows import AXES, Row, TaskInfo, format_bytes, format_seconds, in_order, on_fronts
-from tdabench.cli.output import Live, print_facts, print_json, print_table
+from tdabench.cli.output import Live, json_option, own_tasks_option, print_facts, print_json, print_table
+from tdabench.errors import UsageError
 from tdabench.evaluation import Evaluation
-from tdabench.records import LOG_FILE, Record
+from tdabench.records import LOG_FILE, RECORD_FILE, Record
+
+if TYPE_CHECKING:
+    from tdabench.suites import Suite
 
 _LETTERS = {"train": "T", "serve": "S", "memory": "M", "storage": "B"}
 
@@ -72,14 +78,16 @@ def _cost_rows(record: Record) -> list[list[str]]:
     ]
 
 
-def finish_board(folders: Sequence[Path], out: Path, as_json: bool) -> None:
-    """Evaluate runs, write their page and print the table."""
+def finish_board(folders: Sequence[Path], out: Path, as_json: bool, suite: Suite | None = None) -> None:
+    """Evaluate runs, write their page and print the table; the page says what ``suite`` leaves out."""
     from tdabench.board.page import render, write
     from tdabench.results import read_rows
 
     with Live(len(folders), "evaluations") as live:
         live.now("evaluating")
         rows, tasks = read_rows(folders, on_row=lambda _: live.skip(1))
+    if suite is not None:
+        tasks = [replace(task, left_out=suite.left_out_of(task.name)) for task in tasks]
     page = write(render(rows, tasks), out, rows)
     if as_json:
         from tdabench.board.table import json_text, results_frame
@@ -124,3 +132,56 @@ def _print_fronts(chosen: Sequence[tuple[Row, frozenset[str]]]) -> None:
             names = "; ".join(f"{r.record.label} ({axis.text(axis.value(r))}, {r.lds:.3f})" for r in on_it)
             click.echo(f"  {_LETTERS[axis.key]}  {axis.name.lower()}: {names}")
     click.echo("")
+
+
+@click.command()
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path, file_okay=False))
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=Path("findings.md"),
+    show_default=True,
+    help="Markdown file to write.",
+)
+@click.option("suites", "--suite", multiple=True, metavar="NAME", help="Suite whose missing runs are to be told.")
+@own_tasks_option
+@json_option
+def findings(runs: tuple[Path, ...], out: Path, suites: tuple[str, ...], as_json: bool) -> None:
+    """Write what cheap ensembles save at equal LDS, and what wins at equal cost, from the run folders in RUNS."""
+    from tdabench.files import write_text
+    from tdabench.findings import Source, render
+    from tdabench.results import read_rows
+    from tdabench.suites import find_suite
+
+    source = Source(_command(runs, out, suites), tuple(find_suite(name) for name in sorted(set(suites))))
+    folders = _run_folders(runs)
+    with Live(len(folders), "evaluations") as live:
+        live.now("evaluating")
+        rows, tasks = read_rows(folders, on_row=lambda _: live.skip(1))
+    write_text(out, render(rows, tasks, source))
+    if as_json:
+        return print_json({"file": str(out), "runs": len(rows), "tasks": [task.name for task in tasks]})
+    return click.echo(f"{len(rows)} runs of {len(tasks)} tasks: {out}")
+
+
+def _run_folders(given: Sequence[Path]) -> list[Path]:
+    """Return the run folders among, or in, those that are given; each once."""
+    from tdabench.results import find_runs
+
+    folders = [f for path in given for f in ([path] if (path / RECORD_FILE).is_file() else find_runs(path))]
+    if not folders:
+        where = ", ".join(map(str, given))
+        raise UsageError(f"There is no run in {where}. Run `tdabench suite quick` or `tdabench run` first.")
+    return sorted({folder.resolve(): folder for folder in folders}.values())
+
+
+def _command(runs: Sequence[Path], out: Path, suites: Sequence[str]) -> str:
+    """Return the command without the folders of this machine; the order of the runs does not matter."""
+
+    def shown(path: Path) -> str:
+        return path.name if path.is_absolute() else path.as_posix()
+
+    words = ["tdabench", "findings", *sorted({shown(path) for path in runs})]
+    for name in sorted(set(suites)):
+        words += ["--suite", shown(Path(name))]
+    return shlex.join([*words, "--out", shown(out)])

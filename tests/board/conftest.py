@@ -182,18 +182,41 @@ def make_board() -> list[Row]:
         )  # fmt: skip
     for a, lds in {2: 0.252, 5: 0.312, 10: 0.347}.items():
         rows.append(_member("trak", lds, 2, "lora", a, _scaled(1, a), 0.8 * a, models=1, adapters=a, rank=4))
+    for p, lds in {2: 0.221, 10: 0.236}.items():
+        rows.append(_member("trak", lds, 2, "projections", p, _scaled(1), 0.72 * p, models=1, seeds=p))
     for n, lds in {2: 0.171, 5: 0.192}.items():
         rows.append(_member("grad-cos", lds, 3, "independent", n, _scaled(n), 0.14 * n, models=n))
+    for c, lds in {2: 0.126, 5: 0.139}.items():
+        costs = _scaled(1) | {"extra_train_s": 12.5, "storage_bytes": 400_000 * c}
+        rows.append(_member("tracin", lds, 5, "checkpoints", c, costs, 0.13 * c, models=1, last=c))
     rows += [
         make_row("kfac-dense", None, status="out-of-memory", reason="needed 41 GB for one layer, 32 GB allowed"),
         make_row("retrain-loo", None, status="timeout", reason="did not end within 3600 s (fit, example 412 of 1000)"),
-        make_row("tracin", None, status="declined", reason="needs two checkpoints or more; the task keeps one"),
+        make_row("knn", None, status="declined", reason="needs a class label; the task has tokens"),
         make_row(
             "dvemb", None, status="failed", reason="ValueError: expected scores of shape [200, 1000], got [200, 999]"
         ),
         make_row("trak", 0.19, run_id="trak-old", task_version="fedcba9876543210"),
     ]
     return rows
+
+
+# Made up like all else here; (within a model, between models).
+_CORRELATED = {
+    "independent": (None, 0.24),
+    "dropout": (0.34, 0.24),
+    "lora": (0.33, None),
+    "projections": (0.74, None),
+    "checkpoints": (0.78, None),
+}
+
+
+def _correlations(kind: str, n: int, models: int, scope: str = "all") -> dict[str, Any]:
+    n = models if scope == "q-only" else n  # only there are members fewer than counted
+    within, between = _CORRELATED[kind]
+    n_within, n_between = n * (n // models - 1) // 2, n * (n - n // models) // 2
+    values = {"within": within if n_within else None, "between": between if n_between else None}
+    return values | {"n_within_pairs": n_within, "n_between_pairs": n_between}
 
 
 def _member(
@@ -205,6 +228,7 @@ def _member(
         group,
         run_id=f"{method}-{kind}-{'-'.join(str(v) for v in options.values())}",
         ensemble=make_ensemble(kind, n, **options),
+        correlations=_correlations(kind, n, options["models"], options.get("scope", "all")),
         costs=costs
         | {"fit_s": serve * 0.8, "attribute_s": serve * 0.2, "peak_host_bytes": 350_000_000 + 9_000_000 * n},
         ingredients={

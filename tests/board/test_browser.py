@@ -91,8 +91,8 @@ def test_hostile_names_are_shown_and_never_run(visit, make):
 
 def test_readable_without_javascript(visit):
     page = visit(java_script_enabled=False)
-    assert page.locator("svg.chart:visible").count() == 6
-    assert page.locator("table.runs").first.locator("tbody:visible").count() == 27
+    assert page.locator(".charts svg.chart:visible").count() == 6
+    assert page.locator("table.runs").first.locator("tbody:visible").count() == 31
     assert page.locator(".js-only:visible").count() == 0
     details = page.locator("tbody tr.details").first
     assert not details.is_visible()
@@ -103,19 +103,19 @@ def test_readable_without_javascript(visit):
 
 def test_one_big_chart_with_a_choice_of_axis_kept_in_the_address(visit):
     page = visit()
-    assert page.locator("svg.chart:visible").count() == 1
+    assert page.locator(".charts svg.chart:visible").count() == 1
     assert page.locator(".axes button[aria-pressed=true]").inner_text() == "Training"
     page.locator(".axes button", has_text="Serving").click()
     assert page.url.endswith("#axis=serve")
-    assert page.locator("figure:visible h4").inner_text() == "LDS against serving time (fit + attribute)"
+    assert page.locator(".charts figure:visible h4").inner_text() == "LDS against serving time (fit + attribute)"
     page.reload()
-    assert page.locator("figure:visible").get_attribute("data-axis") == "serve"
+    assert page.locator(".charts figure:visible").get_attribute("data-axis") == "serve"
     page.locator(".axes button", has_text="All six").click()
-    assert page.locator("svg.chart:visible").count() == 6
+    assert page.locator(".charts svg.chart:visible").count() == 6
 
 
 def test_unknown_axis_in_the_address_is_ignored(visit):
-    assert visit("#axis=__proto__").locator("figure:visible").get_attribute("data-axis") == "train"
+    assert visit("#axis=__proto__").locator(".charts figure:visible").get_attribute("data-axis") == "train"
 
 
 def test_sorting_is_numeric_with_missing_last_and_comes_back(visit):
@@ -149,12 +149,12 @@ def test_filters_narrow_rows_dim_points_and_clear(visit):
     page = visit()
     page.locator("select[name=ensemble]").select_option("dropout")
     assert set(column(page, "ensemble")) == {"dropout"}
-    assert page.locator(".count").inner_text() == "6 of 27 runs"
+    assert page.locator(".count").inner_text() == "6 of 31 runs"
     assert page.locator("svg.wide a.point:not(.dim):visible").count() == 6
     page.locator("input[name=text]").fill("masks models nothing-like-this")
     assert page.locator(".no-match").is_visible()
     page.locator("button[data-act=clear]").click()
-    assert len(methods(page)) == 27
+    assert len(methods(page)) == 31
     page.locator("select[name=status]").select_option("timeout")
     assert methods(page) == ["retrain-loo"]
 
@@ -279,7 +279,7 @@ def test_dark_scheme_changes_the_colours(visit):
 def test_print_shows_all_charts_and_no_controls(visit):
     page = visit()
     page.emulate_media(media="print")
-    assert page.locator("svg.chart:visible").count() == 6
+    assert page.locator(".charts svg.chart:visible").count() == 6
     assert page.locator("form.tools:visible, .axes:visible").count() == 0
 
 
@@ -290,9 +290,9 @@ def test_two_tasks_keep_the_task_in_the_address(visit, make, tmp_path):
     page = visit(url=url)
     page.locator("#task-second .axes button", has_text="Storage").click()
     assert page.url.endswith("#axis=storage&task=second")
-    assert page.locator("figure:visible").count() == 3
+    assert page.locator(".charts figure:visible").count() == 3
     page.reload()
-    assert page.locator("figure:visible").first.get_attribute("data-axis") == "storage"
+    assert page.locator(".charts figure:visible").first.get_attribute("data-axis") == "storage"
     assert page.evaluate("scrollY") > 0
 
 

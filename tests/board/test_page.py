@@ -251,3 +251,10 @@ def test_import_of_the_board_is_light():
     code = "import sys, tdabench.board; print([m for m in ('pandas', 'torch', 'scipy') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_what_a_suite_leaves_out_is_said(make):
+    task = make.task(left_out=(("datamodels <b>", "they take too long"),))
+    text = Reader(render(make.board(), [task])).text
+    assert "Left out: datamodels <b>, because they take too long." in text
+    assert "Left out" not in Reader(render(make.board(), [make.task()])).text

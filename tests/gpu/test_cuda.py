@@ -15,10 +15,11 @@ from torch import nn
 from tdabench import precision, trainer
 from tdabench.baselines.grad_dot import GradDot
 from tdabench.baselines.trak import Trak
-from tdabench.ensembles import Dropout, Independent, Lora
+from tdabench.ensembles import Checkpoints, Dropout, Independent, Lora, Projections
 from tdabench.examples import Examples
 from tdabench.execution import execute
 from tdabench.jobs import Job, plan
+from tdabench.registry import METHODS, find_method, names
 from tdabench.runner import run
 from tdabench.seeds import generator
 from tdabench.targets import MEAN_LOG_PROBABILITY, token_cross_entropy
@@ -222,6 +223,35 @@ def test_scores_on_cuda_agree_with_the_cpu(setting, tmp_path, name, method, ense
     found = execute(method, ensemble, there)
     assert all(m.device.type == "cuda" for m in there.train(0).values())
     assert (found.device.type, found.dtype) == ("cpu", torch.float32)
+    scale = expected.abs().max()
+    torch.testing.assert_close(found / scale, expected / scale, rtol=1e-2, atol=1e-3)
+
+
+OURS = [name for name in names(METHODS) if not hasattr(find_method(name), "library")]
+
+
+@pytest.mark.parametrize("method", OURS)
+@pytest.mark.parametrize("name", MODELS)
+def test_every_method_agrees_with_the_cpu(setting, tmp_path, name, method):
+    task, data = setting(name)
+    here, there = (TaskView(task, d, tmp_path / "models") for d in (data, data.to("cuda")))
+    instance = find_method(method)()
+    reason = instance.supports(here)
+    if reason is not None:
+        pytest.skip(f"declined: {reason}")
+    expected, found = (execute(instance, None, view).double() for view in (here, there))
+    # Inverses amplify how the two round: the scores are the same up to a part that no ranking notices.
+    joint = torch.stack([expected.flatten(), found.flatten()])
+    assert torch.corrcoef(joint)[0, 1] > 0.99
+    assert found.std() == pytest.approx(expected.std(), rel=0.05)
+
+
+@pytest.mark.parametrize("kind", [Checkpoints(models=1, last=2), Projections(models=1, seeds=2)])
+@pytest.mark.parametrize("name", MODELS)
+def test_checkpoints_and_projections_agree_with_the_cpu(setting, tmp_path, name, kind):
+    task, data = setting(name)
+    here, there = (TaskView(task, d, tmp_path / "models") for d in (data, data.to("cuda")))
+    expected, found = (execute(Trak(projection=16), kind, view) for view in (here, there))
     scale = expected.abs().max()
     torch.testing.assert_close(found / scale, expected / scale, rtol=1e-2, atol=1e-3)
 

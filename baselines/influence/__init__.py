@@ -1,0 +1,1 @@
+"""Influence functions, with four ways to apply the inverse Hessian."""

@@ -1,0 +1,166 @@
+"""How ensembles grow: LDS against the number of members, beside what the members' correlations predict.
+
+A prediction needs the smallest ensemble of a curve, with its LDS, and how its members' scores correlate; the formula is
+in :mod:`tdabench.saturation`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from tdabench.board.marks import Point, points
+from tdabench.board.rows import Axis, Row, format_score
+from tdabench.ensembles import SIZES, format_ensemble
+from tdabench.saturation import predicted_lds
+
+_STEPS = 24
+
+
+class _MembersAxis(Axis):
+    """The number of members, in the place of a cost."""
+
+    def value(self, row: Row) -> float:
+        return float(row.record.members)
+
+    def text(self, value: float | None) -> str:
+        return f"{value:g}"
+
+
+MEMBERS = _MembersAxis("members", "Members", "members", "members", lambda costs: 0.0)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The LDS that a curve should have.
+
+    Attributes
+    ----------
+    line
+        (members, LDS) from the smallest measured size up to twice the largest.
+    at_largest, limit
+        At the largest measured size, and with members without end.
+    within, between
+        The members' mean correlations that it was made from; None where there are no such pairs.
+    """
+
+    line: list[tuple[float, float]]
+    at_largest: float
+    limit: float
+    within: float | None
+    between: float | None
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The runs of one ensemble in several sizes, smallest first, and what was predicted of them."""
+
+    label: str
+    points: list[Point]
+    prediction: Prediction | None
+
+    @property
+    def summary(self) -> str:
+        """The curve in words."""
+        first, last = self.points[0], self.points[-1]
+        measured = [f"{format_score(p.lds)} at {p.cost:g}" for p in ((first, last) if first is not last else (last,))]
+        text = f"LDS {', '.join(measured)}"
+        p = self.prediction
+        if p is None:
+            return text
+        found = (("within a model", p.within), ("between models", p.between))
+        said = ", ".join(f"{format_score(value)} {name}" for name, value in found if value is not None)
+        foretold = f"predicted {format_score(p.at_largest)} at {last.cost:g}, {format_score(p.limit)} in the limit"
+        return f"{text}; {foretold}; members correlate {said}"
+
+
+def grown(
+    rows: Sequence[Row], names: Sequence[str], anchors: Sequence[str], colour_of: Mapping[str, int]
+) -> dict[str, list[Curve]]:
+    """Return, for every method that has an ensemble among the runs, its curves.
+
+    Parameters
+    ----------
+    rows
+        Runs with an LDS, of one task version and machine class; ``names`` and ``anchors`` go with them.
+    """
+    drawn = points(rows, MEMBERS, [frozenset()] * len(rows), names, anchors, colour_of)
+    families: dict[tuple[object, ...], list[tuple[Point, Row]]] = defaultdict(list)
+    for point, row in zip(drawn, rows, strict=True):
+        families[point.curve].append((point, row))
+    of_method: dict[str, list[list[tuple[Point, Row]]]] = defaultdict(list)
+    for runs in families.values():
+        runs.sort(key=lambda run: (run[0].cost, run[0].anchor))
+        of_method[runs[0][1].record.method].append(runs)
+    return {
+        method: _curves(some)
+        for method, some in sorted(of_method.items())
+        if any(row.record.ensemble is not None for runs in some for _, row in runs)
+    }
+
+
+def _curves(families: Sequence[Sequence[tuple[Point, Row]]]) -> list[Curve]:
+    """Name the curves of one method: by kind, models and variant, and by the largest run where that is not enough."""
+    labels = [_label([row for _, row in runs]) for runs in families]
+    curves = []
+    for label, runs in zip(labels, families, strict=True):
+        last, rows = runs[-1][0], [row for _, row in runs]
+        full = label if labels.count(label) == 1 else last.title.partition("\n")[0]
+        drawn = [replace(p, label=f"{full} ×{last.members}", brief=label, title=_without_front(p)) for p, _ in runs]
+        curves.append(Curve(full, drawn, None if rows[0].record.ensemble is None else _predict(rows)))
+    return sorted(curves, key=lambda curve: (curve.label, curve.points[0].anchor))
+
+
+def _label(rows: Sequence[Row]) -> str:
+    ensemble = rows[0].record.ensemble
+    if ensemble is None:
+        return "one model"
+    models = {_size(row)[0] for row in rows}
+    several = ensemble.kind != "independent" and len(models) == 1 and max(models) > 1
+    variant = format_ensemble(ensemble.kind, {k: v for k, v in ensemble.options.items() if k not in SIZES})
+    return f"{variant.removesuffix('()')}{f', {max(models):g} models' if several else ''}"
+
+
+def _without_front(point: Point) -> str:
+    """Leave out the last line of a point's title, which says whether it is on the front."""
+    return point.title.rpartition("\n")[0]
+
+
+def _size(row: Row) -> tuple[float, float]:
+    """Return (models, members per model); not a number where the ensemble does not say."""
+    ensemble = row.record.ensemble
+    models = 1 if ensemble is None else ensemble.options.get("models")
+    if not isinstance(models, int) or models < 1 or row.record.members % models:
+        return math.nan, math.nan
+    return float(models), row.record.members / models
+
+
+def _predict(rows: Sequence[Row]) -> Prediction | None:
+    """Predict a curve, smallest size first, from its smallest run and the correlations of its largest that has any."""
+    correlations = next((c for row in reversed(rows) if (c := row.record.correlations) is not None), None)
+    sizes, lds = [_size(row) for row in rows], rows[0].lds
+    if correlations is None or lds is None or any(math.isnan(models) for models, _ in sizes):
+        return None
+    grows = _direction(rows[0].kind, sizes)
+
+    def at(members: float) -> float | None:
+        models, per_model = sizes[0]
+        to = (members / per_model, per_model) if grows == "models" else (models, members / models)
+        return predicted_lds(lds, sizes[0], to, correlations.within, correlations.between)
+
+    smallest, largest = (rows[i].record.members for i in (0, -1))
+    steps = [smallest * (2 * largest / smallest) ** (i / _STEPS) for i in range(_STEPS + 1)]
+    line = [(n, value) for n in steps if (value := at(n)) is not None and value <= 1]  # more than 1 cannot be
+    at_largest, limit = at(largest), at(math.inf)
+    if at_largest is None or limit is None or len(line) < 2:
+        return None
+    return Prediction(line, at_largest, limit, correlations.within, correlations.between)
+
+
+def _direction(kind: str, sizes: Sequence[tuple[float, float]]) -> str:
+    """Say what a curve has more and more of; a single size tells nothing, so there the kind says it."""
+    if len({models for models, _ in sizes}) > 1 or (len(set(sizes)) == 1 and kind == "independent"):
+        return "models"
+    return "members"

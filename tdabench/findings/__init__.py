@@ -1,0 +1,6 @@
+"""Findings: what cheap ensembles save at equal quality, and what wins at equal cost, written from run folders."""
+
+from tdabench.findings.document import Source, render
+from tdabench.findings.entries import contests_of
+
+__all__ = ["Source", "contests_of", "render"]

@@ -1,0 +1,63 @@
+"""How the members of ensembles agree, and the LDS that follows from it, beside what was measured."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from dataclasses import dataclass
+
+from tdabench.findings.entries import INDEPENDENT, ONE_MODEL, Entry, Family
+from tdabench.saturation import predicted_lds
+
+Size = tuple[float, float]
+"""(models, members per model)."""
+
+
+@dataclass(frozen=True)
+class Growth:
+    """An ensemble in several sizes.
+
+    Attributes
+    ----------
+    first, last
+        The smallest and the largest measured.
+    within, between
+        Mean correlations of the last one's members, of one model and of different ones; None without such pairs.
+    at_last, limit
+        LDS predicted from the first's, at the last one's size and without end (of models for independent ensembles,
+        of members of as many models for others); None where nothing follows.
+    """
+
+    flavour: str
+    first: Entry
+    last: Entry
+    within: float | None
+    between: float | None
+    at_last: float | None
+    limit: float | None
+
+
+def growths(family: Family) -> list[Growth]:
+    """Return how a method's ensembles grow, one for each flavour whose records carry correlations."""
+    groups: dict[str, list[Entry]] = defaultdict(list)
+    for entry in family.entries:
+        groups[INDEPENDENT if entry.kind == ONE_MODEL else entry.flavour].append(entry)
+    return [growth for flavour, entries in groups.items() if (growth := _growth(flavour, entries)) is not None]
+
+
+def _growth(flavour: str, entries: list[Entry]) -> Growth | None:
+    ordered = sorted(entries, key=lambda e: (e.members, e.models))
+    first, last = ordered[0], ordered[-1]
+    carried = last.record.correlations
+    if carried is None:
+        return None
+    models, _ = _size(last)
+    end: Size = (math.inf, 1.0) if flavour == INDEPENDENT else (models, math.inf)
+    at_last, limit = (
+        predicted_lds(first.lds, _size(first), to, carried.within, carried.between) for to in (_size(last), end)
+    )
+    return Growth(flavour, first, last, carried.within, carried.between, at_last, limit)
+
+
+def _size(entry: Entry) -> Size:
+    return float(entry.models), entry.members / entry.models

@@ -1,0 +1,236 @@
+r"""The Hessian of the mean training loss at a member, as a matrix that multiplies vectors.
+
+Nobody forms a Hessian to multiply with it: the derivative of the gradient along v is ``H v`` (Pearlmutter 1994), one
+backward pass through a backward pass, and many vectors share the passes that do not depend on them.
+
+The Hessian of a network is indefinite. Its Gauss-Newton part ``J' (d2 loss / d outputs2) J`` leaves out the curvature
+of the network itself; it is positive semi-definite for every loss that is convex in the outputs, and is the Hessian
+where the outputs are linear in the parameters (Schraudolph 2002; Martens 2020). It is the one that solvers need.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from tdabench.errors import Declined
+from tdabench.examples import Batch, Examples
+from tdabench.projections import signs
+
+if TYPE_CHECKING:
+    from tdabench.member import Member
+
+Curvature = Literal["gauss-newton", "hessian"]
+Product = Callable[[Sequence[Tensor]], list[Tensor]]
+
+# What one pass of some vectors over some examples may take.
+_BLOCK_BYTES = 128 << 20
+# More examples at once do not multiply faster; fewer would write the products to memory too often.
+_BATCH = 256
+# Of the estimate of the diagonal; its relative error is below sqrt(2 / 32) and typically a few percent.
+_PROBES = 32
+#: The largest explicit Hessian: 1.2 GB in float32, so that a process which factors it in place stays below 2 GB.
+MOST_PARAMETERS = 17_500
+
+
+class Hessian:
+    """The Hessian of the mean loss of ``n`` examples, plus ``ridge`` on its diagonal.
+
+    Parameters
+    ----------
+    member
+        Where it is taken, with respect to ``member.parameters``; its dropout mask, adapter and running statistics hold.
+    examples
+        Over which it is averaged.
+    curvature
+        ``"gauss-newton"`` or ``"hessian"``.
+    ridge
+        Added to the diagonal.
+    rows
+        ``[r]`` int64, to average over these of the examples only; all by default.
+
+    Notes
+    -----
+    Vectors are flat, ``[P]``: the parameters in the order of ``member.parameters``, each flattened. Batches and blocks
+    change results by rounding alone. Every example passed with every vector is counted as one forward and one backward
+    pass.
+    """
+
+    def __init__(
+        self,
+        member: Member,
+        examples: Examples,
+        curvature: Curvature = "gauss-newton",
+        ridge: float = 0.0,
+        rows: Tensor | None = None,
+    ) -> None:
+        self.member, self.examples, self.curvature, self.ridge = member, examples, curvature, ridge
+        self._rows = torch.arange(len(examples), device=examples.inputs.device) if rows is None else rows
+        self._sizes = [p.numel() for p in member.parameters.values()]
+
+    @property
+    def n_parameters(self) -> int:
+        """Number of rows and columns."""
+        return sum(self._sizes)
+
+    def on(self, rows: Tensor) -> Hessian:
+        """Return the same, averaged over the examples at ``rows`` ``[r]`` only."""
+        other = Hessian(self.member, self.examples, self.curvature, self.ridge, rows)
+        other.__dict__["_numbers"] = self._numbers  # found by a pass, and the same
+        return other
+
+    def times(self, vectors: Tensor) -> Tensor:
+        """Return the products ``[m, P]`` with vectors ``[m, P]``."""
+        out = torch.zeros_like(vectors)
+        for batch in self._batches():
+            product = self._product(batch)
+            for part in _slices(len(vectors), self._vectors_at_once):
+                found = product(self._by_parameter(vectors[part]))
+                out[part] += torch.cat([g.flatten(1) for g in found], dim=1)
+            self.member.task.meter.count(forward=len(batch) * len(vectors), backward=len(batch) * len(vectors))
+        return out.div_(len(self._rows)).add_(vectors, alpha=self.ridge)
+
+    def explicit(self, most: int = MOST_PARAMETERS) -> Tensor:
+        """Return the matrix itself, ``[P, P]``, symmetric up to rounding.
+
+        Raises
+        ------
+        Declined
+            If it has more than ``most`` rows.
+        """
+        size = self.n_parameters
+        if size > most:
+            raise Declined(
+                f"an explicit Hessian of {size:,} parameters takes {4 * size**2 / 1e9:,.1f} GB; "
+                f"it is formed for up to {most:,} parameters"
+            )
+        out = self._like.new_empty(size, size)
+        for rows in _slices(size, max(1, _BLOCK_BYTES // (4 * size))):
+            unit = out[rows].zero_()  # the rows of the identity, where their products will stand
+            unit.diagonal(rows.start).fill_(1)
+            out[rows] = self.times(unit)
+        return out
+
+    def mean_diagonal(self) -> float:
+        """Return the mean of the Gauss-Newton part's diagonal, without ``ridge``; what damping is relative to.
+
+        Estimated by Hutchinson's estimator with 32 vectors of signs from the member's stream, so that every solver has
+        the same. Of the Gauss-Newton part whatever the curvature: the Hessian's own may be negative.
+        """
+        plain = Hessian(self.member, self.examples, "gauss-newton", rows=self._rows)
+        stream = ("mean-diagonal", self.member.task.name, self.member.task.seed, self.member.number)
+        size = self.n_parameters
+        probes = signs(_PROBES * size, self._like, *stream).view(_PROBES, size)
+        total = sum((probes[part] * plain.times(probes[part])).sum() for part in _slices(_PROBES, self._rows_at_once))
+        return float(total) / (_PROBES * size)
+
+    @property
+    def _like(self) -> Tensor:
+        return next(iter(self.member.parameters.values()))
+
+    def _batches(self) -> Iterator[Batch]:
+        for part in _slices(len(self._rows), max(1, min(_BATCH, _BLOCK_BYTES // (8 * self._numbers)))):
+            yield self.examples.take(self._rows[part])
+
+    @property
+    def _rows_at_once(self) -> int:
+        return max(1, _BLOCK_BYTES // (4 * self.n_parameters))
+
+    @property
+    def _vectors_at_once(self) -> int:
+        examples = min(_BATCH, len(self._rows))
+        return max(1, min(_BLOCK_BYTES // (8 * self._numbers * examples), self._rows_at_once))
+
+    @cached_property
+    def _numbers(self) -> int:
+        """How many numbers one example brings out of all modules, and so roughly what a pass holds of it."""
+        return max(1, _outputs(self.member, self.examples))
+
+    def _product(self, batch: Batch) -> Product:
+        """Return what multiplies vectors, by parameter, with the sum over a batch's examples."""
+        return (_gauss_newton if self.curvature == "gauss-newton" else _whole)(self.member, batch)
+
+    def _by_parameter(self, flat: Tensor) -> list[Tensor]:
+        """Return vectors ``[m, P]`` by parameter, ``[m, *shape]`` each."""
+        parts = zip(flat.split(self._sizes, dim=1), self.member.parameters.values(), strict=True)
+        return [part.reshape(-1, *p.shape) for part, p in parts]
+
+
+def _whole(member: Member, batch: Batch) -> Product:
+    """Differentiate the gradient along the vectors; the Hessian is symmetric, so a backward pass does it."""
+    parameters = _leaves(member)
+    with torch.enable_grad():
+        loss = member.loss(parameters, batch).sum()
+        gradient = torch.autograd.grad(loss, list(parameters.values()), create_graph=True)
+    return lambda vectors: _pulled(gradient, list(parameters.values()), vectors)
+
+
+def _gauss_newton(member: Member, batch: Batch) -> Product:
+    """Push the vectors forward to the outputs, through the loss's curvature there, and back.
+
+    Pushing forward is the derivative of pulling back with respect to what is pulled, which is linear in it.
+    """
+    parameters = _leaves(member)
+    leaves = list(parameters.values())
+    with torch.enable_grad():
+        outputs = member.logits(parameters, batch)  # [B, ...]
+        pulled = torch.zeros_like(outputs, requires_grad=True)
+        back = torch.autograd.grad(outputs, leaves, pulled, create_graph=True)
+        at = outputs.detach().requires_grad_()
+        loss = member.task.loss_function(at, batch.labels).sum()
+        (gradient,) = torch.autograd.grad(loss, at, create_graph=True)
+
+    def product(vectors: Sequence[Tensor]) -> list[Tensor]:
+        pushed = _pulled(back, [pulled], vectors)  # [m, B, ...]
+        return _pulled([outputs], leaves, _pulled([gradient], [at], pushed))
+
+    return product
+
+
+def _leaves(member: Member) -> dict[str, Tensor]:
+    return {name: p.detach().requires_grad_() for name, p in member.parameters.items()}
+
+
+def _pulled(ends: Sequence[Tensor], starts: Sequence[Tensor], vectors: Sequence[Tensor]) -> list[Tensor]:
+    """Return the products of vectors at the ends of a graph, ``[m, *shape]``, with its Jacobian, at its starts."""
+    joint = [(end, v) for end, v in zip(ends, vectors, strict=True) if end.requires_grad]  # others are constant
+    found: Sequence[Tensor | None] = [None] * len(starts)
+    if joint:
+        found = torch.autograd.grad(
+            [end for end, _ in joint],
+            list(starts),
+            [v for _, v in joint],
+            retain_graph=True,
+            is_grads_batched=True,
+            allow_unused=True,
+        )
+    m = len(vectors[0])
+    return [start.new_zeros(m, *start.shape) if g is None else g for g, start in zip(found, starts, strict=True)]
+
+
+def _outputs(member: Member, examples: Examples) -> int:
+    """Return how many numbers come out of all modules for one example."""
+    sizes: list[int] = []
+
+    def note(module: nn.Module, args: Any, out: Any) -> None:
+        if isinstance(out, Tensor):
+            sizes.append(out.numel())
+
+    handles = [module.register_forward_hook(note) for module in member.model.modules()]
+    try:
+        with torch.no_grad():
+            functional_call(member.model, {**member.parameters, **member.statistics}, (examples.inputs[:1],))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return sum(sizes)
+
+
+def _slices(n: int, size: int) -> Iterator[slice]:
+    for start in range(0, n, size):
+        yield slice(start, min(start + size, n))

@@ -1,0 +1,149 @@
+"""How ensembles grow: curves over size, and the lines predicted from correlations."""
+
+from __future__ import annotations
+
+import math
+import re
+import xml.etree.ElementTree as ET
+
+import pytest
+
+from tdabench.board import render
+from tdabench.board.growth import grown
+from tdabench.board.marks import PATHS, colours
+from tdabench.board.rows import in_order, names
+from tdabench.saturation import predicted_lds
+
+
+def curves(rows):
+    rows = in_order(rows)
+    return grown(rows, names(rows), [f"run-{i}" for i in range(len(rows))], colours(rows))
+
+
+def pairs(within=None, between=None):
+    return {"within": within, "between": between, "n_within_pairs": 1, "n_between_pairs": 1}
+
+
+@pytest.fixture
+def independent(make):
+    """Return independent ensembles of 1, 2 and 8 models; all that was measured of their members is on the largest."""
+
+    def run(n, lds):
+        correlations = pairs(None, 0.25) if n == 8 else None
+        return make.row("m", lds, ensemble=make.ensemble("independent", n, models=n), correlations=correlations,
+                        run_id=f"i{n}")  # fmt: skip
+
+    return [run(8, 0.36), run(1, 0.2), run(2, 0.25)]
+
+
+def test_a_curve_is_predicted_from_its_smallest_run_and_its_largest_s_correlations(independent):
+    (curve,) = curves(independent)["m"]
+    assert [p.cost for p in curve.points] == [1, 2, 8]
+    found = curve.prediction
+    assert found.line[0] == (1, pytest.approx(0.2))
+    assert found.line[-1] == (pytest.approx(16), pytest.approx(predicted_lds(0.2, (1, 1), (16, 1), None, 0.25)))
+    assert found.at_largest == pytest.approx(0.2 / math.sqrt(1 / 8 + 7 / 8 * 0.25))
+    assert found.limit == pytest.approx(0.2 / math.sqrt(0.25))
+    assert curve.summary == (
+        "LDS 0.200 at 1, 0.360 at 8; predicted 0.341 at 8, 0.400 in the limit; members correlate 0.250 between models"
+    )
+
+
+@pytest.mark.parametrize(
+    ("sizes", "limit"),
+    [
+        ([(3, 2), (3, 10)], 0.3 * math.sqrt(((1 + 0.5) / 2 / 3 + 2 / 3 * 0.2) / (0.5 / 3 + 2 / 3 * 0.2))),  # more masks
+        ([(1, 4), (5, 4)], 0.3 * math.sqrt((1 + 3 * 0.5) / 4 / 0.2)),  # more models
+    ],
+)
+def test_what_grows_along_a_curve_is_what_is_predicted(make, sizes, limit):
+    rows = [
+        make.row("m", 0.3, ensemble=make.ensemble("dropout", i * d, models=i, masks=d), correlations=pairs(0.5, 0.2))
+        for i, d in sizes
+    ]
+    (curve,) = curves(rows)["m"]
+    assert curve.prediction.limit == pytest.approx(limit)
+
+
+@pytest.mark.parametrize("kind", ["checkpoints", "projections"])
+def test_new_kinds_are_curves_with_a_mark_of_their_own(make, kind):
+    count = {"checkpoints": "last", "projections": "seeds"}[kind]
+    rows = [
+        make.row("m", 0.2, ensemble=make.ensemble(kind, n, models=1, **{count: n}), correlations=pairs(0.8))
+        for n in (2, 4)
+    ]
+    (curve,) = curves(rows)["m"]
+    assert curve.label == kind
+    assert len({PATHS[p.shape] for p in curve.points} - {PATHS["circle"], PATHS["cross"], PATHS["square"]}) == 1
+    assert curve.prediction.limit == pytest.approx(0.2 * math.sqrt((1 + 0.8) / 2 / 0.8))
+
+
+def test_nothing_is_predicted_where_something_is_missing(make):
+    def prediction(kind, members, correlations, **options):
+        row = make.row("m", 0.2, ensemble=make.ensemble(kind, members, **options), correlations=correlations)
+        (curve,) = curves([row])["m"]
+        return curve.prediction
+
+    assert prediction("independent", 2, None, models=2) is None
+    assert prediction("independent", 2, pairs(0.5, None), models=2) is None
+    assert prediction("dropout", 10, pairs(None, 0.5), models=2, masks=5, scope="q-only") is None
+    assert prediction("somebody-s", 10, pairs(0.5, 0.5), size=10) is None
+    assert prediction("independent", 2, pairs(None, -1.0), models=2) is None
+    assert prediction("independent", 2, pairs(None, 0.5), models=2) is not None
+
+
+def test_a_prediction_never_exceeds_one(make):
+    row = make.row("m", 0.9, ensemble=make.ensemble("independent", 1, models=1), correlations=pairs(None, 0.01))
+    (curve,) = curves([row])["m"]
+    assert all(lds <= 1 for _, lds in curve.prediction.line)
+
+
+def test_variants_are_told_apart(make):
+    def dropout(models, masks, seed=0, **options):
+        ensemble = make.ensemble("dropout", models * masks, models=models, masks=masks, **options)
+        return make.row("m", 0.2, ensemble=ensemble, seed=seed, run_id=f"{models}{masks}{seed}{options}")
+
+    rows = [dropout(1, 2), dropout(1, 4), dropout(5, 2), dropout(5, 4), dropout(1, 2, scope="q-only")]
+    labels = [curve.label for curve in curves(rows)["m"]]
+    assert labels == ["dropout", "dropout(scope=q-only)", "dropout, 5 models"]
+    assert len({curve.label for curve in curves([dropout(1, 2), dropout(1, 2, seed=1)])["m"]}) == 2
+
+
+def test_methods_without_an_ensemble_are_not_drawn(make):
+    assert curves([make.row("alone")]) == {}
+    both = curves([make.row("m"), make.row("m", ensemble=make.ensemble("independent", 2, models=2))])
+    assert [c.label for c in both["m"]] == ["independent", "one model"]
+
+
+def growth_charts(html):
+    part = html.split('<div class="growth">')[1].split("<h3>")[0]
+    return [ET.fromstring(svg) for svg in re.findall(r'<svg class="chart.*?</svg>', part, re.DOTALL)]
+
+
+def test_page_draws_each_method_s_ensembles_with_dashed_predictions(make):
+    html = render(make.board(), [make.task()])
+    charts = growth_charts(html)
+    assert len(charts) == 3
+    dashed = [e for chart in charts for e in chart.iter() if "predicted" in e.get("class", "").split()]
+    assert len(dashed) == 5
+    assert all(e.find("title").text.startswith("predicted: ") for e in dashed)
+    titles = [e.text for chart in charts for e in chart.iter("title")]
+    assert not any("front" in t for t in titles)
+    assert "A dashed line is a prediction" in html
+
+
+def test_page_without_ensembles_says_nothing_of_growth(make):
+    assert "How ensembles grow" not in render([make.row()], [make.task()])
+
+
+def test_correlations_are_among_a_run_s_details_and_in_the_table(make):
+    from tdabench.board import results_frame
+
+    ensemble = make.ensemble("lora", 4, models=2, adapters=2)
+    rows = [make.row("m", ensemble=ensemble, correlations=pairs(0.625, 0.125)), make.row("n")]
+    html = render(rows, [make.task()])
+    assert "<dt>correlation within a model</dt><dd>0.625</dd>" in html
+    assert "<dt>correlation between models</dt><dd>0.125</dd>" in html
+    frame = results_frame(rows)
+    assert frame["correlation_within"].tolist() == [0.625, None]
+    assert frame["correlation_between"].tolist() == [0.125, None]

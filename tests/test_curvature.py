@@ -1,0 +1,253 @@
+"""Methods that invert a curvature: EK-FAC, ASTRA, DataInf, LoGra, GraSS, held against explicit matrices."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from tdabench import TaskData, UsageError, eigenbases, with_sampled_labels
+from tdabench.baselines.astra import Astra
+from tdabench.baselines.compressed import Grass, LoGra
+from tdabench.baselines.data_inf import DataInf
+from tdabench.baselines.ek_fac import EkFac
+from tdabench.ensembles import parse_ensemble
+from tdabench.examples import Examples
+from tdabench.execution import execute
+from tdabench.tasks.networks import resnet9
+from tdabench.tasks.transformers import music_transformer
+
+METHODS = {
+    "ek-fac": EkFac(),
+    "ek-fac, true labels": EkFac(labels="true"),
+    "astra": Astra(steps=2, batch=8),
+    "data-inf": DataInf(),
+    "logra": LoGra(rank=3),
+    "grass": Grass(size=9),
+}
+N_TRAIN, N_QUERIES = 30, 6
+
+
+def linear() -> nn.Module:
+    return nn.Linear(64, 10)
+
+
+def two_layers() -> nn.Module:
+    return nn.Sequential(nn.Linear(64, 6), nn.Tanh(), nn.Linear(6, 10))
+
+
+def on_tokens() -> nn.Module:
+    return nn.Sequential(nn.Unflatten(1, (8, 8)), nn.Linear(8, 5), nn.Tanh(), nn.Flatten(), nn.Linear(40, 10))
+
+
+@pytest.fixture
+def view_of(small, small_data, view):
+    """Return a factory of views of a task with few digits and any model."""
+
+    def make(make_model, **changes):
+        data = TaskData(
+            Examples(small_data.training.inputs[:N_TRAIN], small_data.training.labels[:N_TRAIN], "train"),
+            Examples(small_data.queries.inputs[:N_QUERIES], small_data.queries.labels[:N_QUERIES], "queries"),
+        )
+        task = replace(small, make_model=make_model, n_train=N_TRAIN, n_queries=N_QUERIES, **changes)
+        return view(task, data, store=make_model.__name__)
+
+    return make
+
+
+def correlation(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float(torch.corrcoef(torch.stack([a.double().flatten(), b.double().flatten()]))[0, 1])
+
+
+def dense(task, of_queries="target"):
+    """Return query and training gradients ``[m, P]`` and ``[n, P]`` in double precision."""
+    member = task.member()
+    return member.gradients(task.queries, of_queries).dense().double(), member.gradients(
+        task.training, "loss"
+    ).dense().double()
+
+
+# The eigenbasis
+
+
+@pytest.mark.parametrize("make", [two_layers, on_tokens])
+def test_eigenvalues_are_the_second_moments_of_the_gradients_in_the_basis(view_of, make):
+    task = view_of(make)
+    gradients = task.member().gradients(task.training, "loss")
+    bases = eigenbases(gradients)
+    for _, layers in gradients.by_layer():
+        for key, values in layers.items():
+            basis = bases[key]
+            left = torch.eye(values.shape[1]) if basis.left is None else basis.left
+            right = torch.eye(values.shape[2]) if basis.right is None else basis.right
+            torch.testing.assert_close(left @ left.T, torch.eye(len(left)), rtol=0, atol=1e-5)
+            rotated = left.T @ values @ right
+            torch.testing.assert_close(basis.values, rotated.square().mean(0), rtol=1e-3, atol=1e-7)
+            assert basis.values.sum().item() == pytest.approx(values.square().sum((1, 2)).mean().item(), rel=1e-4)
+
+
+def test_solving_in_the_basis_is_multiplying_with_the_inverse_matrix(view_of):
+    task = view_of(two_layers)
+    bases = eigenbases(task.member().gradients(task.training, "loss"))
+    basis = bases["2"]
+    vectors = torch.randn(3, 10, 7)
+    eye = torch.eye
+    u = torch.kron(basis.left if basis.left is not None else eye(10), basis.right)
+    matrix = u @ torch.diag(basis.values.flatten()) @ u.T + 0.01 * eye(70)
+    expected = torch.linalg.solve(matrix.double(), vectors.flatten(1).double().T).T
+    torch.testing.assert_close(basis.solve(vectors, 0.01).flatten(1).double(), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_drawn_labels_follow_the_predictions(view_of):
+    task = view_of(linear)
+    member = task.member()
+    drawn = torch.stack([with_sampled_labels(member, task.training, "labels", i).labels for i in range(400)])
+    frequency = nn.functional.one_hot(drawn, 10).double().mean(0)
+    expected = member.logits(member.parameters, task.training.all()).double().softmax(-1)
+    deviation = (expected * (1 - expected) / 400).sqrt()
+    assert ((frequency - expected).abs() / deviation.clamp(min=2e-3)).max() < 5
+    again = with_sampled_labels(member, task.training, "labels", 7).labels
+    assert torch.equal(again, drawn[7])
+
+
+# Against explicit matrices
+
+
+def test_ek_fac_is_exact_where_the_curvature_is_a_kronecker_product(view_of):
+    # Inputs are sign vectors over two coordinates, so their second moment does not depend on the outputs' gradients.
+    inputs = torch.zeros(4, 64)
+    inputs[:, 0], inputs[:, 1] = torch.tensor([1.0, 1, -1, -1]), torch.tensor([1.0, -1, 1, -1])
+    task = view_of(linear)
+    member = task.member()
+    zero = replace(member, parameters={k: torch.zeros_like(p) for k, p in member.parameters.items()})
+    data = Examples(inputs.repeat_interleave(10, 0), torch.arange(10).repeat(4), "train")
+    gradients = zero.gradients(data, "loss")
+    g = gradients.dense().double()
+    explicit = torch.linalg.solve(g.T @ g / len(g) + 0.05 * torch.eye(g.shape[1]), g.T).T
+    bases = eigenbases(gradients)
+    for _, layers in gradients.by_layer():
+        solved = {key: bases[key].solve(layer, 0.05) for key, layer in layers.items()}
+    torch.testing.assert_close(gradients.flatten(solved).double(), explicit, rtol=1e-3, atol=1e-4)
+
+
+def test_astra_s_iterations_reach_the_exact_inverse(view_of):
+    task = view_of(two_layers)
+    member = task.member()
+    q, z = dense(task)
+    exact = member.hessian(task.training).explicit().double()
+    labelled = with_sampled_labels(member, task.training, "ek-fac", task.seed, member.number)
+    bases = eigenbases(member.gradients(labelled, "loss"))
+    ridge = 0.1 * sum(b.values.sum() for b in bases.values()) / sum(b.values.numel() for b in bases.values())
+    expected = -(torch.linalg.solve(exact + ridge * torch.eye(len(exact)), q.T).T @ z.T)
+
+    def error(steps):
+        got = execute(Astra(damping=0.1, steps=steps, batch=N_TRAIN), None, task).double()
+        return float((got - expected).norm() / expected.norm())
+
+    errors = [error(steps) for steps in (0, 10, 200)]
+    assert errors[2] < 0.1
+    assert errors[2] < errors[1] < errors[0]
+
+
+def test_data_inf_is_a_mean_of_inverses(view_of):
+    task = view_of(linear)
+    q, z = dense(task)
+    ridge = 0.1 * z.square().mean()
+    inverses = [torch.linalg.inv(torch.outer(g, g) + ridge * torch.eye(len(g))) for g in z]
+    expected = -(q @ torch.stack(inverses).mean(0) @ z.T)
+    got = execute(DataInf(damping=0.1), None, task).double()
+    torch.testing.assert_close(got / expected.abs().max(), expected / expected.abs().max(), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", [LoGra(rank=64, damping=0.3), Grass(size=650, keep=1.0, damping=0.3)])
+def test_compressing_nothing_gives_the_influence_function_of_the_empirical_fisher(view_of, method):
+    task = view_of(linear)
+    q, z = dense(task)
+    fisher = z.T @ z / len(z)
+    ridge = 0.3 * fisher.diagonal().mean()
+    expected = -(q @ torch.linalg.solve(fisher + ridge * torch.eye(len(fisher)), z.T))
+    got = execute(method, None, task).double()
+    torch.testing.assert_close(got / expected.abs().max(), expected / expected.abs().max(), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("method", "least"), [(LoGra(rank=24, damping=1.0), 0.8), (Grass(size=2048, keep=0.9, damping=1.0), 0.8)]
+)
+def test_compressed_scores_are_near_those_of_whole_gradients(view_of, method, least):
+    task = view_of(two_layers)
+    whole = execute(LoGra(rank=640, damping=1.0), None, task)
+    assert correlation(execute(method, None, task), whole) > least
+
+
+# Everywhere
+
+
+@pytest.mark.parametrize(
+    "ensemble",
+    [
+        "dropout(models=1, masks=2)",
+        "dropout(models=1, masks=2, mask=per-sample)",
+        "lora(models=1, adapters=2, rank=2, epochs=1)",
+        "independent(models=2)",
+    ],
+)
+@pytest.mark.parametrize("name", METHODS)
+def test_methods_run_under_every_ensemble(small, small_data, view, name, ensemble):
+    task = view(small, small_data)
+    scores = execute(METHODS[name], parse_ensemble(ensemble), task)
+    assert scores.std() > 0
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_planted_duplicate_of_a_query_ranks_first(small, small_data, view, name):
+    training = small_data.training
+    inputs, labels = training.inputs.clone(), training.labels.clone()
+    places = torch.arange(0, 40, 10)
+    inputs[places], labels[places] = small_data.queries.inputs[:4], small_data.queries.labels[:4]
+    data = TaskData(Examples(inputs, labels, "train"), small_data.queries)
+    scores = execute(METHODS[name], None, view(small, data, store=f"planted-{name}"))
+    ranks = [int((scores[i] > scores[i, p]).sum()) for i, p in enumerate(places)]
+    assert sum(rank < 4 for rank in ranks) >= 3, ranks
+
+
+@pytest.mark.parametrize("network", ["resnet", "transformer"])
+@pytest.mark.parametrize("name", METHODS)
+def test_methods_run_on_convolutions_and_tokens(network_task, name, network):
+    scores = execute(METHODS[name], None, network_task(network))
+    assert scores.isfinite().all()
+    assert scores.std() > 0
+
+
+@pytest.fixture
+def network_task(small, view):
+    """Return a factory of views of a task with a tiny network and made-up examples."""
+    from tdabench import MEAN_LOG_PROBABILITY, token_cross_entropy
+
+    def make(network):
+        random = torch.Generator().manual_seed(0)
+
+        def examples(n, split):
+            if network == "resnet":
+                images = torch.randn(n, 3, 8, 8, generator=random)
+                return Examples(images, torch.randint(3, (n,), generator=random), split)
+            tokens = torch.randint(7, (n, 7), generator=random)
+            return Examples(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), split)
+
+        changes = {"make_model": lambda: resnet9(3, width=8, strides=(2, 2, 2), p=0.1)}
+        if network == "transformer":
+            changes = {
+                "make_model": lambda: music_transformer(7, 6, layers=1, width=8, heads=2, p=0.1),
+                "loss": token_cross_entropy,
+                "target": MEAN_LOG_PROBABILITY,
+            }
+        task = replace(small, name=network, n_train=16, n_queries=4, **changes)
+        return view(task, TaskData(examples(16, "train"), examples(4, "queries")), store=network)
+
+    return make
+
+
+def test_a_singular_moment_says_what_to_type(view_of):
+    with pytest.raises(UsageError, match="--set damping="):
+        execute(LoGra(rank=64, damping=0.0), None, view_of(linear))

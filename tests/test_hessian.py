@@ -1,0 +1,247 @@
+"""Products with the Hessian against the matrix that torch.func forms, on every kind of model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call, jacrev
+
+from tdabench import Declined, Examples, TaskData, hessian
+from tdabench.targets import token_cross_entropy
+from tdabench.tasks.networks import resnet9
+from tdabench.tasks.transformers import music_transformer, nano_gpt
+
+N_TRAIN, N_QUERIES, VOCABULARY, LENGTH = 7, 3, 5, 4
+
+
+def mlp(*, inplace: bool = False) -> nn.Module:
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(16, 6), nn.ReLU(inplace), nn.Dropout(0.4), nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3)
+    )
+
+
+def linear() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+
+
+def convolution() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Tanh(), nn.Dropout2d(0.3), nn.Flatten(), nn.Linear(8, 3)
+    )
+
+
+MODELS = {"mlp": mlp, "in place": lambda: mlp(inplace=True), "linear": linear, "convolution": convolution}
+SEQUENCES = {
+    "nanoGPT": lambda: nano_gpt(VOCABULARY, LENGTH, layers=1, width=4, heads=2, p=0.1),
+    "Music Transformer": lambda: music_transformer(VOCABULARY, LENGTH, layers=1, width=4, heads=2, p=0.1),
+}
+KINDS = ["gauss-newton", "hessian"]
+ENSEMBLES = ["plain", "shared", "per-sample", "lora"]
+
+
+@pytest.fixture
+def member_of(small, view):
+    """Return a factory of members of any model on a handful of made-up images or sequences."""
+
+    def make(name: str, ensemble: str = "plain"):
+        make_model = {**MODELS, **SEQUENCES}[name]
+        random = torch.Generator().manual_seed(0)
+
+        def examples(n: int, split: str) -> Examples:
+            if name in SEQUENCES:
+                tokens = torch.randint(VOCABULARY, (n, LENGTH + 1), generator=random)
+                return Examples(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), split)
+            images = torch.randn(n, 1, 4, 4, generator=random)
+            return Examples(images, torch.randint(3, (n,), generator=random), split)
+
+        data = TaskData(examples(N_TRAIN, "train"), examples(N_QUERIES, "queries"))
+        task = replace(small, make_model=make_model, recipe=replace(small.recipe, epochs=1, lr=0.05))
+        if name in SEQUENCES:
+            task = replace(task, loss=token_cross_entropy)
+        mine = view(task, data, store=f"models-{name}")
+        if ensemble == "lora":
+            return mine.adapter_member(0, 0, number=0, rank=2, epochs=2)
+        return mine.member(mask={"plain": None, "shared": (0, False), "per-sample": (0, True)}[ensemble])
+
+    return make
+
+
+def flat_function(member, function):
+    """Return ``function(parameters)`` of the flat parameters, and these, ``[P]``."""
+    names, shapes = list(member.parameters), [p.shape for p in member.parameters.values()]
+
+    def of_flat(flat):
+        parts = flat.split([s.numel() for s in shapes])
+        return function({n: p.view(s) for n, p, s in zip(names, parts, shapes, strict=True)})
+
+    return of_flat, torch.cat([p.flatten() for p in member.parameters.values()])
+
+
+def outputs(member, examples):
+    """Return what gives the model's outputs at parameters, written without the member's own function."""
+    batch = examples.all()
+    masks = member.mask_rows(batch)
+
+    def at(parameters):
+        return functional_call(member.model, {**parameters, **member.statistics, **masks}, (batch.inputs,))
+
+    return at
+
+
+def expected(member, examples, kind):
+    """Return the matrix ``[P, P]`` from torch.func's Jacobians of Jacobians."""
+    loss, at = member.task.loss_function, outputs(member, examples)
+    of_flat, flat = flat_function(member, at)
+    if kind == "hessian":
+        return jacrev(jacrev(lambda p: loss(of_flat(p), examples.labels).mean()))(flat)
+    z = of_flat(flat)
+    jacobian = jacrev(of_flat)(flat).flatten(0, -2)  # [n * C, P]
+    curvature = jacrev(jacrev(lambda z: loss(z, examples.labels).mean()))(z).reshape(z.numel(), z.numel())
+    return jacobian.T @ curvature @ jacobian
+
+
+def relative(found, wanted):
+    return ((found - wanted).norm() / wanted.norm()).item()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("ensemble", ENSEMBLES)
+@pytest.mark.parametrize("name", MODELS)
+def test_the_matrix_is_torch_s_own(member_of, name, ensemble, kind):
+    member = member_of(name, ensemble)
+    training = member.task.training
+    found = member.hessian(training, kind).explicit()
+    assert relative(found, expected(member, training, kind)) < 1e-5
+    assert relative(found, found.T) < 1e-5
+
+
+@pytest.mark.parametrize("name", SEQUENCES)
+def test_the_matrix_of_a_transformer(member_of, name):
+    """The Hessian against differences: torch.func's own is not symmetric here, so it cannot be right."""
+    member = member_of(name, "per-sample")
+    training = member.task.training
+    found = member.hessian(training, "gauss-newton").explicit()
+    assert relative(found, expected(member, training, "gauss-newton")) < 1e-5
+    vectors = torch.randn(3, len(found), generator=torch.Generator().manual_seed(0))
+    products = member.hessian(training, "hessian").times(vectors).double()
+    assert relative(products, torch.stack([differences(member, training, v) for v in vectors])) < 1e-4
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_products_with_a_residual_network(small, view, kind):
+    """Too large for torch's own Hessian: against differences of gradients in float64."""
+    random = torch.Generator().manual_seed(0)
+    images = Examples(torch.randn(3, 3, 8, 8, generator=random), torch.tensor([0, 1, 1]), "train")
+    task = replace(small, make_model=lambda: resnet9(2, width=8, strides=(2, 2, 2), p=0.1))
+    member = view(replace(task, recipe=replace(small.recipe, epochs=1)), TaskData(images, images)).member()
+    vectors = torch.randn(2, member.hessian(images).n_parameters, generator=random)
+    found = member.hessian(images, kind).times(vectors)
+    assert found.shape == vectors.shape
+    products = found @ vectors.T
+    torch.testing.assert_close(products, products.T, rtol=1e-3, atol=1e-4 * products.abs().max().item())
+    if kind == "gauss-newton":
+        assert (products.diagonal() > 0).all()
+    else:
+        wanted = differences(member, images, vectors[0])
+        assert relative(found[0].double(), wanted) < 1e-3
+
+
+def differences(member, examples, vector):
+    """Return the Hessian's product with a vector from two gradients."""
+    exact = replace(
+        member,
+        parameters={k: p.double() for k, p in member.parameters.items()},
+        statistics={k: s.double() if s.is_floating_point() else s for k, s in member.statistics.items()},
+    )
+    inputs = examples.inputs.double() if examples.inputs.is_floating_point() else examples.inputs
+    at = outputs(exact, Examples(inputs, examples.labels, examples.split))
+    of_flat, flat = flat_function(exact, lambda p: exact.task.loss_function(at(p), examples.labels).mean())
+    step = 1e-6 * vector.double() / vector.norm()
+    change = torch.func.grad(of_flat)(flat + step) - torch.func.grad(of_flat)(flat - step)
+    return change / (2 * step.norm()) * vector.norm()
+
+
+def test_the_gauss_newton_part_is_the_hessian_of_a_linear_model_and_positive_for_any(member_of):
+    member = member_of("linear")
+    both = [member.hessian(member.task.training, kind).explicit() for kind in KINDS]
+    assert relative(both[0], both[1]) < 1e-5
+    deep = member_of("mlp")
+    eigenvalues = [torch.linalg.eigvalsh(deep.hessian(deep.task.training, kind).explicit()) for kind in KINDS]
+    assert eigenvalues[0].min() > -1e-5 * eigenvalues[0].max()
+    assert eigenvalues[1].min() < -1e-3 * eigenvalues[1].max()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("batch", "block_bytes"), [(1, 1), (2, 5_000), (3, 1 << 20)])
+def test_batches_and_blocks_do_not_change_results(member_of, monkeypatch, kind, batch, block_bytes):
+    member = member_of("mlp", "per-sample")
+    vectors = torch.randn(5, 155, generator=torch.Generator().manual_seed(1))
+
+    def results():
+        matrix = member.hessian(member.task.training, kind, 0.5)
+        return matrix.times(vectors), matrix.explicit(), torch.tensor(matrix.mean_diagonal())
+
+    wanted = results()
+    monkeypatch.setattr(hessian, "_BATCH", batch)
+    monkeypatch.setattr(hessian, "_BLOCK_BYTES", block_bytes)
+    for found, want in zip(results(), wanted, strict=True):
+        torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-5)
+
+
+def test_a_ridge_stands_on_the_diagonal_and_rows_average_over_some_examples(member_of):
+    member = member_of("mlp", "per-sample")
+    training = member.task.training
+    plain = member.hessian(training).explicit()
+    torch.testing.assert_close(member.hessian(training, ridge=0.25).explicit(), plain + 0.25 * torch.eye(155))
+    parts = [member.hessian(training).on(torch.tensor(rows)).explicit() for rows in ([0, 3, 5], [1, 2, 4, 6])]
+    torch.testing.assert_close((3 * parts[0] + 4 * parts[1]) / 7, plain, rtol=1e-4, atol=1e-6)
+
+
+def test_the_mean_diagonal_is_near_the_matrix_s_own_and_knows_no_ridge(member_of):
+    member = member_of("mlp")
+    matrix = member.hessian(member.task.training)
+    exact = matrix.explicit().diagonal().mean().item()
+    assert matrix.mean_diagonal() == pytest.approx(exact, rel=0.3)
+    others = [member.hessian(member.task.training, kind, 3.0).mean_diagonal() for kind in KINDS]
+    assert others == pytest.approx([matrix.mean_diagonal()] * 2)
+
+
+def test_every_pass_is_counted(member_of):
+    member = member_of("mlp")
+    meter = member.task.meter
+    matrix = member.hessian(member.task.training)
+    matrix.times(torch.ones(2, 155))
+    assert (meter.forward_examples, meter.backward_examples) == (2 * N_TRAIN, 2 * N_TRAIN)
+    matrix.mean_diagonal()
+    assert meter.forward_examples == (2 + 32) * N_TRAIN
+
+
+def test_a_hessian_that_does_not_fit_is_declined(member_of):
+    member = member_of("mlp")
+    with pytest.raises(Declined, match=r"an explicit Hessian of 155 parameters takes 0.0 GB; .* up to 154 parameters"):
+        member.hessian(member.task.training).explicit(most=154)
+
+
+@pytest.mark.parametrize("ensemble", ENSEMBLES)
+def test_the_last_layer_is_a_block_of_the_whole(member_of, ensemble):
+    member = member_of("mlp", ensemble)
+    last = member.last_layer()
+    n = last.hessian(last.task.training).n_parameters
+    assert n == (2 * (3 + 5) if ensemble == "lora" else 3 * 5 + 3)
+    for kind in KINDS:
+        whole, part = (m.hessian(member.task.training, kind).explicit() for m in (member, last))
+        torch.testing.assert_close(part, whole[-n:, -n:], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        last.gradients(last.task.queries, "target").dense(),
+        member.gradients(member.task.queries, "target").dense()[:, -n:],
+    )
+
+
+def test_a_model_without_a_linear_layer_has_no_last_one(member_of):
+    member = member_of("convolution")
+    without = replace(member, parameters={k: p for k, p in member.parameters.items() if not k.startswith("5.")})
+    with pytest.raises(Declined, match="the model of small has no linear layer to differentiate"):
+        without.last_layer()

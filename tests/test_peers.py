@@ -1,0 +1,294 @@
+"""Other libraries as rows: their definitions agree with ours where they should, and nothing of them leaks out."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from tdabench import Declined, TaskData
+from tdabench.baselines.grad_dot import GradDot
+from tdabench.baselines.peers.bench import measure_all, summarise
+from tdabench.baselines.peers.captum import CaptumTracIn
+from tdabench.baselines.peers.contests import Contest, Entry, Measured, judge, ratios
+from tdabench.baselines.peers.dattri import DattriEkFac, DattriGradDot, DattriTrak
+from tdabench.baselines.peers.kronfluence import KronfluenceEkFac, KronfluenceIdentity
+from tdabench.baselines.peers.library import model_of, quiet
+from tdabench.baselines.peers.traker import TrakerTrak
+from tdabench.baselines.trak import Trak
+from tdabench.ensembles import Dropout, Independent, Lora
+from tdabench.execution import execute
+from tdabench.jobs import Job, plan
+from tdabench.runner import run
+
+PLANTED, QUERY = 17, 3
+EXACT = [
+    CaptumTracIn(),
+    CaptumTracIn(hooks=False),
+    DattriGradDot(),
+    KronfluenceIdentity(),
+]
+# Damped, because the Fisher of a hundred examples has many small eigenvalues and TRAK's kernel is singular here.
+DAMPED = [
+    DattriTrak(256, damping=1e-3),
+    TrakerTrak(256, damping=0.1),
+    DattriEkFac(damping=0.1),
+    KronfluenceEkFac(damping=None, fisher="empirical"),
+]
+
+
+def name_of(thing) -> str:
+    return f"{type(thing).__name__}-{thing.hooks}" if isinstance(thing, CaptumTracIn) else type(thing).__name__
+
+
+def need(method) -> None:
+    if method.module is None:
+        pytest.skip(f"{method.library} is not installed: pip install 'tdabench[peers]'")
+
+
+def correlation(a, b) -> float:
+    return float(torch.corrcoef(torch.stack([a.flatten(), b.flatten()]).double())[0, 1])
+
+
+@pytest.mark.parametrize("method", [*EXACT, *DAMPED], ids=name_of)
+def test_without_the_library_the_row_is_declined_and_names_the_extra(view, monkeypatch, method):
+    monkeypatch.setattr(type(method), "module", None)
+    with pytest.raises(Declined, match=rf"{method.library} is not installed: pip install 'tdabench\[peers\]'"):
+        execute(method, None, view())
+
+
+def with_statistics(small):
+    def make_model() -> nn.Module:
+        return nn.Sequential(nn.Linear(64, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 10))
+
+    return replace(small, name="small-with-statistics", make_model=make_model)
+
+
+@pytest.mark.parametrize("kind", ["plain", "mask", "adapter", "statistics"])
+def test_the_module_that_a_library_gets_computes_what_the_member_does(view, small, kind):
+    task = view(with_statistics(small)) if kind == "statistics" else view()
+    if kind == "adapter":
+        member = task.adapter_member(0, 0, number=0, rank=2, epochs=1)
+    else:
+        member = task.member(mask=(3, False) if kind == "mask" else None)
+    model, batch = model_of(member), task.queries.all()
+    torch.testing.assert_close(model(batch.inputs), member.logits(member.parameters, batch))
+    assert [n for n, p in model.named_parameters() if p.requires_grad] == list(member.parameters)
+    assert not [n for n, p in model_of(member, trainable=False).named_parameters() if p.requires_grad]
+    if kind == "mask":
+        assert not torch.equal(model(batch.inputs), model_of(task.member())(batch.inputs))
+
+
+def test_masks_per_example_are_declined(view):
+    with pytest.raises(Declined, match="mask=shared"):
+        model_of(view().member(mask=(0, True)))
+
+
+@pytest.mark.parametrize("method", EXACT, ids=name_of)
+@pytest.mark.parametrize("ensemble", [None, Independent(2), Dropout(1, 2)], ids=["one", "independent", "dropout"])
+def test_gradient_dot_products_of_every_library_are_ours(view, method, ensemble):
+    need(method)
+    expected = execute(GradDot(), ensemble, view())
+    torch.testing.assert_close(execute(method, ensemble, view()), expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", [CaptumTracIn(), DattriGradDot()], ids=name_of)
+def test_gradient_dot_products_of_adapters(view, method):
+    need(method)
+    ensemble = Lora(1, 2, rank=2, epochs=1)
+    expected = execute(GradDot(), ensemble, view())
+    torch.testing.assert_close(execute(method, ensemble, view()), expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", [KronfluenceIdentity(), KronfluenceEkFac(), DattriEkFac()], ids=name_of)
+def test_libraries_that_work_by_layer_decline_adapters(view, method):
+    need(method)
+    with pytest.raises(Declined, match="not adapters"):
+        execute(method, Lora(1, 1, rank=2, epochs=1), view())
+
+
+class Scaled(nn.Module):
+    """A module with a parameter of its own and a layer in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(10))
+        self.layer = nn.Linear(64, 10)
+
+    def forward(self, x):
+        return self.scale * self.layer(x)
+
+
+@pytest.mark.parametrize("method", [CaptumTracIn(), DattriGradDot()], ids=name_of)
+@pytest.mark.parametrize("model", ["statistics", "nested"])
+def test_parameters_of_every_kind_are_taken_once(view, small, method, model):
+    need(method)
+    nested = replace(small, name="small-nested", make_model=Scaled)
+    task = view(nested if model == "nested" else with_statistics(small))
+    torch.testing.assert_close(execute(method, None, task), execute(GradDot(), None, task), rtol=1e-3, atol=1e-4)
+
+
+def test_kronfluence_leaves_normalisation_layers_out(view, small):
+    need(KronfluenceIdentity())
+    task = view(with_statistics(small))
+    scores, whole = execute(KronfluenceIdentity(), None, task), execute(GradDot(), None, task)
+    assert 0.9 < correlation(scores, whole) < 1
+    assert (scores - whole).abs().max() > 0.01 * whole.abs().max()
+
+
+def test_dattri_s_projection_of_one_run_does_not_leak_into_the_next(view):
+    need(DattriGradDot())
+    exact = execute(GradDot(), None, view())
+    projected = execute(DattriGradDot(projection=512), None, view())
+    assert 0.95 < correlation(projected, exact) < 0.9999
+    torch.testing.assert_close(execute(DattriGradDot(), None, view()), exact, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", [*EXACT, *DAMPED], ids=name_of)
+def test_batches_and_repetition_change_nothing(view, method):
+    need(method)
+    whole, again = (execute(method, None, view()) for _ in range(2))
+    assert torch.equal(whole, again)
+    parts = execute(replace(method, batch_size=23), None, view())
+    assert correlation(parts, whole) > 0.9999
+
+
+def test_sampled_labels_are_drawn_from_the_run_s_seed(view):
+    need(KronfluenceEkFac())
+    method = KronfluenceEkFac(damping=None)
+    before = torch.random.get_rng_state()
+    first, again = (execute(method, None, view()) for _ in range(2))
+    assert torch.equal(first, again)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert not torch.equal(first, execute(replace(method, fisher="empirical"), None, view()))
+
+
+def test_trak_of_both_libraries_and_ours_agree_at_a_large_projection_and_equal_damping(view):
+    """The three scale their features differently, so equal damping is three numbers, from the gradients' norms."""
+    need(DattriTrak())
+    need(TrakerTrak())
+    size, ridge, task = 2048, 100.0, view()
+    gradients = task.member().gradients(task.training, of="target")
+    n_parameters = sum(p.numel() for p in task.member().parameters.values())
+    total = float(gradients.norms().square().sum()) / n_parameters
+    ours = execute(Trak(size, ridge=ridge), None, task)
+    dattri = execute(DattriTrak(size, damping=ridge * total / size), None, task)
+    traker = execute(TrakerTrak(size, damping=ridge * total), None, task)
+    assert correlation(dattri, traker) > 0.99
+    assert correlation(dattri, ours) > 0.99
+    assert correlation(traker, ours) > 0.99
+    assert float((dattri * ours).sum() / (ours * ours).sum()) == pytest.approx(1, abs=0.1)
+
+
+@pytest.mark.parametrize("method", [DattriTrak(64), TrakerTrak(64)], ids=name_of)
+def test_trak_multiplies_means_as_the_libraries_do(view, method):
+    need(method)
+    parts = [method.attribute(m, method.fit(m)) for m in Independent(2).members(view())]
+    kernel, q = ((a + b) / 2 for a, b in zip(*parts, strict=True))
+    torch.testing.assert_close(execute(method, Independent(2), view()), kernel * q)
+    assert not torch.allclose(parts[0][0], parts[1][0])
+    expected_q = 1 - view().member().right_probability(view().training)
+    torch.testing.assert_close(parts[0][1], expected_q, rtol=1e-4, atol=1e-5)
+
+
+def test_ek_fac_of_kronfluence_is_ours_at_equal_damping_and_labels(view):
+    need(KronfluenceEkFac())
+    from tdabench.baselines.ek_fac import EkFac
+
+    ours = execute(EkFac(damping=0.1, labels="true"), None, view())
+    theirs = execute(KronfluenceEkFac(damping=None, fisher="empirical"), None, view())
+    assert correlation(theirs, ours) > 0.999
+    assert float((theirs * ours).sum() / (ours * ours).sum()) == pytest.approx(1, abs=0.01)
+
+
+def test_dattri_s_ek_fac_rotates_by_the_transposed_eigenvectors(view):
+    """What docs/peers.md says is wrong with 0.3.0: a factor is diagonal in its eigenbasis, not in the one used."""
+    need(DattriEkFac())
+    task = view()
+    basis = DattriEkFac().fit(task.member()).bases["0"][0]  # [65, 65]
+    inputs = torch.cat([task.training.inputs, torch.ones(120, 1)], dim=1)
+    factor = inputs.T @ inputs / 120
+
+    def off_diagonal(matrix) -> float:
+        return float((matrix - matrix.diag().diag()).norm() / matrix.norm())
+
+    assert off_diagonal(basis.T @ factor @ basis) < 1e-4
+    assert off_diagonal(basis @ factor @ basis.T) > 0.1
+
+
+@pytest.fixture
+def planted(small, small_data):
+    """Return the small task's data with training example 17 replaced by a copy of query 3."""
+    training, queries = small.load_data(None).training, small_data.queries
+    training.inputs[PLANTED], training.labels[PLANTED] = queries.inputs[QUERY], queries.labels[QUERY]
+    return TaskData(training, queries)
+
+
+@pytest.mark.parametrize("method", [*EXACT, *DAMPED], ids=name_of)
+def test_a_copy_of_the_query_in_the_training_set_ranks_first(view, small, planted, method):
+    need(method)
+    longer = replace(small, recipe=replace(small.recipe, epochs=10))
+    assert execute(method, Independent(3), view(longer, planted))[QUERY].argmax() == PLANTED
+
+
+@pytest.mark.parametrize("method", [*EXACT, *DAMPED], ids=name_of)
+def test_state_is_counted_and_nothing_is_printed(view, capfd, method):
+    need(method)
+    task, level = view(), logging.getLogger().level
+    handlers = list(logging.getLogger().handlers)
+    execute(method, None, task)
+    assert (task.meter.state_bytes > 10_000) == (method in DAMPED)
+    assert task.meter.backward_examples >= 160
+    assert capfd.readouterr() == ("", "")
+    assert (logging.getLogger().level, logging.getLogger().handlers) == (level, handlers)
+
+
+def test_warnings_go_to_the_log(caplog, capfd):
+    with caplog.at_level(logging.INFO, "tdabench.peers"), quiet():
+        warnings.warn("the loader is shuffled", stacklevel=1)
+        sys.stderr.write("  10%|#         |\n")
+    assert [r.message for r in caplog.records] == ["UserWarning: the loader is shuffled"]
+    assert capfd.readouterr().err == ""
+
+
+def test_the_record_names_the_library_s_version(small_reference, tmp_path):
+    need(CaptumTracIn())
+    folder, record = run(plan(Job(small_reference, "captum-tracin", {})), tmp_path)
+    assert record.status == "ok", (folder / "log.txt").read_text()
+    assert record.provenance.packages["captum"] == "0.9.0"
+    _, other = run(plan(Job(small_reference, "grad-dot", {})), tmp_path)
+    assert "captum" not in other.provenance.packages
+
+
+OURS = Measured((1.0, 2.0, 1.0), (100, 90, 120), lds=0.3, low=0.2, high=0.4)
+CONTEST = Contest("job", Entry("ours"), Entry("theirs"), 10)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "met"),
+    [
+        (Measured((10.0, 20.0, 10.0), (100, 100, 100), lds=0.4), [True, True, True]),
+        (Measured((10.0, 19.0, 9.0), (100, 100, 100), lds=0.4), [False, True, True]),
+        (Measured((100.0, 19.0, 9.0), (100, 100, 100), lds=0.4), [False, True, True]),
+        (Measured((10.0, 20.0, 10.0), (99, 99, 1000), lds=0.4), [True, False, True]),
+        (Measured((10.0, 20.0, 10.0), (100, 100, 100), lds=0.41), [True, True, False]),
+        (Measured(reason="not registered"), [None, None]),
+    ],
+)
+def test_bars(theirs, met):
+    assert [verdict.met for verdict in judge(CONTEST, OURS, theirs)] == met
+
+
+def test_ratios_are_taken_within_a_repeat():
+    assert ratios(OURS, Measured((10.0, 10.0, 30.0), (1, 1, 1))) == (10.0, 5.0, 30.0)
+
+
+def test_a_method_that_is_not_there_is_said_to_be_so(small_reference, tmp_path):
+    entry = Entry("nobody-s-method")
+    found = measure_all(small_reference, [entry], 1, tmp_path, 60)
+    assert summarise(found[entry]).reason == "not registered"

@@ -53,11 +53,7 @@ class EkFac(tdabench.MemberMethod):
 
     def attribute(self, member: tdabench.Member, state: dict[str, tdabench.Eigenbasis]) -> torch.Tensor:
         """Return ``[n_queries, n_train]``; minus, because training goes down the loss."""
-        task = member.task
-        scores = torch.empty(task.n_queries, task.n_train, device=task.device)
-        training = member.gradients(task.training, of="loss")
-        for rows, layers in member.gradients(task.queries, of="target").by_layer():
-            for key, basis in state.items():
-                layers[key] = basis.solve(layers[key], self.damping * float(basis.values.mean()))
-            scores[rows] = -training.times(layers).T
-        return scores
+        queries = member.gradients(member.task.queries, of="target")
+        training = member.gradients(member.task.training, of="loss")
+        ridges = {key: self.damping * float(basis.values.mean()) for key, basis in state.items()}
+        return -tdabench.solved_dot(queries, training, state, ridges)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tdabench.errors import DataError, Declined, OptionError, TdabenchError, UsageError
     from tdabench.examples import Batch, Examples
     from tdabench.fisher import with_sampled_labels
-    from tdabench.kronecker import Eigenbasis, eigenbases
+    from tdabench.kronecker import Eigenbasis, eigenbases, solved_dot
     from tdabench.member import Member
     from tdabench.method import MemberMethod, Method, mean
     from tdabench.options import option
@@ -39,7 +39,7 @@ _HOME = {
     "tdabench.errors": ("DataError", "Declined", "OptionError", "TdabenchError", "UsageError"),
     "tdabench.examples": ("Batch", "Examples"),
     "tdabench.fisher": ("with_sampled_labels",),
-    "tdabench.kronecker": ("Eigenbasis", "eigenbases"),
+    "tdabench.kronecker": ("Eigenbasis", "eigenbases", "solved_dot"),
     "tdabench.member": ("Member",),
     "tdabench.method": ("MemberMethod", "Method", "mean"),
     "tdabench.options": ("option",),
@@ -91,6 +91,7 @@ __all__ = [
     "mean",
     "mean_log_probability",
     "option",
+    "solved_dot",
     "token_cross_entropy",
     "with_sampled_labels",
 ]

@@ -23,11 +23,29 @@ from tdabench.ceiling import RunningReliability
 from tdabench.datasets import cache_folder
 from tdabench.errors import UsageError
 from tdabench.files import read_arrays
-from tdabench.ground_truth import Builder, Manifest, ground_truth_folder, subset_spread, write_ground_truth
+from tdabench.ground_truth import (
+    ARRAYS_FILE,
+    MANIFEST_FILE,
+    Builder,
+    Manifest,
+    ground_truth_folder,
+    subset_spread,
+    write_ground_truth,
+)
 from tdabench.grouping import choose_group
 from tdabench.registry import find_task
 from tdabench.retraining import Work, compute_slice, local_pool, rounding_difference
-from tdabench.slices import Found, Slice, builder_facts, check_complete, plan_slices, read_slices
+from tdabench.slices import (
+    LOCK,
+    Found,
+    Slice,
+    builder_facts,
+    check_complete,
+    holds_only_slices,
+    plan_slices,
+    read_slices,
+    remove_slices,
+)
 from tdabench.task import Task
 
 OnProgress = Callable[["Progress"], None]
@@ -81,8 +99,11 @@ def total_replicas(task: Task) -> int:
 
 
 def work_folder(task: Task) -> Path:
-    """Return where slices are kept until they are complete: beside the task if it ships some, else in the cache."""
-    if _shipped(task).is_dir():
+    """Return where slices are kept until they are complete: beside the task if it ships some, else in the cache.
+
+    A folder called ``slices`` that holds anything else is the user's own, and left alone.
+    """
+    if holds_only_slices(_shipped(task)):
         return _shipped(task)
     plan = task.plan
     name = f"{task.name}-{task.version}-{plan.n_subsets}x{plan.n_seeds}-{plan.fraction:g}"
@@ -127,23 +148,24 @@ def build(
     Raises
     ------
     UsageError
-        If ``out`` exists and ``replace`` is not given, or another build into the same folder of slices is running.
+        If ``out`` exists and ``replace`` is not given, unless only a share is built into a folder of slices that is
+        named; or if ``out`` holds other files, or another build into the same folder of slices is running.
     """
     task, options = find_task(reference), options or Options()
     out = out or ground_truth_folder(task)
-    _refuse_existing(out, replace)
+    _refuse_existing(out, replace, options)
     folder = options.slices or work_folder(task)
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(folder / "build.lock", timeout=0):
-            _refuse_existing(out, replace)  # a build that ended just now
+        with FileLock(folder / LOCK, timeout=0):
+            _refuse_existing(out, replace, options)  # a build that ended just now
             found = _fill(reference, task, folder, options, executor, on_progress)
             if options.shard is not None or found.missing.any():
                 return None
             manifest = _write(task, found, out, options)
             elsewhere = out.resolve() != ground_truth_folder(task).resolve()
             if options.slices is None and not (folder == _shipped(task) and elsewhere):
-                shutil.rmtree(folder, ignore_errors=True)
+                remove_slices(folder)
     except Timeout:
         raise UsageError(f"Another build of {task.name} is running in {folder}; wait for it, or stop it.") from None
     return manifest
@@ -162,7 +184,7 @@ def merge(
     Raises
     ------
     UsageError
-        If a replica is missing, or ``out`` exists and ``replace`` is not given.
+        If a replica is missing, ``out`` exists and ``replace`` is not given, or ``out`` holds other files.
     """
     task, options = find_task(reference), options or Options()
     out = out or ground_truth_folder(task)
@@ -172,9 +194,22 @@ def merge(
     return _write(task, found, out, options)
 
 
-def _refuse_existing(out: Path, replace: bool) -> None:
-    if out.exists() and not replace:
+def _refuse_existing(out: Path, replace: bool, options: Options | None = None) -> None:
+    if not out.exists():
+        return
+    shard, slices = (None, None) if options is None else (options.shard, options.slices)
+    if shard is not None and slices is not None:  # writes slices alone, where the user said
+        return
+    if not replace and shard is not None:
+        raise UsageError(f"{out} exists already. Pass --slices DIR to build a share for another one into that folder.")
+    if not replace:
         raise UsageError(f"{out} exists already. Pass --replace to build anew, or --out DIR to build elsewhere.")
+    others = sorted({p.name for p in out.iterdir()} - {MANIFEST_FILE, ARRAYS_FILE}) if out.is_dir() else [out.name]
+    if others:  # replaced, they would be gone
+        raise UsageError(
+            f"{out} is not a folder of ground truth alone: it holds {', '.join(others[:3])}. Nothing was replaced; "
+            "pass --out DIR to build elsewhere, or remove them."
+        )
 
 
 def _write(task: Task, found: Found, out: Path, options: Options) -> Manifest:

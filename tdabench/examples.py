@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tdabench.errors import DataError
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -75,3 +77,44 @@ class Examples:
     def to(self, device: torch.device | str) -> Examples:
         """Return the same examples on another device."""
         return Examples(self.inputs.to(device), self.labels.to(device), self.split)
+
+
+def check_examples(examples: Examples, what: str) -> None:
+    """Refuse what a model, a loss or a target would stumble over later, in torch's words.
+
+    Parameters
+    ----------
+    examples
+        What a task's ``load_data`` gives.
+    what
+        What they are, for the message: ``queries of mnist-mlp``.
+
+    Raises
+    ------
+    DataError
+        If inputs are neither float32 nor int64, labels are not int64, their numbers differ, or inputs are not finite.
+    """
+    inputs, labels = examples.inputs, examples.labels
+    _check_type(inputs, "inputs", what, {"float32": "", "int64": " for tokens"})
+    _check_type(labels, "labels", what, {"int64": ""})
+    if not inputs.ndim or not labels.ndim or not len(inputs) == len(labels) > 0:
+        raise DataError(
+            f"The inputs of the {what} have shape {list(inputs.shape)}, their labels {list(labels.shape)}; expected "
+            "[n, ...] for both, with the same n above 0. Change load_data."
+        )
+    finite = inputs.isfinite().reshape(len(inputs), -1).all(dim=1)  # [n]
+    if not finite.all():
+        raise DataError(
+            f"The inputs of the {what} are not finite in {int((~finite).sum())} of {len(inputs)}, first in number "
+            f"{int((~finite).nonzero()[0])}. Replace NaN and infinite values in load_data."
+        )
+
+
+def _check_type(value: object, name: str, what: str, expected: dict[str, str]) -> None:
+    got = str(value.dtype).removeprefix("torch.") if isinstance(value, Tensor) else f"a {type(value).__name__}"
+    if got not in expected:
+        types = " or ".join(f"{dtype}{note}" for dtype, note in expected.items())
+        raise DataError(
+            f"The {name} of the {what} are {got}, expected a tensor of {types}. "
+            f"Write torch.as_tensor({name}, dtype=torch.{next(iter(expected))}) in load_data."
+        )

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from tdabench.member import Member, Quantity
 
 ExampleFunction = Callable[[Tensor, Tensor], Tensor]
+Through = Callable[[Piece], Piece]
 
 # What a pass and what is made of it may take; large enough for full matrix-product speed.
 _BLOCK_BYTES = 128 << 20
@@ -37,7 +38,14 @@ _BLOCK_BYTES = 128 << 20
 _HELD_BYTES = 512 << 20
 # Factors are kept between uses up to this, where they are all that is needed.
 _KEPT_BYTES = 128 << 20
+# One layer's gradients are formed in parts of this size: larger ones are returned to the system after each use, and
+# fetching fresh memory costs more than filling it.
+_FORMED_BYTES = 16 << 20
 _BATCH = 1024
+
+
+def _as_it_is(piece: Piece) -> Piece:
+    return piece
 
 
 class Gradients:
@@ -156,7 +164,7 @@ class Gradients:
         assert self._squares is not None
         return self._squares.sqrt()
 
-    def times(self, vectors: Tensor | Mapping[str, Tensor]) -> Tensor:
+    def times(self, vectors: Tensor | Mapping[str, Tensor], through: Through = _as_it_is) -> Tensor:
         """Return the products ``[n, m]`` with ``m`` vectors in parameter space.
 
         Parameters
@@ -164,19 +172,22 @@ class Gradients:
         vectors
             ``[m, P]``, flat in the order of ``member.parameters``; or by layer as :meth:`by_layer` gives them,
             ``[m, p, q]`` each.
+        through
+            Changes each piece of the gradients first, to other coordinates for example; not the vectors.
         """
         layers = self.split(vectors) if isinstance(vectors, Tensor) else vectors
         out = self.like.new_zeros(len(self), len(next(iter(layers.values()))))
-        for rows, key, flat in self.flats():
+        for rows, key, flat in self.flats(through):
             out[rows].addmm_(flat, layers[key].flatten(1).T)
         return out
 
-    def flats(self) -> Iterator[tuple[slice, str, Tensor]]:
+    def flats(self, through: Through = _as_it_is) -> Iterator[tuple[slice, str, Tensor]]:
         """Yield which examples, which layer, and their gradients in it ``[b, p * q]``, in blocks of bounded memory."""
         for rows, pieces in self._held(_BLOCK_BYTES):
             for piece in pieces:
-                for some in _slices(rows.stop - rows.start, max(1, _BLOCK_BYTES // (4 * math.prod(piece.shape)))):
-                    yield slice(rows.start + some.start, rows.start + some.stop), piece.key, piece.part(some).flat()
+                for some in _slices(rows.stop - rows.start, max(1, _FORMED_BYTES // (4 * math.prod(piece.shape)))):
+                    part = slice(rows.start + some.start, rows.start + some.stop)
+                    yield part, piece.key, through(piece.part(some)).flat()
 
     def split(self, vectors: Tensor) -> dict[str, Tensor]:
         """Return flat vectors ``[m, P]`` by layer, ``[m, p, q]`` each."""
@@ -228,7 +239,9 @@ class Gradients:
                 self._write(out[rows], piece.parameters, piece.rows().values)
         return out
 
-    def by_layer(self, most_bytes: int | None = None) -> Iterator[tuple[slice, dict[str, Tensor]]]:
+    def by_layer(
+        self, most_bytes: int | None = None, through: Through = _as_it_is
+    ) -> Iterator[tuple[slice, dict[str, Tensor]]]:
         """Yield the gradients by layer, ``[h, p, q]`` each, of as many examples at once as ``most_bytes`` hold."""
         for rows in _slices(len(self), max(1, (most_bytes or _HELD_BYTES // 2) // (4 * self.n_parameters))):
             part = Gradients(self.member, self.examples, self.of, self._rows[rows])
@@ -237,7 +250,7 @@ class Gradients:
                 for piece in pieces:
                     if piece.key not in layers:
                         layers[piece.key] = self.like.new_empty(len(part), *piece.shape)
-                    layers[piece.key][some] = piece.rows().values
+                    layers[piece.key][some] = through(piece).rows().values
             yield rows, layers
 
     def project(self, size: int, *stream: str | int, kind: Kind = "auto") -> Tensor:
@@ -269,7 +282,7 @@ class Gradients:
 
 def _in_parts(sketch: Sketch, piece: Piece) -> Tensor:
     """Project some examples at a time, because a sketch may form the layer's gradients."""
-    size = max(1, _BLOCK_BYTES // (4 * math.prod(piece.shape)))
+    size = max(1, _FORMED_BYTES // (4 * math.prod(piece.shape)))
     return torch.cat([sketch(piece.part(some)) for some in _slices(len(piece), size)])
 
 

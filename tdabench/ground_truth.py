@@ -27,6 +27,7 @@ from tdabench.files import (
     write_json,
 )
 from tdabench.records import Strict
+from tdabench.registry import reference_to
 
 if TYPE_CHECKING:
     from tdabench.task import Task
@@ -143,7 +144,9 @@ def read_ground_truth(task: Task, folder: Path | None = None) -> GroundTruth:
         If it is missing, belongs to another version of the task, or does not match its manifest.
     """
     folder = folder or ground_truth_folder(task)
-    hint = f"Build it with `tdabench ground-truth build {task.name}`."
+    own = folder == ground_truth_folder(task)  # a hint must not have it replaced because a copy of it is damaged
+    again = " --replace" if own and folder.exists() else ""
+    hint = f"Build it with `tdabench ground-truth build {reference_to(task)}{again}`."
     if not (folder / MANIFEST_FILE).exists():
         raise MissingGroundTruthError(f"{task.name} has no ground truth in {folder}. {hint}")
     manifest = read_manifest(folder, hint)

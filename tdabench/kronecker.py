@@ -8,6 +8,7 @@ independent of one another.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -38,14 +39,14 @@ class Eigenbasis:
 
     def solve(self, vectors: Tensor, ridge: float) -> Tensor:
         """Return ``(F + ridge I)^-1`` times each of ``vectors [m, p, q]``, of the same shape."""
-        return self.scale(vectors, 1.0 / (self.values + max(ridge, torch.finfo(self.values.dtype).tiny)))
-
-    def scale(self, vectors: Tensor, factors: Tensor) -> Tensor:
-        """Multiply ``vectors [m, p, q]`` by ``factors [p, q]`` in these coordinates."""
         there = vectors if self.left is None else self.left.T @ vectors
-        there = (there if self.right is None else there @ self.right) * factors
+        there = (there if self.right is None else there @ self.right) * self.inverse(ridge)
         back = there if self.left is None else self.left @ there
         return back if self.right is None else back @ self.right.T
+
+    def inverse(self, ridge: float) -> Tensor:
+        """Return the inverse eigenvalues ``[p, q]``."""
+        return 1.0 / (self.values + max(ridge, torch.finfo(self.values.dtype).tiny))
 
 
 def eigenbases(gradients: Gradients) -> dict[str, Eigenbasis]:
@@ -64,6 +65,42 @@ def eigenbases(gradients: Gradients) -> dict[str, Eigenbasis]:
             squares = _sum_of_squares(piece.rotated(*sides[piece.key]))
             values[piece.key] = values[piece.key] + squares if piece.key in values else squares
     return {key: Eigenbasis(*sides[key], values[key] / len(gradients)) for key in sides}
+
+
+def solved_dot(
+    queries: Gradients, training: Gradients, bases: Mapping[str, Eigenbasis], ridges: Mapping[str, float]
+) -> Tensor:
+    """Return ``q^T (F + ridge I)^-1 z`` of every pair of gradients, ``[n_queries, n_train]``, summed over layers.
+
+    Parameters
+    ----------
+    queries, training
+        Gradients at one member.
+    bases, ridges
+        By layer.
+
+    Notes
+    -----
+    Where a layer has one outer product per example, both sides are turned to the eigenbasis while they are factors, and
+    nothing is turned back; elsewhere the queries are turned there and back, since they are few.
+    """
+    one_product: set[str] = set()
+
+    def turned(piece: Piece) -> Piece:
+        if not isinstance(piece, Outer) or piece.positions > 1:
+            return piece
+        one_product.add(piece.key)
+        return piece.rotated(bases[piece.key].left, bases[piece.key].right)
+
+    out = queries.like.new_empty(len(queries), len(training))
+    for rows, layers in queries.by_layer(through=turned):
+        for key, basis in bases.items():
+            if key in one_product:
+                layers[key] *= basis.inverse(ridges[key])
+            else:
+                layers[key] = basis.solve(layers[key], ridges[key])
+        out[rows] = training.times(layers, through=turned).T
+    return out
 
 
 def _moments(gradients: Gradients) -> dict[str, tuple[Tensor | None, Tensor | None]]:

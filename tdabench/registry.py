@@ -10,7 +10,9 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import inspect
+import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -25,6 +27,8 @@ METHODS = "tdabench.methods"
 
 _tasks_from_files: dict[str, Task] = {}
 """Tasks that were found in files, by name: records name a task, not the file that it came from."""
+_typed: dict[str, str] = {}
+"""How the user called these, by name."""
 
 
 def names(group: str) -> list[str]:
@@ -43,8 +47,40 @@ def find_task(reference: str) -> Task:
     if not isinstance(task, Task):
         raise UsageError(f"{reference} is a {type(task).__name__}, not a tdabench.Task. Name a Task object.")
     if split_reference(reference) is not None:
-        _tasks_from_files[task.name] = task
+        _tasks_from_files[task.name], _typed[task.name] = task, reference
     return task
+
+
+def reference_to(task: Task) -> str:
+    """Return what to type to name a task: ``path.py:NAME`` as the user typed it if it came from a file, else its name.
+
+    For hints on the terminal; records hold no folders of this machine.
+    """
+    if _tasks_from_files.get(task.name) is task:
+        return shlex.quote(_typed[task.name])
+    return task.name
+
+
+def find_all(group: str, find: Callable[[str], Any], on_broken: Callable[[str, UsageError], None]) -> dict[str, Any]:
+    """Return what ``find`` gives for every name that is registered in a group, but for those that cannot be loaded.
+
+    Parameters
+    ----------
+    group
+        :data:`TASKS` or :data:`METHODS`.
+    find
+        :func:`find_task`, :func:`find_method`, or what begins with one of them.
+    on_broken
+        Called with the name and the error of an entry point that cannot be loaded: one broken package of a third
+        party must not hide what the others registered.
+    """
+    found = {}
+    for name in names(group):
+        try:
+            found[name] = find(name)
+        except UsageError as error:
+            on_broken(name, error)
+    return found
 
 
 def find_method(reference: str) -> type[Any]:

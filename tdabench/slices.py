@@ -6,7 +6,9 @@ a replica may be in more than one, and none may be missing when ground truth is 
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,7 @@ from tdabench._version import __version__
 from tdabench.errors import FileFormatError, UsageError
 from tdabench.files import read_arrays, read_metadata, sha256_arrays, write_arrays
 from tdabench.ground_truth import Builder
+from tdabench.registry import reference_to
 from tdabench.task import Task
 
 FACTS = "builder"
@@ -27,6 +30,11 @@ FACTS = "builder"
 _MEASURED = "seconds_by_group"
 """The one of these facts that differs from one start of a build to the next."""
 _ARRAYS = {"outputs", "subsets", "seed", "seconds"}
+LOCK = "build.lock"
+"""File in a folder of slices that a running build holds."""
+_SLICE = r"seed-\d{4,}-subsets-\d{5,}-\d{5,}\.safetensors"
+_OURS = re.compile(rf"{_SLICE}|\.{_SLICE}\.\w+|{re.escape(LOCK)}")  # whole, half-written by a killed worker, lock
+_KEEPS_FOLDER = ".gitkeep"
 
 
 @dataclass(frozen=True)
@@ -116,6 +124,21 @@ def write_slice(
         FACTS: json.dumps(facts, sort_keys=True),
     }
     write_arrays(folder / part.file_name, arrays, metadata)
+
+
+def holds_only_slices(folder: Path) -> bool:
+    """Tell whether a folder is one of slices: it holds some, or a ``.gitkeep`` in their place, and nothing else."""
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    return bool(names) and all(name == _KEEPS_FOLDER or _OURS.fullmatch(name) for name in names)
+
+
+def remove_slices(folder: Path) -> None:
+    """Remove the slices and the lock in a folder, and the folder if nothing else is in it."""
+    for path in folder.iterdir():
+        if _OURS.fullmatch(path.name):
+            path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # something else is in it
+        folder.rmdir()
 
 
 def read_slices(task: Task, folders: Iterable[Path]) -> Found:
@@ -211,5 +234,5 @@ def check_complete(task: Task, found: Found, folders: Sequence[Path]) -> None:
         raise UsageError(
             f"{len(missing)} of {found.missing.size} replicas of {task.name} are missing in "
             f"{', '.join(map(str, folders))}, first subset {subset} under seed {seed}. "
-            f"Build them with `tdabench ground-truth build {task.name} --slices DIR`, or name more folders."
+            f"Build them with `tdabench ground-truth build {reference_to(task)} --slices DIR`, or name more folders."
         )

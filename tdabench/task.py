@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tdabench.dropout import DropoutSite, install_masks
 from tdabench.errors import DataError, UsageError
-from tdabench.examples import Examples
+from tdabench.examples import Examples, check_examples
 from tdabench.files import sha256_arrays
 from tdabench.prepared import prepared
 from tdabench.seeds import derive_seed, generator
@@ -112,12 +112,13 @@ class TaskData:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Return the prepared arrays by name."""
-        return {
-            "train_inputs": self.training.inputs.cpu().numpy(),
-            "train_labels": self.training.labels.cpu().numpy(),
-            "query_inputs": self.queries.inputs.cpu().numpy(),
-            "query_labels": self.queries.labels.cpu().numpy(),
+        tensors = {
+            "train_inputs": self.training.inputs,
+            "train_labels": self.training.labels,
+            "query_inputs": self.queries.inputs,
+            "query_labels": self.queries.labels,
         }
+        return {name: tensor.detach().cpu().contiguous().numpy() for name, tensor in tensors.items()}
 
     @cached_property
     def sha256(self) -> str:
@@ -140,7 +141,8 @@ class Task:
     title, description, licence
         For people.
     load_data
-        ``(folder or None) -> TaskData``: prepares the arrays; the folder is where the user's data sets are.
+        ``(folder or None) -> TaskData``: prepares the arrays; the folder is where the user's data sets are. Every
+        process that needs the data calls it.
     data_sha256
         What the prepared arrays must hash to. Left empty, the first look at the data says what to write.
     make_model
@@ -179,16 +181,33 @@ class Task:
     revision: int = 1
 
     def data(self, folder: Path | None = None) -> TaskData:
-        """Load and check the prepared arrays; once prepared, they are kept in the cache.
+        """Load and check the prepared arrays; those of the tasks that ship with tdabench are kept in the cache.
 
         Raises
         ------
         DataError
-            If files are missing, or the prepared arrays are not the ones that the task was defined on.
+            If files are missing, or the prepared arrays are not the ones that the task was defined on, or are of
+            the wrong type.
         """
-        data = TaskData.of(prepared("task-data", self.data_sha256, lambda: self.load_data(folder).arrays()))
+        # What is kept is found by the hash that the task names, so an edited loader would not be noticed. Those that
+        # ship change with a release; one of the user's may change at any time, and so may what it imports and reads:
+        # only calling it tells.
+        ships = str(getattr(self.load_data, "__module__", "")).startswith("tdabench.")
+        arrays = prepared("task-data", self.data_sha256, partial(self._load, folder)) if ships else self._load(folder)
+        data = TaskData.of(arrays)
         self._check_data(data)
         return data
+
+    def _load(self, folder: Path | None) -> dict[str, np.ndarray]:
+        data = self.load_data(folder)
+        if not isinstance(data, TaskData):
+            raise DataError(
+                f"load_data of {self.name} returns a {type(data).__name__}, expected a tdabench.TaskData. "
+                "Return tdabench.TaskData(training=tdabench.Examples(...), queries=tdabench.Examples(...))."
+            )
+        check_examples(data.training, f"training examples of {self.name}")
+        check_examples(data.queries, f"queries of {self.name}")
+        return data.arrays()
 
     def _check_data(self, data: TaskData) -> None:
         write = f'write data_sha256="{data.sha256}" into its definition'

@@ -13,6 +13,7 @@ from tdabench import provenance
 from tdabench.errors import GroundTruthError
 from tdabench.ground_truth import Builder, GroundTruth, in_spreads, read_ground_truth, rms_difference
 from tdabench.grouping import threads
+from tdabench.registry import reference_to
 from tdabench.retraining import retrain
 from tdabench.task import Task
 
@@ -123,8 +124,7 @@ def _check_labels(task: Task, truth: GroundTruth, data_folder: Path | None) -> N
     shipped = None if truth.mislabelled is None else truth.mislabelled.tolist()
     if expected != shipped:
         raise GroundTruthError(
-            f"The wrong labels that the ground truth of {task.name} names are not the ones its data has. "
-            f"Restore the files, or rebuild with `tdabench ground-truth build {task.name} --replace`."
+            f"The wrong labels that the ground truth of {task.name} names are not the ones its data has. {_again(task)}"
         )
 
 
@@ -132,12 +132,14 @@ def _check_masks(task: Task, truth: GroundTruth) -> None:
     expected = task.subset_masks().numpy()
     if expected.shape != truth.masks.shape:
         raise GroundTruthError(
-            f"The masks of {task.name} have shape {truth.masks.shape}, its plan gives {expected.shape}. "
-            f"Restore the files, or rebuild with `tdabench ground-truth build {task.name} --replace`."
+            f"The masks of {task.name} have shape {truth.masks.shape}, its plan gives {expected.shape}. {_again(task)}"
         )
     wrong: Sequence[int] = np.flatnonzero((expected != truth.masks).any(axis=1)).tolist()
     if wrong:
         raise GroundTruthError(
-            f"The masks of {task.name} are not the ones its seeds give (first at subset {wrong[0]}). "
-            f"Restore the files, or rebuild with `tdabench ground-truth build {task.name} --replace`."
+            f"The masks of {task.name} are not the ones its seeds give (first at subset {wrong[0]}). {_again(task)}"
         )
+
+
+def _again(task: Task) -> str:
+    return f"Restore the files, or rebuild with `tdabench ground-truth build {reference_to(task)} --replace`."

@@ -115,6 +115,41 @@ def test_what_exists_is_not_overwritten_unless_asked_for(small_reference, small_
         build(small_reference, small_truth_folder)
 
 
+@pytest.mark.parametrize("command", [build, merge])
+def test_replace_deletes_nothing_but_ground_truth(small_reference, small, small_truth_folder, cache, tmp_path, command):
+    mine = tmp_path / "mine"
+    shutil.copytree(small_truth_folder, mine)
+    (mine / "thesis.tex").write_text("precious")
+    folders = [[tmp_path / "slices"]] if command is merge else []
+    with pytest.raises(UsageError, match=r"it holds thesis\.tex\. Nothing was replaced; pass --out DIR"):
+        command(small_reference, *folders, out=mine, replace=True)
+    assert (mine / "thesis.tex").read_text() == "precious"
+    read_ground_truth(small, mine)
+    assert not (cache / "ground_truth").exists(), "nothing was begun"
+
+
+def test_a_share_into_a_folder_of_its_own_does_not_mind_that_there_is_ground_truth(
+    small_reference, small, small_truth_folder, cache, grouped, tmp_path
+):
+    before = {p: p.stat().st_mtime_ns for p in small_truth_folder.iterdir()}
+    options = Options(slices=tmp_path / "slices", shard=(0, 2))
+    with ThreadPoolExecutor(1) as executor:
+        assert build(small_reference, options=options, executor=executor) is None
+    assert read_slices(small, [tmp_path / "slices"]).n_done == 16
+    assert {p: p.stat().st_mtime_ns for p in small_truth_folder.iterdir()} == before
+
+
+def test_a_share_of_what_there_is_already_is_asked_where_to_go(small_reference, small, small_truth_folder, cache):
+    with pytest.raises(UsageError, match=r"exists already\. Pass --slices DIR to build a share"):
+        build(small_reference, options=Options(shard=(0, 2)))
+    assert not work_folder(small).exists()
+
+
+def test_slices_of_one_s_own_are_no_leave_to_replace(small_reference, small_truth_folder, cache, tmp_path):
+    with pytest.raises(UsageError, match=r"exists already\. Pass --replace"):
+        build(small_reference, options=Options(slices=tmp_path / "slices"))
+
+
 def old_truth(folder: Path) -> Path:
     folder.mkdir()
     (folder / MANIFEST_FILE).write_text("old")
@@ -263,7 +298,7 @@ def test_when_the_time_is_up_worker_processes_finish_the_slices_at_work(small_re
     assert arrays_of(tmp_path / "truth") == undisturbed
 
 
-def stop_early(reference: str, out: Path, **options: object) -> None:
+def stop_early(reference: str, out: Path | None, **options: object) -> None:
     with UnhurriedExecutor() as executor:
         assert build(reference, out, Options(minutes=1e-9, **options), executor=executor) is None
 
@@ -342,12 +377,51 @@ def test_slices_that_are_shipped_stay_when_the_ground_truth_goes_elsewhere(
     small_reference, small, undisturbed, tmp_path, monkeypatch
 ):
     own = replace(small, folder=tmp_path / "task")
-    (own.folder / "slices").mkdir(parents=True)
+    slices = own.folder / "slices"
+    slices.mkdir(parents=True)
+    (slices / ".gitkeep").touch()
     monkeypatch.setattr(building, "find_task", lambda _: own)
-    with ThreadPoolExecutor(1) as executor:
+    with InlineExecutor() as executor:
         build(small_reference, tmp_path / "elsewhere", executor=executor)
-    assert arrays_of(tmp_path / "elsewhere") == undisturbed
-    assert read_slices(own, [own.folder / "slices"]).n_done == 32
+        assert arrays_of(tmp_path / "elsewhere") == undisturbed
+        assert read_slices(own, [slices]).n_done == 32
+        # Complete at home, they go; what a build did not write stays.
+        executor.slices.clear()
+        build(small_reference, executor=executor)
+    assert executor.slices == []
+    assert [p.name for p in slices.iterdir()] == [".gitkeep"]
+
+
+@pytest.mark.parametrize("names", [[], ["notes.txt"], [".gitkeep", "cut.wav"], ["seed-corpus.safetensors"]], ids=str)
+def test_a_folder_of_the_user_s_that_is_called_slices_is_left_as_it_is(
+    small_reference, small, undisturbed, tmp_path, monkeypatch, names
+):
+    own = replace(small, folder=tmp_path / "task")
+    mine = own.folder / "slices"
+    mine.mkdir(parents=True)
+    for name in names:
+        (mine / name).write_text("precious")
+    monkeypatch.setattr(building, "find_task", lambda _: own)
+    stop_early(small_reference, None)
+    assert work_folder(own) != mine
+    assert read_slices(own, [work_folder(own)]).n_done > 0
+    with ThreadPoolExecutor(1) as executor:
+        build(small_reference, executor=executor)
+    assert arrays_of(own.folder / "ground_truth") == undisturbed
+    assert {p.name: p.read_text() for p in mine.iterdir()} == dict.fromkeys(names, "precious")
+    assert not work_folder(own).exists()
+
+
+def test_what_else_is_in_the_folder_of_slices_by_then_is_kept(
+    small_reference, small, undisturbed, tmp_path, monkeypatch
+):
+    own = replace(small, folder=tmp_path / "task")
+    monkeypatch.setattr(building, "find_task", lambda _: own)
+    stop_early(small_reference, None, slices=own.folder / "slices")
+    note = own.folder / "slices" / "note.txt"
+    with ThreadPoolExecutor(1) as executor:
+        build(small_reference, executor=executor, on_progress=lambda _: note.write_text("precious"))
+    assert [p.name for p in note.parent.iterdir()] == ["note.txt"]
 
 
 def test_wrong_labels_that_the_task_knows_are_written_by_build_and_merge(

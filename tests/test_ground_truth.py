@@ -16,7 +16,7 @@ from tdabench.files import json_bytes, sha256_arrays, write_arrays, write_json
 from tdabench.ground_truth import ARRAYS_FILE, MANIFEST_FILE, read_ground_truth, read_manifest, write_ground_truth
 
 KEEPS_FILES = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-BUILD_AGAIN = "Build it with `tdabench ground-truth build small`."
+BUILD_AGAIN = f"Build it with `tdabench ground-truth build {SMALL_TASK}`."
 
 
 @pytest.fixture

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import importlib.metadata
+import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tdabench import registry
 from tdabench.errors import UnknownNameError, UsageError
-from tdabench.registry import find_method, find_task, source_sha256, split_reference
+from tdabench.registry import find_all, find_method, find_task, reference_to, source_sha256, split_reference
 
 METHOD = """
 import os
@@ -131,3 +133,35 @@ def test_an_entry_point_that_does_not_load(monkeypatch):
     monkeypatch.setattr(importlib.metadata, "entry_points", lambda **_: importlib.metadata.EntryPoints([broken]))
     with pytest.raises(UsageError, match=r"The method broken cannot be loaded from nothing_of_that_name:Mine.*package"):
         find_method("broken")
+
+
+def test_a_broken_entry_point_hides_no_other(monkeypatch):
+    entries = [
+        importlib.metadata.EntryPoint("broken", "nothing_of_that_name:TASK", registry.TASKS),
+        importlib.metadata.EntryPoint("digits-mlp", "tdabench.tasks.digits_mlp:TASK", registry.TASKS),
+        importlib.metadata.EntryPoint("no-task", "tdabench.tasks.digits_mlp:Path", registry.TASKS),
+    ]
+
+    def some(group, name=None):
+        return importlib.metadata.EntryPoints(e for e in entries if name in (None, e.name))
+
+    monkeypatch.setattr(importlib.metadata, "entry_points", some)
+    told = {}
+    found = find_all(registry.TASKS, find_task, told.__setitem__)
+    assert {name: task.name for name, task in found.items()} == {"digits-mlp": "digits-mlp"}
+    assert sorted(told) == ["broken", "no-task"]
+    assert "cannot be loaded from nothing_of_that_name:TASK" in str(told["broken"])
+    assert "not a tdabench.Task" in str(told["no-task"])
+
+
+def test_a_task_is_named_as_the_user_called_it(small, small_reference, digits, tmp_path, monkeypatch):
+    find_task(small_reference)
+    assert reference_to(small) == small_reference
+    assert reference_to(digits) == "digits-mlp"
+    assert reference_to(replace(small, title="another object")) == "small"
+    folder = tmp_path / "my tasks"
+    folder.mkdir()
+    shutil.copy(small_reference.removesuffix(":TASK"), folder / "mine.py")
+    monkeypatch.chdir(tmp_path)
+    assert reference_to(find_task("./my tasks/mine.py:TASK")) == "'./my tasks/mine.py:TASK'", "as a shell reads it"
+    find_task(small_reference)  # as the other tests know it

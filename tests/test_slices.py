@@ -14,7 +14,17 @@ from safetensors.numpy import load, save_file
 
 from tdabench import provenance
 from tdabench.errors import FileFormatError, UsageError
-from tdabench.slices import Slice, builder_facts, check_complete, plan_slices, read_slices, write_slice
+from tdabench.slices import (
+    LOCK,
+    Slice,
+    builder_facts,
+    check_complete,
+    holds_only_slices,
+    plan_slices,
+    read_slices,
+    remove_slices,
+    write_slice,
+)
 
 M, S, Q = 8, 4, 40
 OUTPUTS = np.random.default_rng(0).normal(size=(M, S, Q)).astype(np.float32)
@@ -254,14 +264,16 @@ def test_a_slice_with_a_changed_bit_is_named(small, write, tmp_path, from_end):
         ([(1, 2), (6, 1), (0, 3)], "3 of 32 replicas of small are missing .* first subset 6 under seed 1"),
     ],
 )
-def test_missing_replicas_are_counted_and_the_first_is_named(small, write, tmp_path, left_out, message):
+def test_missing_replicas_are_counted_and_the_first_is_named(
+    small, small_reference, write, tmp_path, left_out, message
+):
     a, b = tmp_path / "a", tmp_path / "b"
     for seed in range(S):
         write(a if seed % 2 else b, seed, [m for m in range(M) if (m, seed) not in left_out])
     with pytest.raises(UsageError, match=message) as caught:
         check_complete(small, read_slices(small, [a, b]), [a, b])
     assert f"in {a}, {b}, first" in str(caught.value)
-    assert "`tdabench ground-truth build small --slices DIR`" in str(caught.value)
+    assert f"`tdabench ground-truth build {small_reference} --slices DIR`" in str(caught.value)
 
 
 def test_a_copy_of_a_folder_adds_nothing(small, write, tmp_path):
@@ -270,3 +282,41 @@ def test_a_copy_of_a_folder_adds_nothing(small, write, tmp_path):
     once, twice = read_slices(small, [tmp_path / "a"]), read_slices(small, [tmp_path / "a", tmp_path / "b"])
     assert once.built_on == twice.built_on
     np.testing.assert_array_equal(once.outputs, twice.outputs)
+
+
+# --- whose a folder is
+
+
+def test_a_folder_of_slices_is_one_that_holds_nothing_else(small, write, tmp_path):
+    folder = tmp_path / "slices"
+    assert not holds_only_slices(folder)
+    folder.mkdir()
+    assert not holds_only_slices(folder), "an empty folder is whoever's made it"
+    (folder / ".gitkeep").touch()
+    assert holds_only_slices(folder)
+    whole = write(folder, 12345, [100000])
+    (folder / f".{whole.name}.a1_b2c3d").touch()  # what a killed worker leaves
+    (folder / LOCK).touch()
+    assert holds_only_slices(folder)
+    for name in ("notes.txt", "seed-corpus.safetensors", f"{whole.name}.bak", "more"):
+        (folder / name).touch()
+        assert not holds_only_slices(folder), name
+        (folder / name).unlink()
+    assert not holds_only_slices(whole)
+
+
+def test_slices_are_removed_and_nothing_else(small, write, tmp_path):
+    folder = tmp_path / "slices"
+    path = write(folder, 0, [0, 1])
+    (folder / f".{path.name}.a1_b2c3d").touch()
+    (folder / LOCK).touch()
+    others = {"notes.txt", "seed-corpus.safetensors", ".gitkeep"}
+    for name in others:
+        (folder / name).touch()
+    remove_slices(folder)
+    assert {p.name for p in folder.iterdir()} == others
+    for name in others:
+        (folder / name).unlink()
+    write(folder, 0, [0, 1])
+    remove_slices(folder)
+    assert not folder.exists()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tdabench.cli.output import json_option, print_facts, print_json, print_table
+from tdabench.cli.output import json_option, print_facts, print_json, print_table, warn_of_broken
 
 if TYPE_CHECKING:
     from tdabench.task import Task
@@ -22,7 +22,7 @@ def tasks(name: str | None, as_json: bool) -> None:
 
     if name is not None:
         return _show(_describe_task(name), as_json)
-    found = [_describe_task(n) for n in registry.names(registry.TASKS)]
+    found = list(registry.find_all(registry.TASKS, _describe_task, warn_of_broken).values())
     if as_json:
         return print_json(found)
     columns = ("name", "title", "examples", "queries", "ground truth", "licence")
@@ -89,7 +89,7 @@ def methods(name: str | None, as_json: bool) -> None:
 
     if name is not None:
         return _show_method(_describe_method(name), as_json)
-    found = [_describe_method(n) for n in registry.names(registry.METHODS)]
+    found = list(registry.find_all(registry.METHODS, _describe_method, warn_of_broken).values())
     if as_json:
         return print_json(found)
     rows = [[m["name"], m["summary"], ", ".join(f"{o['name']}={o['default']}" for o in m["options"])] for m in found]

@@ -77,6 +77,16 @@ def note(text: str) -> None:
     click.echo(text, err=True)
 
 
+def warn(text: str) -> None:
+    """Print a warning to stderr."""
+    click.echo(f"Warning: {text}", err=True)
+
+
+def warn_of_broken(name: str, error: Exception) -> None:
+    """Say that a registered task or method is left out because its package cannot be loaded."""
+    warn(f"{name} is left out. {' '.join(str(error).split())}")
+
+
 class Live:
     """Progress of a count of pieces of work: a live line on a terminal, else a line per finished piece.
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tdabench.board.rows import AXES, Row, TaskInfo, format_bytes, format_seconds, in_order, on_fronts
-from tdabench.cli.output import Live, json_option, own_tasks_option, print_facts, print_json, print_table
-from tdabench.errors import UsageError
+from tdabench.cli.output import Live, json_option, own_tasks_option, print_facts, print_json, print_table, warn
+from tdabench.errors import UnknownNameError, UsageError
 from tdabench.evaluation import Evaluation
 from tdabench.records import LOG_FILE, RECORD_FILE, Record
 
@@ -89,12 +89,30 @@ def finish_board(folders: Sequence[Path], out: Path, as_json: bool, suite: Suite
     if suite is not None:
         tasks = [replace(task, left_out=suite.left_out_of(task.name)) for task in tasks]
     page = write(render(rows, tasks), out, rows)
+    warn_of_unknown(rows, tasks)
     if as_json:
         from tdabench.board.table import json_text, results_frame
 
         return click.echo(json_text(results_frame(in_order(rows))), nl=False)
     print_board(rows, tasks)
     return click.echo(f"\nThe page: {page.resolve()}")
+
+
+def warn_of_unknown(rows: Sequence[Row], tasks: Sequence[TaskInfo]) -> None:
+    """Say which runs have no quality because nothing is known of their task, and what to type to make it known."""
+    from tdabench.errors import TdabenchError
+    from tdabench.results import evaluator_of
+
+    known = {task.name for task in tasks}
+    for name in sorted({row.record.task for row in rows} - known):
+        n_runs = sum(row.record.task == name for row in rows)
+        left_out = f"{n_runs} run{'s' * (n_runs > 1)} of {name} left out of the tables, without an LDS"
+        try:
+            evaluator_of(name)
+        except UnknownNameError:
+            warn(f"{left_out}: no task of that name is registered. Name its file with --task FILE.py:NAME.")
+        except TdabenchError as error:
+            warn(f"{left_out}: {error}")
 
 
 def print_board(rows: Sequence[Row], tasks: Sequence[TaskInfo]) -> None:
@@ -150,6 +168,7 @@ def findings(runs: tuple[Path, ...], out: Path, suites: tuple[str, ...], as_json
     """Write what cheap ensembles save at equal LDS, and what wins at equal cost, from the run folders in RUNS."""
     from tdabench.files import write_text
     from tdabench.findings import Source, render
+    from tdabench.findings.markdown import count
     from tdabench.results import read_rows
     from tdabench.suites import find_suite
 
@@ -159,9 +178,10 @@ def findings(runs: tuple[Path, ...], out: Path, suites: tuple[str, ...], as_json
         live.now("evaluating")
         rows, tasks = read_rows(folders, on_row=lambda _: live.skip(1))
     write_text(out, render(rows, tasks, source))
+    warn_of_unknown(rows, tasks)
     if as_json:
         return print_json({"file": str(out), "runs": len(rows), "tasks": [task.name for task in tasks]})
-    return click.echo(f"{len(rows)} runs of {len(tasks)} tasks: {out}")
+    return click.echo(f"{count(len(rows), 'run')} of {count(len(tasks), 'task')}: {out}")
 
 
 def _run_folders(given: Sequence[Path]) -> list[Path]:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tdabench.cli.output import Live, data_option, json_option, print_facts, print_json
-from tdabench.errors import TdabenchError
+from tdabench.cli.output import Live, data_option, json_option, print_facts, print_json, warn_of_broken
+from tdabench.errors import TdabenchError, UsageError
 
 if TYPE_CHECKING:
     from tdabench.building import Progress
@@ -134,7 +134,7 @@ def _show_progress(live: Live, progress: Progress) -> None:
 
 @ground_truth.command()
 @click.argument("task", required=False)
-@click.option("--all", "everything", is_flag=True, help="Verify every task that a CPU can retrain.")
+@click.option("--all", "everything", is_flag=True, help="Verify every registered task that a CPU can retrain.")
 @click.option("--replicas", type=click.IntRange(1), default=3, show_default=True, help="How many to retrain.")
 @click.option("--choice-seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of their choice.")
 @click.option("--folder", type=_FOLDER, help="Default: the task's own.")
@@ -151,7 +151,8 @@ def verify(
 ) -> None:
     """Check TASK's files against their manifest, retrain random replicas, and compare them with the shipped rows.
 
-    Exits with 1 if a replica differs by more than the tolerance; with --all also if a task cannot be verified.
+    Exits with 0 if every replica agrees, and with 1 if one differs by more than the tolerance; with --all also with 1
+    if a task cannot be loaded or verified: it is named, and the others are verified all the same.
     """
     if everything == (task is not None):
         raise click.UsageError("Name a TASK, or pass --all.")
@@ -159,8 +160,7 @@ def verify(
         raise click.UsageError("--folder goes with one TASK; leave it out, or name the task.")
     from tdabench.verification import verify as verify_task
 
-    tasks = _tasks_to_verify(task)
-    outcomes = []
+    tasks, outcomes = _tasks_to_verify(task)
     with Live(replicas * len(tasks), "replicas") as live:
         for found in tasks:
             live.now(f"{found.name}: retraining")
@@ -180,6 +180,7 @@ def verify(
                 live.finish(f"{found.name}: not verified: {error}", replicas)
             else:
                 outcomes.append(_Outcome(found.name, checks))
+    outcomes.sort(key=lambda outcome: outcome.task)
     shown = [outcome.to_dict() for outcome in outcomes]
     if as_json:
         print_json(shown if everything else shown[0])
@@ -218,14 +219,20 @@ class _Outcome:
         return f"{self.task}: {sum(c.passed for c in self.checks)} of {len(self.checks)} replicas agree."
 
 
-def _tasks_to_verify(task: str | None) -> list[Task]:
-    """Return one task, or all that a CPU can retrain."""
+def _tasks_to_verify(task: str | None) -> tuple[list[Task], list[_Outcome]]:
+    """Return one task, or all that a CPU can retrain; and those that cannot even be loaded."""
     from tdabench import registry
 
     if task is not None:
-        return [registry.find_task(task)]
-    found = [registry.find_task(name) for name in registry.names(registry.TASKS)]
-    return [t for t in found if not t.needs_cuda]
+        return [registry.find_task(task)], []
+    broken: list[_Outcome] = []
+
+    def leave_out(name: str, error: UsageError) -> None:
+        warn_of_broken(name, error)
+        broken.append(_Outcome(name, [], " ".join(str(error).split())))
+
+    found = registry.find_all(registry.TASKS, registry.find_task, leave_out)
+    return [t for t in found.values() if not t.needs_cuda], broken
 
 
 def _check_line(check: Check) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from tdabench._version import __version__
 from tdabench.board.findings import describe_machine
-from tdabench.board.rows import Row, TaskInfo, in_order
+from tdabench.board.rows import AXES, Row, TaskInfo, in_order
 from tdabench.ensembles import format_ensemble, kind_of, parse_ensemble
 from tdabench.evaluation import RESAMPLE_SEED
 from tdabench.findings.entries import Contest, contests_of
@@ -21,6 +21,27 @@ from tdabench.jobs import Job, shown
 from tdabench.options import values
 from tdabench.registry import find_task
 from tdabench.suites import Suite
+
+_HOW = (
+    "**LDS**: from the stored scores, on the reported queries; 95 % intervals from {resamples} resamples of subsets and"
+    " queries (seed {seed}), the same for all runs of a task, so comparisons are paired (docs/protocol.md).",
+    "**Costs**: from the records, measured once for each run, so intervals hold no noise of costs.{repeated} Tuning is"
+    " not among them. Times are compared inside one machine class only.",
+    "**Saving at equal LDS**: 1 - cost / cost of independent ensembles of the same method and options at the size that"
+    " reaches the same LDS. Between measured sizes the LDS is linear in the logarithm of the size and the cost linear"
+    " in the size; a larger ensemble that scores lower counts as its best smaller one. `≥`: better than the largest"
+    " independent ensemble, so the saving is at least that against it. `none`: not as good as the smallest. Negative:"
+    " costs more. The interval recomputes curve and run in every resample.",
+    "**Claim** ({claim}): met where the whole interval of some dropout or LoRA ensemble is at or above it, not met"
+    " where those of all are below it, else it cannot be told. The best of several is shown, not adjusted for the"
+    " choice.",
+    "**Winner at equal cost**: the highest LDS among runs that cost at most as much as the independent ensemble of that"
+    " size, within {tolerance}, since measured times vary. Not distinguishable: the paired interval of the difference"
+    " holds 0, unadjusted for the number of comparisons. In the summary a run is held against the independent curve at"
+    " its own cost; where it is ahead of the largest but costs more, who wins is not known.",
+    "**Members**: mean correlations of members' scores; the LDS predicted from the smallest ensemble of its kind"
+    " (tdabench/saturation.py), fitted to nothing else.",
+)
 
 
 @dataclass(frozen=True)
@@ -85,34 +106,16 @@ def _listed(texts: Sequence[str]) -> str:
 def _how_to_read(contests: Sequence[Contest]) -> list[str]:
     n_resamples = sorted({len(e.draws.both) for c in contests for e in c.entries})
     several = any(len(entry.records) > 1 for contest in contests for entry in contest.entries)
-    claim = ", ".join(f"{key} {percent(value)}" for key, value in CLAIMS.items())
-    repeated = " Where a configuration has several runs, LDS and costs are their means." if several else ""
-    return [
-        "## How the numbers were obtained",
-        "",
-        "- **LDS**: from the stored scores, on the reported queries; 95 % intervals from"
-        f" {' or '.join(map(str, n_resamples)) or 'no'} resamples of subsets and queries (seed {RESAMPLE_SEED}), the"
-        " same for all runs of a task, so comparisons are paired (docs/protocol.md).",
-        f"- **Costs**: from the records, measured once for each run, so intervals hold no noise of costs.{repeated}"
-        " Tuning is not among them."
-        " Times are compared inside one machine class only.",
-        "- **Saving at equal LDS**: 1 - cost / cost of independent ensembles of the same method and options at the size"
-        " that reaches the same LDS. Between measured sizes the LDS is linear in the logarithm of the size and the cost"
-        " linear in the size; a larger ensemble that scores lower counts as its best smaller one. `≥`: better than the"
-        " largest independent ensemble, so the saving is at least that against it. `none`: not as good as one model."
-        " Negative: costs more. The interval recomputes curve and run in every resample.",
-        f"- **Claim** ({claim}): met where the whole interval of some dropout or LoRA ensemble is at or above it, not"
-        " met where those of all are below it, else it cannot be told. The best of several is shown, not adjusted for"
-        " the choice.",
-        "- **Winner at equal cost**: the highest LDS among runs that cost at most as much as the independent ensemble"
-        f" of that size, within {percent(TOLERANCE)}, since measured times vary. Not distinguishable: the paired"
-        " interval of the difference holds 0, unadjusted for the number of comparisons. In the summary a run is held"
-        " against the independent curve at its own cost; where it costs more than the largest, who wins is not known"
-        " unless it is behind even that.",
-        "- **Members**: mean correlations of members' scores; the LDS predicted from the smallest ensemble of its kind"
-        " (tdabench/saturation.py), fitted to nothing else.",
-        "",
-    ]
+    facts = {
+        "resamples": " or ".join(map(str, n_resamples)) or "no",
+        "seed": RESAMPLE_SEED,
+        "repeated": " Where a configuration has several runs, LDS and costs are their means." if several else "",
+        "claim": ", ".join(
+            f"{percent(value)} of {axis.name.lower()}" for axis in AXES if (value := CLAIMS.get(axis.key))
+        ),
+        "tolerance": percent(TOLERANCE),
+    }
+    return ["## How the numbers were obtained", "", *(f"- {text.format(**facts)}" for text in _HOW), ""]
 
 
 def _not_run(rows: Sequence[Row], contests: Sequence[Contest], source: Source) -> list[str]:
@@ -131,9 +134,11 @@ def _not_run(rows: Sequence[Row], contests: Sequence[Contest], source: Source) -
 
 
 def _unknown(rows: Sequence[Row], contests: Sequence[Contest]) -> list[str]:
-    known = {contest.task.name for contest in contests}
-    missing = sorted({row.record.task for row in rows} - known)
-    return [f"No LDS for the runs of {listing([code(m) for m in missing])}: no ground truth here."] if missing else []
+    missing = sorted({row.record.task for row in rows} - {contest.task.name for contest in contests})
+    if not missing:
+        return []
+    names = listing([code(name) for name in missing])
+    return [f"No LDS for the runs of {names}: the task is not installed, or has no ground truth."]
 
 
 def _gaps(contests: Sequence[Contest]) -> list[str]:

@@ -47,9 +47,9 @@ class Verdict:
         Key of the cost.
     best
         The ensemble that saves most; None where none reaches a single model's LDS.
-    n, n_miss, n_beyond
-        Ensembles tried; those that surely miss the claim; those better than the largest independent one, whose saving
-        is known from below only.
+    n, n_reach, n_miss, n_beyond
+        Ensembles tried; those that surely reach the claim; those that surely miss it; those better than the largest
+        independent one, whose saving is known from below only.
     """
 
     contest: Contest
@@ -58,6 +58,7 @@ class Verdict:
     outcome: Outcome
     best: Gain | None
     n: int
+    n_reach: int
     n_miss: int
     n_beyond: int
 
@@ -96,11 +97,10 @@ def verdicts(contest: Contest) -> list[Verdict]:
 
 def _verdict(contest: Contest, method: str, axis: str, tried: list[Gain]) -> Verdict:
     found = [gain.savings[axis] for gain in tried]
+    n_reach = sum(one.surely_reaches(CLAIMS[axis]) for one in found)
     n_miss = sum(one.surely_misses(CLAIMS[axis]) for one in found)
-    outcome: Outcome = "not met" if n_miss == len(tried) else "cannot be told"
-    if any(one.surely_reaches(CLAIMS[axis]) for one in found):
-        outcome = "met"
+    outcome: Outcome = "met" if n_reach else "not met" if n_miss == len(tried) else "cannot be told"
     n_beyond = sum(one.place == ABOVE for one in found)
     reached = [gain for gain in tried if gain.savings[axis].place != BELOW]
     best = max(reached, key=lambda gain: (gain.savings[axis].value, gain.entry.lds), default=None)
-    return Verdict(contest, method, axis, outcome, best, len(tried), n_miss, n_beyond)
+    return Verdict(contest, method, axis, outcome, best, len(tried), n_reach, n_miss, n_beyond)

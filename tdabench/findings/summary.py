@@ -13,7 +13,7 @@ from tdabench.findings.entries import Contest, Entry, Family, ahead, difference
 from tdabench.findings.markdown import code, count, percent, plain, score, share, signed, table
 from tdabench.findings.savings import CLAIMS, Gain, Verdict, gains, verdicts
 from tdabench.findings.sections import CONTESTED
-from tdabench.findings.winners import Duel, duel
+from tdabench.findings.winners import TOLERANCE, Duel, duel
 
 PAIRS = (
     ("dropout(scope=q-only)", "dropout", "Dropout for the Q factor alone against dropout everywhere"),
@@ -94,13 +94,15 @@ def _row(line: Line) -> list[str]:
 
 
 def _duel(found: Duel) -> str:
-    to = f"to × {found.size:.1f}"
-    if found.outcome == "alone":
-        return f"this: none is as cheap; {signed(found.difference)} {to}"
-    if found.outcome == "beyond":
-        return f"not known: {signed(found.difference)} {to} at {found.excess:.1f} times its cost"
-    winner = {"ahead": "this", "behind": "independent", "level": "level"}[found.outcome]
-    return f"{winner}: {signed(found.difference)} {to}"
+    winner = {
+        "ahead": "this",
+        "alone": "this, nothing is as cheap",
+        "level": "level",
+        "behind": "independent",
+        "beyond": "not known",
+    }[found.outcome]
+    dearer = f" at {found.excess:.1f} times its cost" if found.excess > 1 + TOLERANCE else ""
+    return f"{winner}: {signed(found.difference)} to × {found.size:.1f}{dearer}"
 
 
 def _claims(contests: Sequence[Contest]) -> list[str]:
@@ -115,12 +117,14 @@ def _claims(contests: Sequence[Contest]) -> list[str]:
 def _claim(key: str, name: str, found: Sequence[Verdict]) -> str:
     tally = Counter(verdict.outcome for verdict in found)
     against = [v for v in found if v.outcome == "not met"]
+    n, reach, miss = (sum(getattr(v, field) for v in found) for field in ("n", "n_reach", "n_miss"))
     where = ", ".join(f"{plain(v.contest.title)} {code(v.method)}" for v in against)
     contradicted = f" Against the claim: {where}." if against else ""
     return (
         f"{name}: the claim of {percent(CLAIMS[key])} saved at equal LDS is met by the best dropout or LoRA ensemble in"
         f" {tally['met']} of {count(len(found), 'pair')} of a task and a method, not met in {tally['not met']}, and"
-        f" cannot be told in {tally['cannot be told']}.{contradicted}"
+        f" cannot be told in {tally['cannot be told']}. Of their {count(n, 'ensemble')}, {reach} surely save as much"
+        f" and {miss} surely do not.{contradicted}"
     )
 
 
@@ -160,7 +164,7 @@ def _at_equal_cost(lines: Sequence[Line]) -> list[str]:
 
 
 def _tally(duels: Sequence[Duel]) -> str:
-    outcomes = Counter("ahead" if duel.outcome == "alone" else duel.outcome for duel in duels)
+    outcomes: Counter[str] = Counter("ahead" if duel.outcome == "alone" else duel.outcome for duel in duels)
     names = {"ahead": "ahead", "level": "level", "behind": "behind", "beyond": "not known"}
     return ", ".join(f"{outcomes[key]} {name}" for key, name in names.items() if outcomes[key])
 
@@ -182,10 +186,11 @@ def _pair(contests: Sequence[Contest], flavour: str, other: str, title: str) -> 
         return None
     values = sorted(difference(a, b)[0] for a, b in pairs)
     outcomes = Counter(ahead(a, b) for a, b in pairs)
+    span = " to ".join(dict.fromkeys(map(signed_number, (values[0], values[-1]))))
     return (
         f"{title}, with as many models and members: better in {outcomes[1]}, worse in {outcomes[-1]}, not"
         f" distinguishable in {outcomes[0]} of {count(len(pairs), 'pair')}; LDS differences"
-        f" from {signed_number(values[0])} to {signed_number(values[-1])}."
+        f" {span}."
     )
 
 

@@ -48,8 +48,8 @@ class Duel:
     Attributes
     ----------
     outcome
-        Of the cheap ensemble. ``alone``: a single model costs more. ``beyond``: it costs more than the largest
-        independent ensemble and is not behind it, so who wins at its cost is not known.
+        Of the cheap ensemble. ``alone``: a single model costs more. ``beyond``: it is ahead of the largest independent
+        ensemble but costs more, so who wins at its cost is not known.
     size
         Of the independent ensemble at the same cost, between measured ones; the nearest end beyond them.
     difference
@@ -109,7 +109,7 @@ def duel(entry: Entry, family: Family, axis: str) -> Duel:
     outcome: Outcome = "ahead" if low > 0 else "behind" if high < 0 else "level"
     if cost * (1 + TOLERANCE) < costs[0]:
         outcome = "alone"
-    elif cost > costs[-1] * (1 + TOLERANCE) and outcome != "behind":
+    elif cost > costs[-1] * (1 + TOLERANCE) and outcome == "ahead":
         outcome = "beyond"
     reference = float(np.interp(size, sizes, costs))
     return Duel(outcome, size, (draws.estimate, low, high), cost / reference if reference > 0 else math.inf)

@@ -1,0 +1,77 @@
+"""Examples that no model or loss could take are refused in words of ours, before anything is hashed or trained."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from tdabench.errors import DataError
+from tdabench.examples import Examples, check_examples
+from tdabench.registry import find_task
+
+INPUTS, LABELS = torch.zeros(5, 3), torch.zeros(5, dtype=torch.int64)
+
+
+def with_value(value: float) -> torch.Tensor:
+    inputs = INPUTS.clone()
+    inputs[[2, 4], 1] = value
+    return inputs
+
+
+@pytest.mark.parametrize(
+    ("inputs", "labels"),
+    [
+        (INPUTS, LABELS),
+        (torch.zeros(5, 2, 4, 4), LABELS),
+        (torch.zeros(5), LABELS),
+        (torch.zeros(5, 7, dtype=torch.int64), torch.zeros(5, 7, dtype=torch.int64)),
+    ],
+    ids=["vectors", "images", "numbers", "tokens"],
+)
+def test_what_models_take_passes(inputs, labels):
+    check_examples(Examples(inputs, labels, "train"), "queries of mine")
+
+
+@pytest.mark.parametrize(
+    ("inputs", "labels", "message"),
+    [
+        (INPUTS.double(), LABELS, "inputs of the queries of mine are float64, expected a tensor of float32 or int64"),
+        (INPUTS.half(), LABELS, r"are float16, .* Write torch\.as_tensor\(inputs, dtype=torch\.float32\) in load_data"),
+        (INPUTS.to(torch.uint8), LABELS, "are uint8, expected a tensor of float32 or int64 for tokens"),
+        (INPUTS.numpy(), LABELS, "are a ndarray, expected a tensor of float32"),
+        (INPUTS, LABELS.int(), r"labels of the queries .* are int32, expected a tensor of int64\. Write .*torch\.int64\)"),
+        (INPUTS, np.zeros(5), r"labels of the queries .* are a ndarray"),
+        (INPUTS, LABELS[:4], r"shape \[5, 3\], their labels \[4\]; expected \[n, \.\.\.\] for both"),
+        (INPUTS[:0], LABELS[:0], r"shape \[0, 3\], their labels \[0\]; .* above 0"),
+        (INPUTS, LABELS[0], r"their labels \[\]; expected"),
+        (with_value(float("nan")), LABELS, r"not finite in 2 of 5, first in number 2\. Replace NaN and infinite"),
+        (with_value(float("-inf")), LABELS, "not finite in 2 of 5, first in number 2"),
+    ],
+)
+def test_what_they_do_not_take_is_one_error_that_says_what_to_write(inputs, labels, message):
+    with pytest.raises(DataError, match=message):
+        check_examples(Examples(inputs, labels, "queries"), "queries of mine")
+
+
+@pytest.mark.parametrize("part", ["training", "queries"])
+def test_a_task_of_float64_is_refused_when_its_data_is_loaded(small, small_data, part):
+    examples = getattr(small_data, part)
+    data = replace(small_data, **{part: replace(examples, inputs=examples.inputs.double())})
+    for sha256 in ("", data.sha256):  # before it is told which hash to write, and after
+        with pytest.raises(DataError, match=r"of small are float64, expected .* in load_data\."):
+            replace(small, load_data=lambda _: data, data_sha256=sha256).data()
+
+
+def test_load_data_that_gives_no_task_data_is_told_what_to_return(small):
+    pair = (INPUTS, LABELS)
+    with pytest.raises(DataError, match=r"load_data of small returns a tuple, expected a tdabench\.TaskData\. Return"):
+        replace(small, load_data=lambda _: pair).data()
+
+
+def test_the_shipped_tasks_that_need_no_download_pass(digits_data):
+    for data in (digits_data, find_task("etudes-music-transformer").data()):
+        check_examples(data.training, "training examples")
+        check_examples(data.queries, "queries")

@@ -40,13 +40,35 @@ class Astra(tdabench.MemberMethod):
     """EK-FAC's influence function, with the inverse product refined on the exact Gauss-Newton matrix."""
 
     damping: float = tdabench.option(
-        0.1, "ridge, relative to the mean eigenvalue of all layers", low=1e-9, tune=(0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+        0.1,
+        "ridge, relative to the mean eigenvalue of all layers",
+        low=1e-9,
+        tune=(0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0),
     )
     steps: int = tdabench.option(10, "steps of refinement; 0 is EK-FAC with one ridge for all layers", low=0)
     step_size: float = tdabench.option(
         1.0, "the first step, as a part of the largest that does not diverge on the whole set by half", low=0, high=2
     )
     batch: int = tdabench.option(256, "training examples in a step's Gauss-Newton product", low=1)
+
+    def work(self, sizes: tdabench.Sizes) -> tdabench.Work:
+        """Do EK-FAC's, power iterations, and a product of the Gauss-Newton matrix per step and query."""
+        n, m, steps = sizes.n_train, sizes.n_queries, self.steps
+        cuts = sizes.layer_cuts(m, _VECTOR_BYTES)
+        at_once = -(-m // cuts)
+        # Splitting flat vectors by layer takes a look at one example, for every part of the queries.
+        looks = tdabench.Counts(gradients=1 if steps else 0)
+        power = sizes.curvature(self.batch, _POWER_STEPS, at_once=1) * min(steps, 1)
+        refining = sizes.curvature(self.batch, m, at_once) * steps
+        return tdabench.Work(
+            fit=tdabench.Counts(forward=n) + sizes.eigenbases(n) + power + looks,
+            attribute=sizes.by_layer(m, _VECTOR_BYTES)
+            + sizes.solve(m, at_once) * (steps + 1)
+            + refining
+            + looks * cuts
+            + sizes.times(n, m, uses=cuts),
+            state=sizes.eigenbasis_numbers,
+        )
 
     def fit(self, member: tdabench.Member) -> AstraState:
         """Find EK-FAC's eigenbases, and how large a step may be."""

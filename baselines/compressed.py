@@ -41,6 +41,34 @@ class _Compressed(tdabench.MemberMethod):
         """Return what draws the compression of a layer; every member has its own."""
         raise NotImplementedError
 
+    def shapes(self, sizes: tdabench.Sizes) -> list[tuple[int, int]]:
+        """Return what each layer's gradient ``[p, q]`` is shortened to before it is read as one row of numbers."""
+        raise NotImplementedError
+
+    def lengths(self, sizes: tdabench.Sizes) -> list[int]:
+        """Return how many numbers are kept of each layer."""
+        return [p * q for p, q in self.shapes(sizes)]
+
+    def work(self, sizes: tdabench.Sizes) -> tdabench.Work:
+        """Compress both sides, factor and solve layer by layer, and multiply every pair."""
+        n, m, lengths = sizes.n_train, sizes.n_queries, self.lengths(sizes)
+        solving = sum((tdabench.Counts.cholesky(k) for k in lengths), tdabench.Counts())
+        solving += tdabench.Counts(products=sum(2 * 3 * n * k**2 for k in lengths), held=6 * n * max(lengths))
+        pairs = tdabench.Counts(products=sizes.n_scores * sum(lengths), held=2 * sizes.n_scores)
+        return tdabench.Work(
+            fit=self._compressing(sizes, n) + solving,
+            attribute=self._compressing(sizes, m) + pairs,
+            state=n * sum(lengths),
+        )
+
+    def _compressing(self, sizes: tdabench.Sizes, n: int) -> tdabench.Counts:
+        """Count the shortening of both sides, and the product of what is left of them."""
+        total = sizes.passes(n) + tdabench.Counts(held=2 * n * sum(self.lengths(sizes)))
+        for layer, (p, q) in zip(sizes.layers, self.shapes(sizes), strict=True):
+            each = layer.positions * (layer.p * p + layer.q * q + p * q) or layer.numbers * q + layer.p * p * q
+            total += tdabench.Counts(products=n * each, moved=n * p * q)
+        return total
+
     def fit(self, member: tdabench.Member) -> Features:
         """Compress the training gradients and solve with their second moment, layer by layer."""
         features = member.gradients(member.task.training, of="loss").sketch(self.sketch(member))
@@ -78,6 +106,11 @@ class LoGra(_Compressed):
         0.1, "ridge of each layer, relative to the mean diagonal of its second moment", low=0, tune=_DAMPING
     )
 
+    def shapes(self, sizes: tdabench.Sizes) -> list[tuple[int, int]]:
+        """Return ``rank`` dimensions a side, and those of a shorter side left over to the other."""
+        most = [(self.rank * max(1, self.rank // x.q), self.rank * max(1, self.rank // x.p)) for x in sizes.layers]
+        return [(min(x.p, p), min(x.q, q)) for x, (p, q) in zip(sizes.layers, most, strict=True)]
+
     def sketch(self, member: tdabench.Member) -> Callable[[Any], Any]:
         """Draw normal projections of both sides."""
         return tdabench.kronecker_sketch(self.rank, "logra", member.task.seed, member.number)
@@ -92,6 +125,15 @@ class Grass(_Compressed):
     damping: float = tdabench.option(
         0.1, "ridge of each layer, relative to the mean diagonal of its second moment", low=0, tune=_DAMPING
     )
+
+    def shapes(self, sizes: tdabench.Sizes) -> list[tuple[int, int]]:
+        """Return what the masks leave of both sides."""
+        share = self.keep**0.5
+        return [(max(1, round(x.p * share)), max(1, round(x.q * share))) for x in sizes.layers]
+
+    def lengths(self, sizes: tdabench.Sizes) -> list[int]:
+        """Return how many buckets a layer has."""
+        return [min(self.size, p * q) for p, q in self.shapes(sizes)]
 
     def sketch(self, member: tdabench.Member) -> Callable[[Any], Any]:
         """Draw masks of both sides, buckets and signs."""

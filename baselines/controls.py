@@ -18,6 +18,10 @@ class Random(tdabench.MemberMethod):
     Source: none. Cost: nothing but the drawing; the model is never called.
     """
 
+    def work(self, sizes: tdabench.Sizes) -> tdabench.Work:
+        """Draw a number per score."""
+        return tdabench.Work(attribute=tdabench.Counts(moved=4 * sizes.n_scores, held=sizes.n_scores))
+
     def attribute(self, member: tdabench.Member, state: None) -> torch.Tensor:
         """Draw ``[n_queries, n_train]`` from the run's seed and the member's number."""
         task = member.task
@@ -35,6 +39,10 @@ class GradientNorm(tdabench.MemberMethod):
     Source: Paul et al. 2021, "Deep Learning on a Data Diet" (GraNd), used here as a control.
     Cost: one gradient pass over the training set.
     """
+
+    def work(self, sizes: tdabench.Sizes) -> tdabench.Work:
+        """Take the training set's norms."""
+        return tdabench.Work(fit=sizes.norms(sizes.n_train), state=sizes.n_train)
 
     def fit(self, member: tdabench.Member) -> torch.Tensor:
         """Return the norms ``[n_train]``; they do not depend on the queries."""

@@ -35,6 +35,18 @@ class DataInf(tdabench.MemberMethod):
         tune=(0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0),
     )
 
+    def work(self, sizes: tdabench.Sizes) -> tdabench.Work:
+        """Take norms by layer; for some queries at once, weigh the training set's gradients and multiply by them."""
+        n, m = sizes.n_train, sizes.n_queries
+        cuts = sizes.layer_cuts(m)
+        weighing = tdabench.Counts(products=2 * sizes.n_scores * sizes.n_parameters)
+        held = tdabench.Counts(held=6 * -(-m // cuts) * sizes.n_parameters)
+        return tdabench.Work(
+            fit=sizes.formed(n),
+            attribute=sizes.by_layer(m) + sizes.times(n, m, uses=2 * cuts) + weighing + held,
+            state=len(sizes.layers) * (n + 1),
+        )
+
     def fit(self, member: tdabench.Member) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         """Return each layer's ridge ``[]`` and the squared norms of the training gradients in it ``[n_train]``."""
         squares: dict[str, torch.Tensor] = {}

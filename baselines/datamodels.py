@@ -51,6 +51,19 @@ class Retraining(tdabench.Method):
     fraction: float = tdabench.option(0.5, "share of the training set in a subset", low=0, high=1)
     per_seed: int = tdabench.option(50, "models, at least, that share initialisation, order and dropout", low=2)
 
+    def work(self, sizes: tdabench.Sizes) -> tdabench.Work:
+        """Retrain, find the weights, and pass the queries through every model."""
+        n, m, count = sizes.n_train, sizes.n_queries, self.subsets
+        return tdabench.Work(
+            fit=tdabench.Counts(products=2 * 3 * n * count**2, held=8 * n * count) + tdabench.Counts.cholesky(count),
+            attribute=tdabench.Counts(
+                forward=count * m, products=2 * sizes.n_scores * count, held=2 * n * count + 3 * sizes.n_scores
+            ),
+            state=n * count + -(-n * count // 4),  # subsets are kept as bytes
+            retrained=count,
+            share=self.fraction,
+        )
+
     def fit(self, task: tdabench.TaskView) -> RetrainingState:
         """Retrain, and turn the subsets into weights."""
         masks = self._masks(task)

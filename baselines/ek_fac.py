@@ -41,6 +41,16 @@ class EkFac(tdabench.MemberMethod):
         "sampled", "sampled: labels drawn from the model's predictions (the Fisher information); true: the data's own"
     )
 
+    def work(self, sizes: tdabench.Sizes) -> tdabench.Work:
+        """Find the eigenbases; solve for the queries, some at once, and multiply by the training set each time."""
+        n, m = sizes.n_train, sizes.n_queries
+        cuts = sizes.layer_cuts(m)
+        return tdabench.Work(
+            fit=tdabench.Counts(forward=n if self.labels == "sampled" else 0) + sizes.eigenbases(n),
+            attribute=sizes.by_layer(m) + sizes.solve(m, -(-m // cuts)) + sizes.times(n, m, uses=cuts),
+            state=sizes.eigenbasis_numbers,
+        )
+
     def fit(self, member: tdabench.Member) -> dict[str, tdabench.Eigenbasis]:
         """Find each layer's eigenvectors, and the eigenvalues along them."""
         return tdabench.eigenbases(member.gradients(self._labelled(member), of="loss"))

@@ -29,6 +29,10 @@ import tdabench
 class GradDot(tdabench.MemberMethod):
     """Dot product of the query's target gradient and minus the training example's loss gradient."""
 
+    def work(self, sizes: tdabench.Sizes) -> tdabench.Work:
+        """Multiply every pair."""
+        return tdabench.Work(attribute=sizes.dot(sizes.n_queries, sizes.n_train))
+
     def attribute(self, member: tdabench.Member, state: None) -> torch.Tensor:
         """Return ``[n_queries, n_train]``; minus, because training goes down the loss."""
         queries = member.gradients(member.task.queries, of="target")
@@ -46,6 +50,10 @@ class TracIn(tdabench.MemberMethod):
     is left out, as in the paper, and so is Adam's rescaling of gradients.
     """
 
+    def work(self, sizes: tdabench.Sizes) -> tdabench.Work:
+        """Do what Grad-Dot does."""
+        return GradDot().work(sizes)
+
     def attribute(self, member: tdabench.Member, state: None) -> torch.Tensor:
         """Return ``[n_queries, n_train]``, weighted by the checkpoint's learning rate."""
         return member.weight * GradDot().attribute(member, None)
@@ -54,6 +62,12 @@ class TracIn(tdabench.MemberMethod):
 @dataclass(frozen=True)
 class GradCos(tdabench.MemberMethod):
     """Cosine of the same two gradients; normalised per member, before members are averaged."""
+
+    def work(self, sizes: tdabench.Sizes) -> tdabench.Work:
+        """Take all norms first, then multiply every pair."""
+        n, m = sizes.n_queries, sizes.n_train
+        lengths = tdabench.Counts(moved=3 * n * m, held=2 * n * m)
+        return tdabench.Work(attribute=sizes.norms(n) + sizes.norms(m) + sizes.dot(n, m, again=True) + lengths)
 
     def attribute(self, member: tdabench.Member, state: None) -> torch.Tensor:
         """Return ``[n_queries, n_train]``; a zero gradient has no direction and scores 0."""

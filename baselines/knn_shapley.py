@@ -30,6 +30,8 @@ import tdabench
 # Distances, their order and the sums of some queries at once; the sums are float64.
 _BLOCK_BYTES = 64 << 20
 _BYTES_PER_PAIR = 64
+# Sorting a distance takes about as long as writing so many numbers.
+_SORT = 30
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,23 @@ class KnnShapley(tdabench.MemberMethod):
         if task.training.labels.dim() == 1:
             return None
         return "nearest neighbours vote for one label per example; the labels here are sequences"
+
+    def work(self, sizes: tdabench.Sizes) -> tdabench.Work:
+        """Pass both sides forward, take all distances and sort them."""
+        if sizes.representation is None:
+            raise tdabench.Declined("the model has no linear layer that is given one row per example")
+        n, m, (_, d) = sizes.n_train, sizes.n_queries, sizes.representation
+        at_once = max(1, _BLOCK_BYTES // (_BYTES_PER_PAIR * n))
+        return tdabench.Work(
+            fit=tdabench.Counts(forward=n),
+            attribute=tdabench.Counts(
+                forward=m,
+                products=2 * sizes.n_scores * d,  # in float64
+                moved=(_SORT + 8) * sizes.n_scores,
+                held=min(m, at_once) * n * _BYTES_PER_PAIR // 4 + 2 * sizes.n_scores + 4 * n * d,
+            ),
+            state=n * d,
+        )
 
     def fit(self, member: tdabench.Member) -> Tensor:
         """Return the training set's representations ``[n_train, d]``."""

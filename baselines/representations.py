@@ -38,6 +38,19 @@ class RepSim(tdabench.MemberMethod):
         True, "count against what has another label than the query; sequences have none, and are left alone"
     )
 
+    def work(self, sizes: tdabench.Sizes) -> tdabench.Work | None:
+        """Pass both sides forward and multiply every pair."""
+        if sizes.representation is None:
+            raise tdabench.Declined("the model has no linear layer that is given one row per example")
+        n, m, (_, d) = sizes.n_train, sizes.n_queries, sizes.representation
+        return tdabench.Work(
+            fit=tdabench.Counts(forward=n),
+            attribute=tdabench.Counts(
+                forward=m, products=sizes.n_scores * d, moved=3 * sizes.n_scores, held=3 * sizes.n_scores + n * d
+            ),
+            state=n * d,
+        )
+
     def fit(self, member: tdabench.Member) -> Tensor:
         """Return the training set's representations ``[n_train, d]``."""
         return member.representations(member.task.training)

@@ -38,6 +38,8 @@ import tdabench
 
 _TOLERANCE = 1e-6
 _MAX_NEWTON, _MAX_PRODUCTS = 50, 1000
+# How many it usually takes; they depend on the data, so an estimate of the time can only be rough.
+_TYPICAL_PRODUCTS = 200
 # Logits at once: their many small steps stay in the cache.
 _BLOCK_BYTES = 2 << 20
 
@@ -65,6 +67,25 @@ class RepresenterPoints(tdabench.MemberMethod):
     def supports(self, task: tdabench.TaskView) -> str | None:
         """Need a last linear layer."""
         return None if task.has_linear_layers else f"the model of {task.name} has no linear layer to re-fit"
+
+    def work(self, sizes: tdabench.Sizes) -> tdabench.Work:
+        """Pass both sides forward, fit the layer by a typical number of products, and multiply every pair."""
+        if sizes.representation is None:
+            raise tdabench.Declined("the model has no linear layer that is given one row per example")
+        n, m, (positions, d), c = sizes.n_train, sizes.n_queries, sizes.representation, sizes.n_outputs
+        d += 1  # for the bias
+        left, right = (c, d) if sizes.has_one_label else (1, c * d)
+        fitting = tdabench.Counts(
+            products=_TYPICAL_PRODUCTS * 2 * n * positions * c * d,
+            moved=_TYPICAL_PRODUCTS * 8 * n * positions * c,
+            held=n * positions * (3 * d + 8 * c),
+        )
+        pairs = tdabench.Counts(products=sizes.n_scores * (left + right), held=3 * sizes.n_scores + m * (left + right))
+        return tdabench.Work(
+            fit=tdabench.Counts(forward=n) + fitting,
+            attribute=tdabench.Counts(forward=m) + pairs,
+            state=2 * d * c + n * (left + right),
+        )
 
     def fit(self, member: tdabench.Member) -> RepresenterState:
         """Re-fit the last layer to stationarity and read off the alphas."""

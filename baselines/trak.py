@@ -50,6 +50,18 @@ class Trak(tdabench.MemberMethod):
     uses_q = True
     uses_projection = True
 
+    def work(self, sizes: tdabench.Sizes) -> tdabench.Work:
+        """Project both sides, factor the kernel, solve for the training set and multiply every pair."""
+        n, k = sizes.n_train, self.projection
+        solving = tdabench.Counts(products=2 * 3 * n * k**2, held=6 * n * k)  # in float64
+        q = tdabench.Counts(forward=n * sizes.q_members)
+        pairs = tdabench.Counts(products=sizes.n_scores * k, held=3 * sizes.n_scores)
+        return tdabench.Work(
+            fit=sizes.project(n, k) + tdabench.Counts.cholesky(k) + solving + q,
+            attribute=sizes.project(sizes.n_queries, k) + pairs,
+            state=n * k + n,
+        )
+
     def fit(self, member: tdabench.Member) -> TrakState:
         """Project the training gradients and solve with their second moment."""
         features = self._features(member, member.task.training)  # [n_train, projection]

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tdabench.options import option
     from tdabench.projections import kronecker_sketch, masked_sketch
     from tdabench.seeds import derive_seed, generator
+    from tdabench.sizes import Sizes
     from tdabench.targets import (
         LOG_ODDS,
         MEAN_LOG_PROBABILITY,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     )
     from tdabench.task import Recipe, SubsetPlan, Task, TaskData
     from tdabench.view import TaskView
+    from tdabench.work import Counts, Work
 
 _HOME = {
     "tdabench.dropout": ("SequenceDropout",),
@@ -45,6 +47,7 @@ _HOME = {
     "tdabench.options": ("option",),
     "tdabench.projections": ("kronecker_sketch", "masked_sketch"),
     "tdabench.seeds": ("derive_seed", "generator"),
+    "tdabench.sizes": ("Sizes",),
     "tdabench.targets": (
         "LOG_ODDS",
         "MEAN_LOG_PROBABILITY",
@@ -56,6 +59,7 @@ _HOME = {
     ),
     "tdabench.task": ("Recipe", "SubsetPlan", "Task", "TaskData"),
     "tdabench.view": ("TaskView",),
+    "tdabench.work": ("Counts", "Work"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
@@ -63,6 +67,7 @@ __all__ = [
     "LOG_ODDS",
     "MEAN_LOG_PROBABILITY",
     "Batch",
+    "Counts",
     "DataError",
     "Declined",
     "Eigenbasis",
@@ -73,6 +78,7 @@ __all__ = [
     "OptionError",
     "Recipe",
     "SequenceDropout",
+    "Sizes",
     "SubsetPlan",
     "Target",
     "Task",
@@ -80,6 +86,7 @@ __all__ = [
     "TaskView",
     "TdabenchError",
     "UsageError",
+    "Work",
     "__version__",
     "cross_entropy",
     "derive_seed",

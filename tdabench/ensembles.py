@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from tdabench.errors import Declined, UnknownNameError, UsageError
 from tdabench.options import OptionInfo, describe, make, option
+from tdabench.work import Parts
 
 if TYPE_CHECKING:
     from tdabench.member import Member
@@ -30,6 +31,9 @@ class Ensemble(Protocol):
     def members(self, task: TaskView) -> list[Member]:
         """Make the members; models and adapters that are missing are trained, metered."""
 
+    def parts(self) -> Parts:
+        """Return what it is made of, for an estimate of what that costs."""
+
 
 @dataclass(frozen=True)
 class Independent:
@@ -49,6 +53,10 @@ class Independent:
     def members(self, task: TaskView) -> list[Member]:
         """Return one member per model, dropout off."""
         return [task.member(model) for model in range(self.models)]
+
+    def parts(self) -> Parts:
+        """Return the models."""
+        return Parts(self.models, members=self.models)
 
 
 @dataclass(frozen=True)
@@ -84,6 +92,12 @@ class Dropout:
             return [member for row in pairs for member in row]
         return [task.member(model).with_q(tuple(row)) for model, row in enumerate(pairs)]
 
+    def parts(self) -> Parts:
+        """Return the models, and how many passes a Q factor takes."""
+        if self.scope == "all":
+            return Parts(self.models, members=self.size, masks=self.mask)
+        return Parts(self.models, members=self.models, q_members=self.masks, masks=self.mask)
+
     def _masked(self, task: TaskView, model: int, mask: int) -> Member:
         return task.member(model, number=model * self.masks + mask, mask=(mask, self.mask == "per-sample"))
 
@@ -118,6 +132,10 @@ class Lora:
             for model in range(self.models)
             for adapter in range(self.adapters)
         ]
+
+    def parts(self) -> Parts:
+        """Return the models and their adapters."""
+        return Parts(self.models, members=self.size, adapters=self.size, rank=self.rank, adapter_epochs=self.epochs)
 
 
 @dataclass(frozen=True)
@@ -166,6 +184,10 @@ class Checkpoints:
                 members.append(task.checkpoint_member(model, epoch, number=model * self.last + i, weight=weight))
         return members
 
+    def parts(self) -> Parts:
+        """Return the models and what is kept of their training beside them."""
+        return Parts(self.models, members=self.size, checkpoints=self.models * (self.last - 1))
+
 
 @dataclass(frozen=True)
 class Projections:
@@ -187,6 +209,10 @@ class Projections:
         """Return the (model, projection) pairs; a projection is drawn from the stream that a member's number names."""
         pairs = [(model, seed) for model in range(self.models) for seed in range(self.seeds)]
         return [task.member(model, number=model * self.seeds + seed) for model, seed in pairs]
+
+    def parts(self) -> Parts:
+        """Return the models."""
+        return Parts(self.models, members=self.size)
 
 
 KINDS: dict[str, type[Any]] = {

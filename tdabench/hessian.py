@@ -70,7 +70,7 @@ class Hessian:
         rows: Tensor | None = None,
     ) -> None:
         self.member, self.examples, self.curvature, self.ridge = member, examples, curvature, ridge
-        self._rows = torch.arange(len(examples), device=examples.inputs.device) if rows is None else rows
+        self.rows = torch.arange(len(examples), device=examples.inputs.device) if rows is None else rows
         self._sizes = [p.numel() for p in member.parameters.values()]
 
     @property
@@ -93,7 +93,7 @@ class Hessian:
                 found = product(self._by_parameter(vectors[part]))
                 out[part] += torch.cat([g.flatten(1) for g in found], dim=1)
             self.member.task.meter.count(forward=len(batch) * len(vectors), backward=len(batch) * len(vectors))
-        return out.div_(len(self._rows)).add_(vectors, alpha=self.ridge)
+        return out.div_(len(self.rows)).add_(vectors, alpha=self.ridge)
 
     def explicit(self, most: int = MOST_PARAMETERS) -> Tensor:
         """Return the matrix itself, ``[P, P]``, symmetric up to rounding.
@@ -122,7 +122,7 @@ class Hessian:
         Estimated by Hutchinson's estimator with 32 vectors of signs from the member's stream, so that every solver has
         the same. Of the Gauss-Newton part whatever the curvature: the Hessian's own may be negative.
         """
-        plain = Hessian(self.member, self.examples, "gauss-newton", rows=self._rows)
+        plain = Hessian(self.member, self.examples, "gauss-newton", rows=self.rows)
         stream = ("mean-diagonal", self.member.task.name, self.member.task.seed, self.member.number)
         size = self.n_parameters
         probes = signs(_PROBES * size, self._like, *stream).view(_PROBES, size)
@@ -134,8 +134,8 @@ class Hessian:
         return next(iter(self.member.parameters.values()))
 
     def _batches(self) -> Iterator[Batch]:
-        for part in _slices(len(self._rows), max(1, min(_BATCH, _BLOCK_BYTES // (8 * self._numbers)))):
-            yield self.examples.take(self._rows[part])
+        for part in _slices(len(self.rows), max(1, min(_BATCH, _BLOCK_BYTES // (8 * self._numbers)))):
+            yield self.examples.take(self.rows[part])
 
     @property
     def _rows_at_once(self) -> int:
@@ -143,7 +143,7 @@ class Hessian:
 
     @property
     def _vectors_at_once(self) -> int:
-        examples = min(_BATCH, len(self._rows))
+        examples = min(_BATCH, len(self.rows))
         return max(1, min(_BLOCK_BYTES // (8 * self._numbers * examples), self._rows_at_once))
 
     @cached_property

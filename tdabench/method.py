@@ -22,7 +22,9 @@ from tdabench.errors import ScoresError
 
 if TYPE_CHECKING:
     from tdabench.member import Member
+    from tdabench.sizes import Sizes
     from tdabench.view import TaskView
+    from tdabench.work import Work
 
 
 class Method:
@@ -33,6 +35,16 @@ class Method:
 
     def supports(self, task: TaskView) -> str | None:
         """Return None, or the reason why the method cannot run on this task; the board shows it."""
+        return None
+
+    def work(self, sizes: Sizes) -> Work | None:
+        """Return what the method does on a task, as counts, for `tdabench plan`; None where it does not say.
+
+        Raises
+        ------
+        Declined
+            If the sizes alone tell that the method cannot run.
+        """
         return None
 
     def fit(self, task: TaskView) -> Any:
@@ -58,6 +70,16 @@ class MemberMethod:
 
     def supports(self, task: TaskView) -> str | None:
         """Return None, or the reason why the method cannot run on this task; the board shows it."""
+        return None
+
+    def work(self, sizes: Sizes) -> Work | None:
+        """Return what the method does at one member, as counts, for `tdabench plan`; None where it does not say.
+
+        Raises
+        ------
+        Declined
+            If the sizes alone tell that the method cannot run.
+        """
         return None
 
     def fit(self, member: Member) -> Any:

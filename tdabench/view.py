@@ -99,7 +99,7 @@ class TaskView:
         Metered and cached: trained once on this machine class, charged to every run that asks for it. Members of one
         model share its tensors; do not write to them.
         """
-        name = f"model-{self.seed}-{model}"
+        name = model_name(self.seed, model)
         if name in self._models:
             return self._models[name]
 
@@ -120,8 +120,8 @@ class TaskView:
         epochs
             Numbers of finished epochs, from 1 to :attr:`epochs`.
         """
-        name = f"model-{self.seed}-{model}"
-        files = {e: name if e == self.epochs else f"{name}-epoch-{e}" for e in (*epochs, self.epochs)}
+        name = model_name(self.seed, model)
+        files = {e: name if e == self.epochs else checkpoint_name(name, e) for e in (*epochs, self.epochs)}
         kept = self._checkpoints.setdefault(name, {})
         kept |= self._trained_run(model, {e: file for e, file in files.items() if e not in kept})
         self.meter.runs[name] = Trained(
@@ -203,7 +203,7 @@ class TaskView:
         """
         base = self.train(model)
         adapted = lora.adapted_model(self._template, base, rank)
-        name = f"adapter-{self.seed}-{model}-{adapter}-rank-{rank}-epochs-{epochs}"
+        name = adapter_name(self.seed, model, adapter, rank, epochs)
         stream = (self._task.name, STREAM, self.seed, model, "adapter", adapter, rank)
 
         def work() -> Parameters:
@@ -272,6 +272,21 @@ class TaskView:
         stacked = stacked_state(self._template, 1, self.device)
         recipe = dataclasses.replace(self._task.recipe, epochs=1)
         fit_stacked(program, stacked, fake, torch.ones(1, n, dtype=torch.bool), ("warm-up",), recipe)
+
+
+def model_name(seed: int, model: int) -> str:
+    """Return the name that an attribution model is kept under."""
+    return f"model-{seed}-{model}"
+
+
+def checkpoint_name(model: str, epoch: int) -> str:
+    """Return the same of a model at the end of an epoch."""
+    return f"{model}-epoch-{epoch}"
+
+
+def adapter_name(seed: int, model: int, adapter: int, rank: int, epochs: int) -> str:
+    """Return the same of an adapter."""
+    return f"adapter-{seed}-{model}-{adapter}-rank-{rank}-epochs-{epochs}"
 
 
 def _in_order(model: nn.Module, values: Parameters) -> Parameters:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import re
@@ -66,7 +67,7 @@ def _fresh_evaluators():
 def suite_file(tmp_path_factory, small_reference) -> Path:
     path = tmp_path_factory.mktemp("suite") / "mine.toml"
     methods = json.dumps([GOOD, RAISES, "random"])
-    block = f'[[run]]\ntask = "{small_reference}"\nmethods = {methods}\nensembles = [""]\n'
+    block = f'[[run]]\ntasks = ["{small_reference}"]\nmethods = {methods}\nensembles = [""]\n'
     path.write_text(f'title = "Three"\n{block}{block}')  # blocks may overlap
     return path
 
@@ -271,6 +272,32 @@ def test_board_in_a_process_of_its_own_needs_the_file_of_an_own_task(runs, small
     assert all(isinstance(row["lds"], float) for row in rows if row["status"] == "ok")
 
 
+def test_a_board_without_the_file_of_an_own_task_says_what_it_leaves_out_and_what_to_type(runs, tmp_path):
+    words = [sys.executable, "-m", "tdabench", "board", str(runs), "--out", str(tmp_path / "board")]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    warning = (
+        "Warning: 3 runs of small left out of the tables, without an LDS: no task of that name is registered. "
+        "Name its file with --task FILE.py:NAME.\n"
+    )
+    assert done.stderr.endswith(warning)
+    assert "Warning" not in done.stdout
+
+
+def test_a_board_says_which_task_has_no_ground_truth_yet(tdabench, registered, runs, tmp_path, monkeypatch):
+    for path in runs.glob("*/record.json"):
+        path.write_text(path.read_text().replace('"small"', '"bare"'))
+    monkeypatch.setattr(results, "find_task", registry.find_task)
+    done = tdabench("board", runs, "--out", tmp_path / "board", "--json")
+    assert done.code == 0
+    assert len(done.json) == 3
+    assert "Warning: 3 runs of bare left out of the tables, without an LDS: bare has no ground truth in" in done.err
+    assert "Build it with `tdabench ground-truth build bare`." in done.err
+
+
+def test_a_board_on_which_everything_stands_warns_of_nothing(tdabench, runs, tmp_path):
+    assert "Warning" not in tdabench("board", runs, "--out", tmp_path / "board").err
+
+
 def test_board_is_the_same_bytes_each_time(tdabench, runs, tmp_path):
     pages = []
     for name in ("first", "second"):
@@ -372,6 +399,17 @@ def test_shares_are_built_and_merged(tdabench, small_reference, tmp_path, cache,
     assert (checked.code, checked.out) == (0, "small: 3 of 3 replicas agree.\n")
 
 
+def test_a_share_beside_ground_truth_goes_where_it_is_told(
+    tdabench, small_reference, small_truth_folder, tmp_path, cache, in_threads
+):
+    command = ("ground-truth", "build", small_reference, "--workers", 1, "--shard", "0/2")
+    refused = tdabench(*command)
+    assert refused.code == 2
+    assert "exists already. Pass --slices DIR to build a share" in refused.err
+    done = tdabench(*command, "--slices", tmp_path / "slices")
+    assert (done.code, done.out) == (0, "16 of 16 replicas of small are done.\n")
+
+
 def test_a_build_stops_when_its_minutes_are_up_and_the_same_command_goes_on(
     tdabench, small_reference, tmp_path, cache, in_threads
 ):
@@ -453,6 +491,41 @@ def test_verify_all_exits_with_0_when_every_task_agrees(tdabench, registered, mo
     monkeypatch.setattr(registry, "names", lambda _: ["huge", "small"])
     done = tdabench("ground-truth", "verify", "--all", "--replicas", 1, "--json")
     assert (done.code, [task["task"] for task in done.json]) == (0, ["small"])
+
+
+@pytest.fixture
+def broken_entry_point(monkeypatch) -> None:
+    """Register a task and a method of a package that is gone, beside those that are there."""
+    real = importlib.metadata.entry_points
+
+    def entry_points(group, name=None):
+        gone = importlib.metadata.EntryPoint("a-broken-one", "gone_package:THING", group)
+        few = [e for e in real(group=group) if e.name in ("digits-mlp", "trak")]
+        return importlib.metadata.EntryPoints(e for e in [gone, *few] if name in (None, e.name))
+
+    monkeypatch.setattr(importlib.metadata, "entry_points", entry_points)
+
+
+BROKEN = "cannot be loaded from gone_package:THING"
+
+
+def test_verify_all_goes_on_past_an_entry_point_that_does_not_load_and_exits_with_1(tdabench, broken_entry_point):
+    done = tdabench("ground-truth", "verify", "--all", "--replicas", 1)
+    assert done.err.startswith(f"Warning: a-broken-one is left out. The task a-broken-one {BROKEN}")
+    broken, digits = done.out.splitlines()
+    assert broken.startswith(f"a-broken-one: not verified: The task a-broken-one {BROKEN}")
+    assert (done.code, digits) == (1, "digits-mlp: 1 of 1 replicas agree.")
+
+
+@pytest.mark.parametrize(("command", "there"), [("tasks", "digits-mlp"), ("methods", "trak")])
+def test_catalogues_go_on_past_an_entry_point_that_does_not_load(tdabench, broken_entry_point, command, there):
+    done = tdabench(command, "--json")
+    assert (done.code, [row["name"] for row in done.json]) == (0, [there])
+    assert done.err.startswith("Warning: a-broken-one is left out. ")
+    assert BROKEN in done.err
+    alone = tdabench(command, "a-broken-one")
+    assert (alone.code, alone.out) == (2, "")
+    assert BROKEN in alone.err
 
 
 def test_a_retraining_that_diverges_is_null_in_json(tdabench, small_reference, small_truth_folder, monkeypatch):

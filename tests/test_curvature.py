@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from tdabench import TaskData, UsageError, eigenbases, with_sampled_labels
+from tdabench import TaskData, UsageError, eigenbases, solved_dot, with_sampled_labels
 from tdabench.baselines.astra import Astra
 from tdabench.baselines.compressed import Grass, LoGra
 from tdabench.baselines.data_inf import DataInf
@@ -28,6 +28,7 @@ METHODS = {
     "grass": Grass(size=9),
 }
 N_TRAIN, N_QUERIES = 30, 6
+CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 
 
 def linear() -> nn.Module:
@@ -98,6 +99,20 @@ def test_solving_in_the_basis_is_multiplying_with_the_inverse_matrix(view_of):
     matrix = u @ torch.diag(basis.values.flatten()) @ u.T + 0.01 * eye(70)
     expected = torch.linalg.solve(matrix.double(), vectors.flatten(1).double().T).T
     torch.testing.assert_close(basis.solve(vectors, 0.01).flatten(1).double(), expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("make", [two_layers, on_tokens])
+def test_turning_factors_or_gradients_gives_the_same_products(view_of, make):
+    task = view_of(make)
+    member = task.member()
+    queries, training = member.gradients(task.queries, "target"), member.gradients(task.training, "loss")
+    bases = eigenbases(training)
+    ridges = {key: 0.1 * float(basis.values.mean()) for key, basis in bases.items()}
+    got = solved_dot(queries, training, bases, ridges)
+    for rows, layers in queries.by_layer():
+        solved = {key: basis.solve(layers[key], ridges[key]) for key, basis in bases.items()}
+        expected = training.times(solved).T
+        torch.testing.assert_close(got[rows] / expected.abs().max(), expected / expected.abs().max(), **CLOSE)
 
 
 def test_drawn_labels_follow_the_predictions(view_of):

@@ -42,7 +42,11 @@ def test_what_models_take_passes(inputs, labels):
         (INPUTS.half(), LABELS, r"are float16, .* Write torch\.as_tensor\(inputs, dtype=torch\.float32\) in load_data"),
         (INPUTS.to(torch.uint8), LABELS, "are uint8, expected a tensor of float32 or int64 for tokens"),
         (INPUTS.numpy(), LABELS, "are a ndarray, expected a tensor of float32"),
-        (INPUTS, LABELS.int(), r"labels of the queries .* are int32, expected a tensor of int64\. Write .*torch\.int64\)"),
+        (
+            INPUTS,
+            LABELS.int(),
+            r"labels of the queries .* are int32, expected a tensor of int64\. Write .*torch\.int64\)",
+        ),
         (INPUTS, np.zeros(5), r"labels of the queries .* are a ndarray"),
         (INPUTS, LABELS[:4], r"shape \[5, 3\], their labels \[4\]; expected \[n, \.\.\.\] for both"),
         (INPUTS[:0], LABELS[:0], r"shape \[0, 3\], their labels \[0\]; .* above 0"),

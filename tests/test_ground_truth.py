@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +18,8 @@ from tdabench.files import json_bytes, sha256_arrays, write_arrays, write_json
 from tdabench.ground_truth import ARRAYS_FILE, MANIFEST_FILE, read_ground_truth, read_manifest, write_ground_truth
 
 KEEPS_FILES = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-BUILD_AGAIN = f"Build it with `tdabench ground-truth build {SMALL_TASK}`."
+SMALL_TASK = f"{Path(__file__).parent / 'small_task.py'}:TASK"
+BUILD_AGAIN = f"Build it with `tdabench ground-truth build {shlex.quote(SMALL_TASK)}`."
 
 
 @pytest.fixture
@@ -158,6 +161,20 @@ def test_a_missing_file_is_named(small, copy, tmp_path):
         with pytest.raises(MissingGroundTruthError, match=rf"small has no ground truth in .*{folder.name}") as caught:
             read_ground_truth(small, folder)
         assert str(caught.value).endswith(BUILD_AGAIN)
+
+
+def test_what_stands_in_the_way_of_a_new_build_is_to_be_replaced(digits, tmp_path):
+    own = replace(digits, folder=tmp_path)
+    shutil.copytree(digits.folder / "ground_truth", tmp_path / "ground_truth")
+    read_ground_truth(own)
+    (tmp_path / "ground_truth" / ARRAYS_FILE).write_bytes(b"")
+    with pytest.raises(FileFormatError, match=r"Build it with `tdabench ground-truth build digits-mlp --replace`\.$"):
+        read_ground_truth(own)
+    with pytest.raises(FileFormatError, match=r"Build it with `tdabench ground-truth build digits-mlp`\.$"):
+        read_ground_truth(digits, tmp_path / "ground_truth")  # a copy; the original must not go for it
+    shutil.rmtree(tmp_path / "ground_truth")
+    with pytest.raises(MissingGroundTruthError, match=r"Build it with `tdabench ground-truth build digits-mlp`\.$"):
+        read_ground_truth(own)
 
 
 def test_missing_or_extra_arrays_are_named(small, copy):

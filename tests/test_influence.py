@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from tdabench import Declined, Examples, Target, TaskData, UsageError
-from tdabench.baselines.influence import arnoldi, definition
+from tdabench.baselines.influence import arnoldi, definition, explicit
 from tdabench.baselines.influence.arnoldi import ArnoldiInfluence, lanczos
 from tdabench.baselines.influence.conjugate_gradient import ConjugateGradientInfluence, conjugate_gradients
 from tdabench.baselines.influence.explicit import ExplicitInfluence
@@ -366,11 +366,11 @@ def test_lanczos_spans_everything_at_full_dimension_whatever_the_eigenvalues(val
 
 
 def test_fewer_examples_may_stand_for_the_training_set(view):
-    whole = ConjugateGradientInfluence(iterations=5)
-    scores = execute(whole, None, view())
-    some = execute(replace(whole, sample=60), None, view())
-    assert 0.9 < correlation(scores, some) < 0.99999
-    assert torch.equal(execute(replace(whole, sample=120), None, view()), scores)
+    for whole in QUICK:
+        scores = execute(whole, None, view())
+        some = execute(replace(whole, sample=60), None, view())
+        assert 0.7 < correlation(scores, some) < 0.99999, name_of(whole)
+        assert torch.equal(execute(replace(whole, sample=120), None, view()), scores), name_of(whole)
 
 
 # What cannot be done says so
@@ -391,11 +391,14 @@ def test_lissa_says_when_it_diverges(network):
 
 
 def test_what_does_not_fit_is_declined(view, monkeypatch):
+    monkeypatch.setitem(explicit.MOST_PARAMETERS, "gauss-newton", 2409)
+    with pytest.raises(Declined, match=r"Hessian of 2,410 parameters takes 0\.0 GB; .*2,409 parameters.*layers=last"):
+        execute(ExplicitInfluence(), None, view())
     monkeypatch.setattr(definition, "_MOST_BYTES", 100_000)
     with pytest.raises(Declined, match=r"gradients of 40 queries with respect to 2,410 parameters take 0\.0 GB"):
         execute(ConjugateGradientInfluence(), None, view())
     monkeypatch.setattr(arnoldi, "_MOST_BYTES", 100_000)
-    with pytest.raises(Declined, match=r"100 directions of 2,410 parameters take 0\.0 GB; .*--set iterations=N"):
+    with pytest.raises(Declined, match=r"200 directions of 2,410 parameters take 0\.0 GB; .*--set iterations=N"):
         execute(ArnoldiInfluence(), None, view())
 
 

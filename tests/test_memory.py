@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+
 import numpy as np
 import pytest
 
@@ -12,7 +14,10 @@ MB = 2**20
 
 
 def touch(size: int) -> np.ndarray:
-    return np.ones(size, dtype=np.uint8)
+    """Return memory with a mapping of its own, which goes back to the kernel when freed; a heap may keep it."""
+    array = np.frombuffer(mmap.mmap(-1, size), dtype=np.uint8)
+    array[:] = 1
+    return array
 
 
 def test_peak_remembers_what_was_freed_and_can_start_anew():

@@ -83,7 +83,11 @@ def run_folder(tmp_path, small) -> Path:
         (["compare", ".", "."], ["is not a run folder", "`tdabench run` printed."]),
         (["score", "."], ["is not a run folder"]),
         (["ground-truth", "build", "TASK"], ["exists already. Pass --replace"]),
-        (["ground-truth", "verify", "TASK", "--folder", "gone"], ["has no ground truth in gone."]),
+        (["ground-truth", "build", "TASK", "--shard", "0/2"], ["exists already. Pass --slices DIR"]),
+        (
+            ["ground-truth", "verify", "TASK", "--folder", "gone"],
+            ["has no ground truth in gone.", "small_task.py:TASK`."],
+        ),
     ],
     ids=lambda value: " ".join(value) if value and value[0].islower() else "",
 )

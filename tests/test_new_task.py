@@ -155,8 +155,8 @@ def test_every_method_and_every_ensemble_runs_on_it_and_stands_on_the_board(fold
     ensembles = [SMALL.get(kind, kind) for kind in KINDS]
     (folder / "all.toml").write_text(
         'title = "All"\n'
-        f"[[run]]\ntask = {json.dumps(REFERENCE)}\nmethods = {json.dumps(methods)}\nensembles = ['']\n"
-        f"[[run]]\ntask = {json.dumps(REFERENCE)}\nmethods = ['trak']\nensembles = {json.dumps(ensembles)}\n",
+        f"[[run]]\ntasks = [{json.dumps(REFERENCE)}]\nmethods = {json.dumps(methods)}\nensembles = ['']\n"
+        f"[[run]]\ntasks = [{json.dumps(REFERENCE)}]\nmethods = ['trak']\nensembles = {json.dumps(ensembles)}\n",
         encoding="utf-8",
     )
     measured = result("suite", "./all.toml", cwd=folder)

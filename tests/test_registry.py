@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import shlex
 import shutil
 import sys
 from dataclasses import replace
@@ -156,7 +157,7 @@ def test_a_broken_entry_point_hides_no_other(monkeypatch):
 
 def test_a_task_is_named_as_the_user_called_it(small, small_reference, digits, tmp_path, monkeypatch):
     find_task(small_reference)
-    assert reference_to(small) == small_reference
+    assert reference_to(small) == shlex.quote(small_reference)
     assert reference_to(digits) == "digits-mlp"
     assert reference_to(replace(small, title="another object")) == "small"
     folder = tmp_path / "my tasks"

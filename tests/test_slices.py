@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from dataclasses import replace
 
@@ -273,7 +274,7 @@ def test_missing_replicas_are_counted_and_the_first_is_named(
     with pytest.raises(UsageError, match=message) as caught:
         check_complete(small, read_slices(small, [a, b]), [a, b])
     assert f"in {a}, {b}, first" in str(caught.value)
-    assert f"`tdabench ground-truth build {small_reference} --slices DIR`" in str(caught.value)
+    assert f"`tdabench ground-truth build {shlex.quote(small_reference)} --slices DIR`" in str(caught.value)
 
 
 def test_a_copy_of_a_folder_adds_nothing(small, write, tmp_path):
@@ -294,7 +295,8 @@ def test_a_folder_of_slices_is_one_that_holds_nothing_else(small, write, tmp_pat
     assert not holds_only_slices(folder), "an empty folder is whoever's made it"
     (folder / ".gitkeep").touch()
     assert holds_only_slices(folder)
-    whole = write(folder, 12345, [100000])
+    whole = write(folder, 0, [0, 1])
+    whole = whole.rename(folder / Slice(12345, (100000, 100001)).file_name)  # of a plan with more digits
     (folder / f".{whole.name}.a1_b2c3d").touch()  # what a killed worker leaves
     (folder / LOCK).touch()
     assert holds_only_slices(folder)

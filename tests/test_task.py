@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -95,6 +97,71 @@ def test_no_training_example_of_mnist_is_a_query(mnist):
 def test_other_data_than_the_task_was_defined_on_is_refused(small):
     with pytest.raises(DataError, match=r"data of small is not the data.*SHA-256 bac2a0e6.*expected 00000000"):
         replace(small, data_sha256="0" * 64).data()
+
+
+LOADER = """
+from dataclasses import replace
+from pathlib import Path
+import torch
+from tdabench import Examples, TaskData
+import small_task
+import numbers_of_mine
+
+def load_data(folder):
+    data = small_task.load_data(folder)
+    inputs = data.training.inputs * numbers_of_mine.SCALE
+    table = (Path(__file__).parent / "table.txt").read_text()
+    return TaskData(replace(data.training, inputs=inputs + float(table)), data.queries)
+
+TASK = replace(small_task.TASK, name="mine", load_data=load_data)
+"""
+
+
+@pytest.mark.parametrize("edited", ["mine.py", "numbers_of_mine.py", "table.txt"])
+def test_an_edited_loader_and_what_it_imports_and_reads_are_noticed_under_the_old_hash(
+    tmp_path, monkeypatch, cache, edited
+):
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    monkeypatch.syspath_prepend(tmp_path)
+    files = {"mine.py": LOADER, "numbers_of_mine.py": "SCALE = 1.0\n", "table.txt": "0.0"}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    reference = f"{tmp_path / 'mine.py'}:TASK"
+
+    def load() -> None:
+        for name in ("small_task", "numbers_of_mine"):  # as a new process finds them
+            monkeypatch.delitem(sys.modules, name, raising=False)
+        for name in [n for n in sys.modules if n.startswith("tdabench_file_")]:
+            monkeypatch.delitem(sys.modules, name)
+        find_task(reference).data()
+
+    load()
+    load()
+    (tmp_path / edited).write_text(
+        files[edited].replace("1.0", "2.00").replace("0.0", "2.00").replace("inputs *", "inputs -")
+    )
+    with pytest.raises(DataError, match="data of mine is not the data that the task was defined on"):
+        load()
+
+
+def test_the_data_of_a_shipped_task_is_prepared_once(digits, digits_data, monkeypatch):
+    def never(folder):
+        raise AssertionError("the raw files are not needed")
+
+    with pytest.raises(AssertionError):
+        replace(digits, load_data=never).data()
+    monkeypatch.setattr(never, "__module__", "tdabench.tasks.digits_mlp", raising=True)
+    assert replace(digits, load_data=never).data().sha256 == digits_data.sha256
+
+
+def test_what_load_data_gives_lies_in_memory_as_it_is_stored(small, small_data):
+    """The last bit of a product depends on it, and with it whether ground truth is verified to the bit."""
+    inputs = small_data.training.inputs
+    turned = replace(small_data.training, inputs=inputs.T.contiguous().T)
+    assert not turned.inputs.is_contiguous()
+    data = replace(small, load_data=lambda _: replace(small_data, training=turned)).data()
+    assert data.training.inputs.is_contiguous()
+    assert torch.equal(data.training.inputs, inputs)
 
 
 def test_one_changed_pixel_or_label_is_other_data(small, small_data):

@@ -45,8 +45,24 @@ class ArnoldiState:
 class ArnoldiInfluence(Influence):
     """The inverse in the space of the largest eigenvalues."""
 
-    iterations: int = tdabench.option(100, "products with the Hessian; at most the number of parameters", low=1)
-    rank: int = tdabench.option(50, "directions that are kept; at most the iterations", low=1)
+    iterations: int = tdabench.option(200, "products with the Hessian; at most the number of parameters", low=1)
+    rank: int = tdabench.option(100, "directions that are kept; at most the iterations", low=1)
+
+    def work(self, sizes: tdabench.Sizes) -> tdabench.Work:
+        """Find the directions and project the training gradients on them; then the queries'."""
+        sizes = self.sizes(sizes)
+        n, m, size, seen = sizes.n_train, sizes.n_queries, sizes.n_parameters, self.seen(sizes)
+        iterations = min(self.iterations, size)
+        rank = min(self.rank, iterations)
+        self._check_basis(iterations, size)
+        # Twice orthogonal to all before: four products with half of the basis, on average.
+        basis = tdabench.Counts(products=2 * iterations**2 * size + rank * iterations * size, held=iterations * size)
+        found = sizes.curvature(seen, 1, at_once=1) * iterations + sizes.mean_diagonal(seen) + basis
+        return tdabench.Work(
+            fit=found + sizes.times(n, rank, flat=True),
+            attribute=sizes.times(m, rank, flat=True) + tdabench.Counts(products=sizes.n_scores * rank),
+            state=rank * size + n * rank,
+        )
 
     def fit(self, member: tdabench.Member) -> ArnoldiState:
         """Find the directions and project the training gradients."""
@@ -68,20 +84,23 @@ class ArnoldiInfluence(Influence):
     def _eigenpairs(self, member: tdabench.Member) -> tuple[Tensor, Tensor]:
         """Return the largest eigenvalues ``[rank]``, in absolute value, and their directions ``[rank, P]``."""
         task = member.task
-        hessian = member.hessian(task.training, self.curvature)
+        hessian = self.hessian(member)
         iterations = min(self.iterations, hessian.n_parameters)
-        needed = 4 * iterations * hessian.n_parameters
-        if needed > _MOST_BYTES:
-            raise tdabench.Declined(
-                f"{iterations} directions of {hessian.n_parameters:,} parameters take {needed / 1e9:,.1f} GB; up to "
-                f"{_MOST_BYTES / 1e9:.1f} GB are held. Take fewer (--set iterations=N) or --set layers=last."
-            )
+        self._check_basis(iterations, hessian.n_parameters)
         random = tdabench.generator("if-arnoldi", task.seed, member.number)
         like = next(iter(member.parameters.values()))
         small, basis = lanczos(hessian.times, hessian.n_parameters, iterations, random, like)
         values, vectors = torch.linalg.eigh(small)  # float64
         kept = values.abs().argsort(descending=True)[: self.rank]
         return values[kept].to(like), vectors[:, kept].T.to(like) @ basis
+
+    def _check_basis(self, iterations: int, size: int) -> None:
+        needed = 4 * iterations * size
+        if needed > _MOST_BYTES:
+            raise tdabench.Declined(
+                f"{iterations} directions of {size:,} parameters take {needed / 1e9:,.1f} GB; up to "
+                f"{_MOST_BYTES / 1e9:.1f} GB are held. Take fewer (--set iterations=N) or --set layers=last."
+            )
 
 
 def lanczos(

@@ -11,8 +11,7 @@ remains, ``|(H + ridge) x - grad f| / |grad f|``, is printed to the run's log. T
 Source: Hestenes & Stiefel 1952; Martens 2010, "Deep Learning via Hessian-free Optimization"; for influence, Koh & Liang
 2017; see :mod:`tdabench.baselines.influence.definition`.
 Cost per member: 32 products for the damping; per query and iteration one product with the Hessian, a forward and a
-backward pass and a half over the training set. ``sample`` examples stand for the training set where that is too much.
-Storage: nothing.
+backward pass and a half over the training set. Storage: nothing.
 """
 
 from __future__ import annotations
@@ -33,9 +32,13 @@ class ConjugateGradientInfluence(Influence):
 
     iterations: int = tdabench.option(20, "products with the Hessian per query, at most", low=1)
     tolerance: float = tdabench.option(1e-3, "relative residual at which a query's iteration ends", low=0)
-    sample: int | None = tdabench.option(
-        None, "training examples that the Hessian is averaged over; all if none", low=1
-    )
+
+    def solving(self, sizes: tdabench.Sizes) -> tdabench.Work:
+        """Find the ridge; then as many products a query as there may be iterations."""
+        n, m, size = self.seen(sizes), sizes.n_queries, sizes.n_parameters
+        at_once = min(m, self._at_once(size))
+        iterating = sizes.curvature(n, m, at_once) * self.iterations + tdabench.Counts(held=8 * at_once * size)
+        return tdabench.Work(fit=sizes.mean_diagonal(n), attribute=iterating, at_most=True)
 
     def fit(self, member: tdabench.Member) -> float:
         """Return the ridge; all else depends on the query."""
@@ -43,12 +46,9 @@ class ConjugateGradientInfluence(Influence):
 
     def solve(self, member: tdabench.Member, state: float, vectors: Tensor) -> Tensor:
         """Return the solutions ``[m, P]`` and print how well they solve."""
-        task = member.task
-        hessian = member.hessian(task.training, self.curvature, state)
-        if self.sample is not None and self.sample < task.n_train:
-            order = torch.randperm(task.n_train, generator=tdabench.generator("if-cg", task.seed, member.number))
-            hessian = hessian.on(order[: self.sample].to(task.device))
-        solved, residual = conjugate_gradients(hessian.times, vectors, self.iterations, self.tolerance)
+        solved, residual = conjugate_gradients(
+            self.hessian(member, state).times, vectors, self.iterations, self.tolerance
+        )
         print(
             f"conjugate gradients, member {member.number}: relative residual {residual.mean():.2g} on average, "
             f"{residual.max():.2g} at most, over {len(vectors)} queries",

@@ -14,6 +14,9 @@ for it (``curvature``); for logistic regression the two are the same. And almost
 a ridge decides how far noise is amplified: it is ``damping`` times the mean diagonal of the Gauss-Newton part, for one
 grid to fit all tasks and members. Weight decay is a ridge, too, and is not added otherwise.
 
+Solvers multiply by the Hessian, which passes the whole training set for every vector. ``sample`` examples may stand
+for it where that is too much, at a price: directions in which none of them curves are left to the ridge.
+
 Gradients under a dropout mask, of an adapter or of the last layer alone give the influence in that smaller model.
 
 Source: Cook 1977; Koh & Liang 2017, "Understanding Black-box Predictions via Influence Functions"; the Gauss-Newton
@@ -40,21 +43,49 @@ class Influence(tdabench.MemberMethod):
     """What the solvers share: options, and everything around the solution of the linear systems."""
 
     damping: float = tdabench.option(
-        1.0,
+        10.0,
         "ridge, relative to the mean diagonal of the Gauss-Newton matrix",
         low=0,
-        tune=(0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0),
+        tune=(0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0),
     )
     curvature: Literal["gauss-newton", "hessian"] = tdabench.option(
         "gauss-newton", "gauss-newton: positive semi-definite; hessian: with the curvature of the network itself"
     )
     layers: Literal["all", "last"] = tdabench.option("all", "all parameters, or those of the last linear layer")
+    sample: int | None = tdabench.option(
+        None, "training examples that the Hessian is averaged over; all if none", low=1
+    )
 
     def supports(self, task: tdabench.TaskView) -> str | None:
         """Need a linear layer for ``layers=last``; whether all fits in memory is known at the member, in fit."""
         if self.layers == "last" and not task.has_linear_layers:
             return f"the model of {task.name} has no linear layer"
         return None
+
+    def work(self, sizes: tdabench.Sizes) -> tdabench.Work | None:
+        """Add what all solvers do for the queries to what each says it does."""
+        sizes = self.sizes(sizes)
+        n, m = sizes.n_train, sizes.n_queries
+        cuts = -(-m // self._at_once(sizes.n_parameters))
+        self._check_held(m, sizes.n_parameters)
+        served = sizes.dense(m) + sizes.times(n, m, uses=cuts, flat=True)
+        return self.solving(sizes) + tdabench.Work(attribute=served)
+
+    def solving(self, sizes: tdabench.Sizes) -> tdabench.Work:
+        """Return what ``fit`` and ``solve`` do for all queries, as counts."""
+        raise NotImplementedError(f"{type(self).__name__} must define solving(sizes).")
+
+    def sizes(self, sizes: tdabench.Sizes) -> tdabench.Sizes:
+        """Return the sizes of the member whose parameters are differentiated."""
+        if self.layers == "all":
+            return sizes
+        if sizes.last is None:
+            raise tdabench.Declined("the model has no linear layer to differentiate")
+        return sizes.last
+
+    def seen(self, sizes: tdabench.Sizes) -> int:
+        """Return how many examples the Hessian is averaged over."""
+        return sizes.n_train if self.sample is None else min(self.sample, sizes.n_train)
 
     def solve(self, member: tdabench.Member, state: Any, vectors: Tensor) -> Tensor:
         """Return ``(H + ridge)^-1`` times vectors ``[m, P]``, ``[m, P]``; ``state`` is what ``fit`` returned."""
@@ -75,18 +106,34 @@ class Influence(tdabench.MemberMethod):
         """Return the member whose parameters are differentiated."""
         return member.last_layer() if self.layers == "last" else member
 
+    def hessian(self, member: tdabench.Member, ridge: float = 0.0) -> Any:
+        """Return the Hessian of the mean loss, over ``sample`` examples if so asked, plus a ridge."""
+        task = member.task
+        whole = member.hessian(task.training, self.curvature, ridge)
+        if self.sample is None or self.sample >= task.n_train:
+            return whole
+        order = torch.randperm(task.n_train, generator=tdabench.generator("influence", task.seed, member.number))
+        return whole.on(order[: self.sample].to(task.device))
+
     def ridge(self, member: tdabench.Member) -> float:
         """Return what is added to the diagonal at a member."""
-        return self.damping * member.hessian(member.task.training).mean_diagonal()
+        return self.damping * self.hessian(member).mean_diagonal()
 
     def _query_gradients(self, member: tdabench.Member) -> tuple[Tensor, ...]:
         """Return the queries' gradients, ``[m, P]`` a block."""
         size = sum(p.numel() for p in member.parameters.values())
-        needed = 4 * size * member.task.n_queries
+        self._check_held(member.task.n_queries, size)
+        gradients = member.gradients(member.task.queries, of="target").dense()  # [n_queries, P]
+        return gradients.split(self._at_once(size))
+
+    def _at_once(self, size: int) -> int:
+        """Return how many queries a block has."""
+        return max(1, _BLOCK_BYTES // (4 * size))
+
+    def _check_held(self, n_queries: int, size: int) -> None:
+        needed = 4 * size * n_queries
         if needed > _MOST_BYTES:
             raise tdabench.Declined(
-                f"gradients of {member.task.n_queries:,} queries with respect to {size:,} parameters take "
+                f"gradients of {n_queries:,} queries with respect to {size:,} parameters take "
                 f"{needed / 1e9:,.1f} GB; up to {_MOST_BYTES / 1e9:.1f} GB are held. Take --set layers=last."
             )
-        gradients = member.gradients(member.task.queries, of="target").dense()  # [n_queries, P]
-        return gradients.split(max(1, _BLOCK_BYTES // (4 * size)))

@@ -55,17 +55,40 @@ class Spectrum:
 class ExplicitInfluence(Influence):
     """The exact inverse of the damped Hessian."""
 
+    def solving(self, sizes: tdabench.Sizes) -> tdabench.Work:
+        """Form the matrix and factor it; then two triangular solves, or two products, for each query."""
+        n, size = self.seen(sizes), sizes.n_parameters
+        self._check_size(size)
+        exact = self.curvature == "gauss-newton"
+        factored = tdabench.Counts.cholesky(size, bits=32) if exact else tdabench.Counts.eigenvectors(size, bits=32)
+        if exact:
+            factored = tdabench.Counts(products=factored.products)  # in place: the state is all that is held
+        formed = sizes.curvature(n, size, at_once=self._at_once(size))
+        return tdabench.Work(
+            fit=formed + sizes.mean_diagonal(n) + factored,
+            attribute=tdabench.Counts(products=2 * sizes.n_queries * size**2),
+            state=size**2 + (0 if exact else size),
+        )
+
     def fit(self, member: tdabench.Member) -> Triangle | Spectrum:
         """Form the matrix and factor it."""
         member = self.at(member)
-        hessian = member.hessian(member.task.training, self.curvature)
-        matrix = hessian.explicit(MOST_PARAMETERS[self.curvature])  # [P, P]; declined beyond
-        ridge = self.ridge(member)
+        hessian, most = self.hessian(member), MOST_PARAMETERS[self.curvature]
+        self._check_size(hessian.n_parameters)
+        ridge, matrix = self.ridge(member), hessian.explicit(most)  # [P, P]
         return self._triangle(matrix, ridge) if self.curvature == "gauss-newton" else self._spectrum(matrix, ridge)
 
     def solve(self, member: tdabench.Member, state: Triangle | Spectrum, vectors: Tensor) -> Tensor:
         """Return the inverse times vectors ``[m, P]``."""
         return state.solve(vectors)
+
+    def _check_size(self, size: int) -> None:
+        most = MOST_PARAMETERS[self.curvature]
+        if size > most:
+            raise tdabench.Declined(
+                f"the Hessian of {size:,} parameters takes {4 * size**2 / 1e9:,.1f} GB; "
+                f"it is factored for up to {most:,} parameters. Take --set layers=last."
+            )
 
     def _triangle(self, matrix: Tensor, ridge: float) -> Triangle:
         matrix.diagonal().add_(ridge)

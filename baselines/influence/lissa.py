@@ -22,6 +22,7 @@ Cost per member: 32 products over the training set for the damping, ``10 * 10`` 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,6 +50,14 @@ class LissaInfluence(Influence):
     batch: int = tdabench.option(50, "training examples per step", low=1)
     repeat: int = tdabench.option(1, "independent recursions that are averaged", low=1)
 
+    def solving(self, sizes: tdabench.Sizes) -> tdabench.Work:
+        """Find ridge and scale; then a product over a batch for each step, repetition and query."""
+        n, m = self.seen(sizes), sizes.n_queries
+        batch, at_once = min(self.batch, n), min(m, self._at_once(sizes.n_parameters))
+        scale = sizes.curvature(batch, 1, at_once=1) * (_PROBED_BATCHES * _POWER_STEPS)
+        steps = sizes.curvature(batch, m, at_once) * ((self.depth - 1) * self.repeat)
+        return tdabench.Work(fit=sizes.mean_diagonal(n) + scale, attribute=steps)
+
     def fit(self, member: tdabench.Member) -> LissaState:
         """Return the ridge, and a scale at which the recursion converges."""
         member = self.at(member)
@@ -72,31 +81,30 @@ class LissaInfluence(Influence):
 
     def _recursion(self, member: tdabench.Member, state: LissaState, vectors: Tensor, repeat: int) -> Tensor:
         task = member.task
-        hessian = member.hessian(task.training, self.curvature, state.ridge)
+        hessian = self.hessian(member, state.ridge)
         # The same batches for every block of queries: a score does not depend on which queries come with it.
         random = tdabench.generator("if-lissa", task.seed, member.number, repeat)
         x = vectors.clone()
         for _ in range(self.depth - 1):
-            batch = _some(task, self.batch, random)
-            x = x.sub_(hessian.on(batch).times(x), alpha=1 / state.scale).add_(vectors)
+            batch = self._batch(hessian, random)
+            x = x.sub_(batch.times(x), alpha=1 / state.scale).add_(vectors)
         return x
 
     def _largest(self, member: tdabench.Member, ridge: float) -> float:
         """Return the largest eigenvalue, in absolute value, over several batches."""
         task = member.task
-        hessian = member.hessian(task.training, self.curvature, ridge)
+        hessian = self.hessian(member, ridge)
         random = tdabench.generator("if-lissa", task.seed, member.number, "scale")
-        size = sum(p.numel() for p in member.parameters.values())
         largest = 0.0
         for _ in range(_PROBED_BATCHES):
-            matrix = hessian.on(_some(task, self.batch, random))
-            vector = torch.randn(1, size, generator=random).to(task.device)
+            matrix = self._batch(hessian, random)
+            vector = torch.randn(1, hessian.n_parameters, generator=random).to(task.device)
             for _ in range(_POWER_STEPS):
                 vector = matrix.times(vector / vector.norm().clamp(min=1e-30))
             largest = max(largest, float(vector.norm()))
         return max(largest, torch.finfo(torch.float32).tiny)
 
-
-def _some(task: tdabench.TaskView, size: int, random: torch.Generator) -> Tensor:
-    """Draw different training examples, ``[size]``; all of them where there are fewer."""
-    return torch.randperm(task.n_train, generator=random)[:size].to(task.device)
+    def _batch(self, hessian: Any, random: torch.Generator) -> Any:
+        """Return the Hessian over a few of its examples, drawn without replacement; all where there are fewer."""
+        order = torch.randperm(len(hessian.rows), generator=random)[: self.batch]
+        return hessian.on(hessian.rows[order.to(hessian.rows.device)])

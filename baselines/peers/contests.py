@@ -62,7 +62,7 @@ CONTESTS = (
     Contest("TRAK, 512 dimensions", TRAK, Entry("traker-trak", (("projection", 512),)), 10),
     Contest("EK-FAC, equal damping, true labels", EK_FAC, KRONFLUENCE, 5),
     Contest("EK-FAC, equal damping, sampled labels", EK_FAC_SAMPLED, KRONFLUENCE_SAMPLED, 5, same=False),
-    # Its damping is absolute and its basis another (docs/peers.md), so its LDS says nothing about ours.
+    # Its damping is absolute and its basis another (docs/agreement.md), so its LDS says nothing about ours.
     Contest("EK-FAC, true labels", EK_FAC, Entry("dattri-ek-fac"), same=False),
 )
 

@@ -154,7 +154,7 @@ class DattriEkFacState:
 
 @dataclass(frozen=True)
 class DattriEkFac(DattriMethod):
-    """dattri: EK-FAC on the linear layers, as its 0.3.0 computes it (docs/peers.md names what is wrong with that)."""
+    """dattri: EK-FAC on the linear layers, as its 0.3.0 computes it (what is wrong with it: docs/agreement.md)."""
 
     damping: float = tdabench.option(
         0.01, "added to the corrected eigenvalues", low=0, tune=(1e-5, 1e-4, 1e-3, 1e-2, 1e-1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import gc
 import importlib
 import io
 import logging
@@ -30,12 +29,10 @@ _LOG = logging.getLogger("tdabench.peers")
 def quiet() -> Iterator[None]:
     """Keep what a library does to itself: progress bars, warnings, log handlers, torch's random state.
 
-    Warnings go to the log ``tdabench.peers``; bars go nowhere. Full garbage collections, which kronfluence asks for
-    several times a call, look at what the library made, not at what was there before.
+    Warnings go to the log ``tdabench.peers``; bars go nowhere.
     """
     root, placeholder = logging.getLogger(), logging.NullHandler()
     root.addHandler(placeholder)  # or else a library's basicConfig() would add one of its own, for good
-    gc.freeze()
     try:
         with (
             warnings.catch_warnings(record=True) as caught,
@@ -45,7 +42,6 @@ def quiet() -> Iterator[None]:
             warnings.simplefilter("always")
             yield
     finally:
-        gc.unfreeze()
         root.removeHandler(placeholder)
     for warning in caught:
         _LOG.info("%s: %s", warning.category.__name__, warning.message)

@@ -74,7 +74,7 @@ def run(
     from tdabench.runner import find_run
 
     job = Job(task, method, parse_settings(settings), ensemble, seed)
-    planned = _plan(_on_machine(job, threads, device, data_folder), defaults)
+    planned = plan_job(on_machine(job, threads, device, data_folder), defaults)
     folder = None if again else find_run(planned, runs)
     if folder is not None:
         note(f"Measured before; pass --again to measure anew: {folder}")
@@ -94,7 +94,8 @@ def parse_settings(settings: Sequence[str]) -> dict[str, str]:
     return parsed
 
 
-def _on_machine(job: Job, threads: int, device: str, data_folder: Path | None) -> Job:
+def on_machine(job: Job, threads: int, device: str, data_folder: Path | None) -> Job:
+    """Return the job as it is on this machine; refuse a device that is not there."""
     if device == "cuda":
         import torch
 
@@ -104,7 +105,8 @@ def _on_machine(job: Job, threads: int, device: str, data_folder: Path | None) -
     return replace(job, threads=threads, device=device, data_folder=folder)
 
 
-def _plan(job: Job, defaults: bool = False) -> Plan:
+def plan_job(job: Job, defaults: bool = False) -> Plan:
+    """Check a job, with the options that were tuned for its task unless ``defaults`` are asked for."""
     from tdabench.jobs import plan
     from tdabench.registry import find_task
     from tdabench.tuning import with_tuned_options
@@ -183,16 +185,31 @@ def suite(
     from tdabench.suites import find_suite
 
     found = find_suite(name)
-    planned = [_plan(_on_machine(job, threads, device, data_folder)) for job in found.jobs]
+    planned = [plan_job(on_machine(job, threads, device, data_folder)) for job in found.jobs]
     plans = list({p.run_id: p for p in planned}.values())  # blocks may overlap
     missing = [p for p in plans if _is_missing(find_run(p, runs), retry_failed)]
     if missing:
         note(f"Suite {found.name}: {len(missing)} of {len(plans)} runs to measure.")
+        note_estimate([p.job for p in missing])
         _measure(missing, runs, timeout_s, done_before=len(plans) - len(missing))
     else:
         note(f"Suite {found.name}: all {len(plans)} runs are measured; nothing to do.")
     folders = [folder for p in plans if (folder := find_run(p, runs)) is not None]
     finish_board(folders, board_folder, as_json, found)
+
+
+def note_estimate(jobs: Sequence[Job]) -> None:
+    """Say how long several runs will take."""
+    from tdabench.board.rows import format_seconds
+    from tdabench.planning import estimate_jobs
+
+    total = estimate_jobs(jobs)
+    known = total.runs - total.unknown
+    unknown = f"; without {total.unknown} that no estimate is known of" if total.unknown else ""
+    note(
+        f"Estimated: {format_seconds(total.seconds)} for {known} runs (training {format_seconds(total.train_s)}, "
+        f"serving {format_seconds(total.serve_s)}, starting {format_seconds(total.start_s)}){unknown}"
+    )
 
 
 def _is_missing(folder: Path | None, retry_failed: bool) -> bool:
@@ -242,7 +259,7 @@ def tune(
     from tdabench.tuning import tune as tune_job
     from tdabench.tuning import write_tuned
 
-    job = _on_machine(Job(task, method, parse_settings(settings), None, seed), threads, device, data_folder)
+    job = on_machine(Job(task, method, parse_settings(settings), None, seed), threads, device, data_folder)
     chosen = tune_job(
         job,
         runs,

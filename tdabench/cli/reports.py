@@ -173,7 +173,7 @@ def findings(runs: tuple[Path, ...], out: Path, suites: tuple[str, ...], as_json
     from tdabench.suites import find_suite
 
     source = Source(_command(runs, out, suites), tuple(find_suite(name) for name in sorted(set(suites))))
-    folders = _run_folders(runs)
+    folders = run_folders(runs)
     with Live(len(folders), "evaluations") as live:
         live.now("evaluating")
         rows, tasks = read_rows(folders, on_row=lambda _: live.skip(1))
@@ -184,7 +184,7 @@ def findings(runs: tuple[Path, ...], out: Path, suites: tuple[str, ...], as_json
     return click.echo(f"{count(len(rows), 'run')} of {count(len(tasks), 'task')}: {out}")
 
 
-def _run_folders(given: Sequence[Path]) -> list[Path]:
+def run_folders(given: Sequence[Path]) -> list[Path]:
     """Return the run folders among, or in, those that are given; each once."""
     from tdabench.results import find_runs
 

@@ -1,0 +1,327 @@
+"""Calibration: how fast this machine is at what work is counted in, measured on the task's own untrained model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
+from math import prod
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from tdabench import gradients, kronecker, lora
+from tdabench.dropout import DropoutSite, MaskTable
+from tdabench.errors import Declined
+from tdabench.examples import Examples
+from tdabench.gradients import Gradients
+from tdabench.grouping import candidates
+from tdabench.hessian import Hessian
+from tdabench.member import Member, MemberMasks
+from tdabench.memory import peak_bytes, release_unused, reset_peak, resident_bytes
+from tdabench.pieces import Outer
+from tdabench.sizes import Blocks, Layer, Sizes
+from tdabench.task import Task, TaskData
+from tdabench.trainer import Program, fit_stacked, stacked_state
+from tdabench.view import TaskView
+from tdabench.work import Parts
+
+# What one measurement may take, roughly; there are up to four of a task, and one training for a few steps.
+_MOST_S = 0.25
+_REPEATS = 5
+#: Examples that are passed forward at once, at most.
+FORWARD_BATCH = 1024
+_VECTORS = 64
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Seconds of one of what work is counted in.
+
+    Attributes
+    ----------
+    forward_s, gradients_s, curved_s
+        Of one example passed forward, of its gradient, of a product with its part of the Hessian.
+    products_s, moved_s
+        Of one multiply-add, of one number written.
+    masks_s
+        Of drawing a member's dropout masks.
+    forward_bytes, gradients_bytes
+        Peak memory of such a pass, for one example.
+    """
+
+    forward_s: float
+    gradients_s: float
+    curved_s: float
+    products_s: float
+    moved_s: float
+    masks_s: float = 0.0
+    forward_bytes: float = 0.0
+    gradients_bytes: float = 0.0
+
+
+@dataclass(frozen=True)
+class Training:
+    """Seconds of one training step, and of what an epoch takes beside its steps."""
+
+    step_s: float
+    epoch_s: float
+
+    def seconds(self, n: int, batch_size: int, epochs: int) -> float:
+        """Return what ``epochs`` over ``n`` examples take."""
+        return epochs * (self.epoch_s + self.step_s * -(-n // batch_size))
+
+
+class Bench:
+    """Measures on one task; what was measured is kept.
+
+    Parameters
+    ----------
+    task, data
+        The task and its data, on the device that is measured.
+    """
+
+    def __init__(self, task: Task, data: TaskData) -> None:
+        self.task, self.data = task, data
+        # Nothing is stored: the folder is never written to.
+        self.view = TaskView(task, data, Path())
+        self._rates: dict[tuple[int, str | None, bool], Rates] = {}
+        self._sizes: dict[int, Sizes] = {}
+        self._trainings: dict[int, Training] = {}
+
+    @cached_property
+    def _model(self) -> tuple[nn.Module, tuple[DropoutSite, ...]]:
+        model, sites = self.task.template(self.data.training.inputs[:1].cpu())
+        return model.to(self.view.device).requires_grad_(False), sites
+
+    @cached_property
+    def _values(self) -> dict[str, Tensor]:
+        return {k: v[0] for k, v in stacked_state(self._model[0], 1, self.view.device).items()}
+
+    def member(self, rank: int = 0, masks: str | None = None) -> Member:
+        """Return an untrained member, with an adapter of a rank if it is not 0, or with dropout masks."""
+        model, sites = self._model
+        if rank:
+            adapted = lora.adapted_model(model, self._values, rank)
+            return Member(self.view, 0, lora.initial_adapter(adapted, "plan"), adapted)
+        names = {name for name, _ in model.named_parameters()}
+        return Member(
+            self.view,
+            0,
+            {k: v for k, v in self._values.items() if k in names},
+            model,
+            {k: v for k, v in self._values.items() if k not in names},
+            None if masks is None else MemberMasks(sites, ("plan",), masks == "per-sample"),
+        )
+
+    def file_bytes(self, rank: int = 0) -> int:
+        """Return the size of a checkpoint's file, or of an adapter's."""
+        values = self.member(rank).parameters if rank else self._values
+        return len(save({k: v.cpu().contiguous() for k, v in values.items()}, metadata={"seconds": repr(1 / 3)}))
+
+    def sizes(self, parts: Parts) -> Sizes:
+        """Return what the work at a member depends on."""
+        if parts.rank not in self._sizes:
+            member = self.member(parts.rank)
+            try:
+                last = sizes_of(member.last_layer())
+            except Declined:
+                last = None
+            self._sizes[parts.rank] = replace(sizes_of(member), last=last)
+        return replace(self._sizes[parts.rank], q_members=parts.q_members)
+
+    def rates(self, parts: Parts, *, curved: bool) -> Rates:
+        """Return how fast passes of such members are; products with the Hessian are measured if asked for."""
+        key = parts.rank, parts.masks, curved
+        if key not in self._rates:
+            member = self.member(parts.rank, parts.masks)
+            self._rates[key] = self._measured(member, curved, self._masks_s if parts.masks == "per-sample" else 0.0)
+        return self._rates[key]
+
+    def _measured(self, member: Member, curved: bool, masks_s: float) -> Rates:
+        products_s, moved_s = _machine(torch.get_num_threads(), str(self.view.device))
+        forward_s, forward_bytes = self._per_example(lambda some: member.targets(some), FORWARD_BATCH)
+        gradients_s, gradients_bytes = self._per_example(lambda some: _pass(member, some), _batch(member))
+        return Rates(
+            forward_s,
+            gradients_s,
+            self._curved_s(member) if curved else 0.0,
+            products_s,
+            moved_s,
+            masks_s,
+            forward_bytes,
+            gradients_bytes,
+        )
+
+    def _curved_s(self, member: Member) -> float:
+        """Return the seconds of a product of one vector with one example's part of the Hessian."""
+        few = _first(self.data.training, 2)
+        _curve(member, few, 1)
+        seconds = self._timed(lambda: _curve(member, few, 4)) / 8
+        if 2 * _VECTORS * seconds > _MOST_S:
+            return seconds
+        return self._per_example(lambda some: _curve(member, some, _VECTORS), FORWARD_BATCH)[0] / _VECTORS
+
+    @cached_property
+    def _masks_s(self) -> float:
+        """Seconds of drawing a mask for every training example and query."""
+        n = len(self.data.training)
+        drawing = self._timed(lambda: MaskTable.draw(self._model[1], n, "plan", device=self.view.device))
+        return drawing * (1 + len(self.data.queries) / n)
+
+    def _per_example(self, run: Callable[[Examples], object], most: int) -> tuple[float, float]:
+        """Return seconds and peak bytes of one example in as many at once as the time allows."""
+        whole = self.data.training
+        n = min(2, len(whole))
+        run(_first(whole, n))  # the first call finds things out
+        seconds = self._timed(lambda: run(_first(whole, n)))
+        more = min(len(whole), most, int(_MOST_S * n / seconds))
+        if more > n:
+            n, seconds = more, self._timed(lambda: run(_first(whole, more)))
+        return seconds / n, _peak_bytes(lambda: run(_first(whole, n))) / n
+
+    def _timed(self, run: Callable[[], object]) -> float:
+        return _timed(run, self.view.device)
+
+    def training(self, rank: int = 0) -> Training:
+        """Return what training a model takes, or tuning an adapter of a rank."""
+        if rank not in self._trainings:
+            self._trainings[rank] = self._measured_training(rank)
+        return self._trainings[rank]
+
+    def _measured_training(self, rank: int) -> Training:
+        batch = self.task.recipe.batch_size
+        few = min(4, batch)
+        step = self._epoch_s(rank, few) * batch / few
+        if step > 8 * _MOST_S:  # a whole step would take too long; this one is large enough to tell
+            return Training(step, 0.0)
+        first = self._epoch_s(rank, batch)  # with what an epoch takes beside its steps
+        more = min(-(-len(self.data.training) // batch), 1 + int(2 * _MOST_S / first))
+        step = (self._epoch_s(rank, more * batch) - first) / (more - 1) if more > 1 else first
+        step = min(max(step, 0.0), first)
+        return Training(step, first - step)
+
+    def _epoch_s(self, rank: int, n: int, replicas: int = 1) -> float:
+        """Return the seconds of an epoch over ``n`` examples, of several replicas at once."""
+        recipe = replace(self.task.recipe, epochs=1)
+        mask = torch.zeros(replicas, self.task.n_train, dtype=torch.bool)
+        mask[:, :n] = True
+        member = self.member(rank)
+        values = member.parameters if rank else self._values
+        program = Program(member.model, self._model[1], self.task.loss)
+
+        def train() -> None:
+            stacked = {k: v.expand(replicas, *v.shape).clone() for k, v in values.items()}
+            fit_stacked(program, stacked, self.data.training, mask, ("plan",), recipe)
+
+        return self._timed(train)
+
+    @cached_property
+    def bank_step_s(self) -> float:
+        """Seconds of a training step of one model of a bank, trained with others where that is faster."""
+        alone = self.training().step_s
+        group = candidates(self.task, self.view.device)[-1]
+        if group == 1 or alone * group > 8 * _MOST_S:  # too long to be measured; together is not slower
+            return alone
+        return min(alone, self._epoch_s(0, self.task.recipe.batch_size, group) / group)
+
+
+def sizes_of(member: Member) -> Sizes:
+    """Return what the work at a member depends on, from a pass of one example."""
+    task = member.task
+    one = Gradients(member, task.training, "loss", range(1))
+    pieces = [piece for _, block in one.blocks() for piece in block]
+    layers = [Layer(p.key, *p.shape, positions=p.positions if isinstance(p, Outer) else 0) for p in pieces]
+    with torch.no_grad():
+        outputs = member.logits(member.parameters, _first(task.training, 1).all())
+    return Sizes(
+        n_train=task.n_train,
+        n_queries=task.n_queries,
+        layers=tuple(layers),
+        pass_numbers=one.layout.numbers,
+        blocks=engine_blocks(),
+        representation=_representation(member),
+        n_outputs=outputs.shape[-1],
+        has_one_label=task.training.labels.dim() == 1,
+    )
+
+
+def engine_blocks() -> Blocks:
+    """Return how the engine cuts its work."""
+    return Blocks(
+        gradients._BLOCK_BYTES,
+        gradients._HELD_BYTES,
+        gradients._KEPT_BYTES,
+        gradients._BATCH,
+        kronecker._LONGEST,
+    )
+
+
+def _representation(member: Member) -> tuple[int, int] | None:
+    try:
+        found = member.representations(_first(member.task.training, 2), pooled=False)
+    except Declined:
+        return None
+    return prod(found.shape[1:-1]), found.shape[-1]
+
+
+def _first(examples: Examples, n: int) -> Examples:
+    return Examples(examples.inputs[:n], examples.labels[:n], examples.split)
+
+
+def _batch(member: Member) -> int:
+    return Gradients(member, member.task.training, "loss")._batch_size()
+
+
+def _pass(member: Member, examples: Examples) -> None:
+    for _ in Gradients(member, examples, "loss").blocks():
+        pass
+
+
+def _curve(member: Member, examples: Examples, vectors: int) -> None:
+    hessian = Hessian(member, examples)
+    hessian.times(torch.ones(vectors, hessian.n_parameters, device=member.task.device))
+
+
+@cache
+def _machine(threads: int, device: str) -> tuple[float, float]:
+    """Return the seconds of a multiply-add in a matrix product, and of a number written to memory."""
+    square = torch.ones(768, 768, device=device)
+    left, right = torch.ones(128, 64, 1, device=device), torch.ones(128, 1, 512, device=device)
+    where = torch.device(device)
+    product_s = _timed(lambda: square @ square, where)
+    moving_s = _timed(lambda: left * right, where)
+    return product_s / 768**3, moving_s / (128 * 64 * 512)
+
+
+def _peak_bytes(run: Callable[[], object]) -> int:
+    """Return the resident memory that a call takes at its peak; 0 where that cannot be measured."""
+    release_unused()
+    if not reset_peak():
+        return 0
+    before = resident_bytes()
+    run()
+    return max(0, peak_bytes() - before)
+
+
+def _timed(run: Callable[[], object], device: torch.device) -> float:
+    """Return the seconds of a call; of the fastest of a few where they are short, because others disturb them."""
+    best, left = float("inf"), _MOST_S
+    for _ in range(_REPEATS):
+        _synchronize(device)
+        start = time.perf_counter()
+        run()
+        _synchronize(device)
+        seconds = time.perf_counter() - start
+        best, left = min(best, seconds), left - seconds
+        if left < seconds:
+            break
+    return best
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,216 @@
+"""Planning: what a run will cost, before it is run.
+
+Counts come from the method and the ensemble (:mod:`tdabench.work`), seconds of one of each from a short calibration on
+this machine (:mod:`tdabench.calibration`). Nothing is trained to the end and no ground truth is read.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from tdabench.calibration import FORWARD_BATCH, Bench, Rates
+from tdabench.ensembles import Checkpoints, Independent, check_supported, parse_ensemble
+from tdabench.errors import Declined
+from tdabench.estimates import Estimate, Total, TrainingEstimate
+from tdabench.grouping import threads
+from tdabench.jobs import Job, Plan, plan
+from tdabench.method import MemberMethod
+from tdabench.model_store import ModelStore
+from tdabench.options import make
+from tdabench.registry import find_method
+from tdabench.view import adapter_name, checkpoint_name, model_name
+from tdabench.work import Counts, Parts, Work
+
+if TYPE_CHECKING:
+    from tdabench.sizes import Sizes
+
+
+def estimate_job(job: Job, *, stored: bool = True) -> Estimate:
+    """Estimate what a run will cost on this machine.
+
+    Parameters
+    ----------
+    job
+        What to run.
+    stored
+        Whether the measured times of trainings that were done before on this machine are taken for them.
+
+    Raises
+    ------
+    TdabenchError
+        If there is a mistake in the job, or the task's data is missing.
+    """
+    with threads(job.threads):
+        bench = _bench(job.task, job.data_folder, job.device, job.threads)
+        planned = plan(job)
+        try:
+            return _estimate(planned, bench, stored)
+        except Declined as reason:
+            return Estimate(planned, declined=str(reason))
+
+
+@lru_cache(maxsize=1)  # the data of one task is in memory at a time
+def _bench(task: str, data_folder: str | None, device: str, n_threads: int) -> Bench:
+    from tdabench.registry import find_task
+
+    found = find_task(task)
+    data = found.data(Path(data_folder) if data_folder else None).to(device)
+    bench = Bench(found, data)
+    bench.view.warm_up()  # libraries load and compile before anything is timed
+    return bench
+
+
+def _estimate(planned: Plan, bench: Bench, stored: bool) -> Estimate:
+    method, ensemble = _checked(planned.job, bench)
+    parts = None if ensemble is None else ensemble.parts()
+    made = parts or Parts(models=0, members=1)
+    sizes = bench.sizes(made)
+    work: Work | None = method.work(sizes)
+    if parts is None and work is None:
+        return Estimate(planned)
+    epochs = ensemble.epochs(bench.task.recipe.epochs) if isinstance(ensemble, Checkpoints) else []
+    retrained = work.retrained if work is not None else 0
+    found = Estimate(
+        planned,
+        parts=parts,
+        trainings=(*_trainings(planned, bench, made, epochs, stored), *_banks(bench, work, planned.job.seed)),
+        models_bytes=(made.models + made.checkpoints + retrained) * bench.file_bytes()
+        + (made.adapters * bench.file_bytes(made.rank) if made.adapters else 0),
+    )
+    return found if work is None else _with_work(found, work, made, sizes, bench)
+
+
+def _checked(job: Job, bench: Bench) -> tuple[Any, Any]:
+    """Return the method and what wraps it, which may be nothing; raise :class:`Declined` where a run would."""
+    method: Any = make(find_method(job.method), job.method, job.options)
+    reason = method.supports(bench.view)
+    if reason is not None:
+        raise Declined(reason)
+    if not isinstance(method, MemberMethod):
+        return method, None
+    ensemble = parse_ensemble(job.ensemble) if job.ensemble else Independent()
+    check_supported(ensemble, method, bench.view)
+    return method, ensemble
+
+
+def _with_work(found: Estimate, work: Work, parts: Parts, sizes: Sizes, bench: Bench) -> Estimate:
+    """Return the estimate with everything that follows from the work at a member."""
+    total = _with_combining(work, parts.members, sizes)
+    rates = bench.rates(parts, curved=total.fit.curved + total.attribute.curved > 0)
+    masks_s = rates.masks_s * parts.members * parts.q_members
+    drawn_in_fit = total.fit.forward_examples > 0
+    return replace(
+        found,
+        work=total,
+        rates=rates,
+        fit_s=seconds(total.fit, rates) + masks_s * drawn_in_fit,
+        attribute_s=seconds(total.attribute, rates) + masks_s * (not drawn_in_fit),
+        peak_bytes=_peak_bytes(work, parts, sizes, bench, rates),
+        storage_bytes=(found.models_bytes or 0) + 4 * total.state,
+    )
+
+
+def seconds(counts: Counts, rates: Rates) -> float:
+    """Return how long something takes."""
+    return (
+        counts.forward * rates.forward_s
+        + counts.gradients * rates.gradients_s
+        + counts.curved * rates.curved_s
+        + counts.products * rates.products_s
+        + counts.moved * rates.moved_s
+    )
+
+
+def _with_combining(work: Work, members: int, sizes: Sizes) -> Work:
+    """Return the work of all members, with the running mean of their scores."""
+    combining = Counts(moved=2 * sizes.n_scores * members) if members > 1 else Counts()
+    return work * members + Work(attribute=combining)
+
+
+def _peak_bytes(work: Work, parts: Parts, sizes: Sizes, bench: Bench, rates: Rates) -> int:
+    """Return the peak of fit and attribute: all models, the work of one member and the scores so far."""
+    model, adapter = bench.file_bytes(), bench.file_bytes(parts.rank) if parts.adapters else 0
+    resident = (parts.models + parts.checkpoints + work.retrained) * model
+    resident += parts.adapters * (model + adapter)  # an adapted model is a copy
+    phases = [4 * (counts.held + _passing(counts, sizes, rates)) for counts in (work.fit, work.attribute)]
+    return resident + max(phases) + 4 * (work.state + sizes.n_scores * (3 if parts.members > 1 else 1))
+
+
+def _passing(counts: Counts, sizes: Sizes, rates: Rates) -> int:
+    """Return the numbers that passes hold, as the engine reckons or as was measured if that is more."""
+    of_engine = 2 * sizes.pass_numbers * bool(counts.gradients)
+    more = max(0, int(rates.gradients_bytes / 4) - of_engine) * min(sizes.batch, sizes.n_train)
+    forward = int(rates.forward_bytes / 4) * min(FORWARD_BATCH, sizes.n_train)
+    return max(counts.blocks + more * bool(counts.gradients), forward * bool(counts.forward))
+
+
+def _trainings(
+    planned: Plan, bench: Bench, parts: Parts, epochs: list[int], stored: bool
+) -> Iterator[TrainingEstimate]:
+    """Yield the trainings of an ensemble's models and adapters; a run with its checkpoints is one."""
+    seed, recipe, n = planned.job.seed, bench.task.recipe, bench.task.n_train
+    store = ModelStore(planned.models_folder, torch.device(planned.job.device))
+
+    def found(kind: str, names: list[str], rank: int, n_epochs: int) -> TrainingEstimate:
+        before = [store.load(name) for name in names] if stored else [None]
+        known = [kept[1].seconds for kept in before if kept is not None]
+        if len(known) == len(names):
+            return TrainingEstimate(names[-1], kind, max(known), measured=True)
+        return TrainingEstimate(names[-1], kind, bench.training(rank).seconds(n, recipe.batch_size, n_epochs))
+
+    for model in range(parts.models):
+        name = model_name(seed, model)
+        kept = [name, *(checkpoint_name(name, e) for e in epochs if e != recipe.epochs)]
+        yield found("run" if epochs else "model", kept, 0, recipe.epochs)
+    for i in range(parts.adapters):
+        model, adapter = divmod(i, parts.adapters // parts.models)
+        name = adapter_name(seed, model, adapter, parts.rank, parts.adapter_epochs)
+        yield found("adapter", [name], parts.rank, parts.adapter_epochs)
+
+
+def _banks(bench: Bench, work: Work | None, seed: int) -> Iterator[TrainingEstimate]:
+    """Yield the retraining that a method does itself, many models at once where that is faster."""
+    if work is None or work.retrained == 0:
+        return
+    recipe, n = bench.task.recipe, max(1, round(work.share * bench.task.n_train))
+    each = bench.bank_step_s * recipe.epochs * -(-n // recipe.batch_size)
+    yield TrainingEstimate(f"bank-{seed}-{work.retrained}-{work.share:g}", "bank", each * work.retrained)
+
+
+def estimate_jobs(jobs: Iterable[Job]) -> Total:
+    """Estimate what several runs will cost, one after the other; what cannot be estimated is counted.
+
+    Errors are left to the runs themselves, each of which says its own.
+    """
+    runs = unknown = 0
+    serve_s = 0.0
+    trainings: dict[tuple[str, str], float] = {}
+    for job in sorted(jobs, key=lambda job: job.task):  # so that each task is calibrated once
+        runs += 1
+        try:
+            estimate = estimate_job(job)
+        except Exception:  # of the data, or of a method's own code
+            unknown += 1
+            continue
+        serve_s += estimate.serve_s or 0.0
+        unknown += estimate.declined is None and estimate.serve_s is None
+        new = [t for t in estimate.trainings or () if not t.measured]
+        trainings |= {(estimate.plan.task.name, f"{t.kind} {t.name}"): t.seconds for t in new}
+    return Total(runs, sum(trainings.values()), serve_s, runs * start_s(), unknown)
+
+
+@cache
+def start_s() -> float:
+    """Return how long the process of a run takes to start here, measured once."""
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-P", "-c", "import tdabench.worker"], check=True, capture_output=True)
+    return time.perf_counter() - start

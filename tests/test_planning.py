@@ -1,0 +1,380 @@
+"""Estimates: what is counted in advance is what a run counts."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from tdabench import MemberMethod, Method, gradients, planning
+from tdabench.baselines import astra
+from tdabench.baselines.influence import definition
+from tdabench.calibration import Bench, Rates, Training, sizes_of
+from tdabench.ensembles import parse_ensemble
+from tdabench.errors import Declined
+from tdabench.execution import execute
+from tdabench.jobs import Job
+from tdabench.options import make
+from tdabench.registry import METHODS, find_method, names
+from tdabench.sizes import Blocks, Layer, Sizes
+from tdabench.view import TaskView
+from tdabench.work import Counts, Parts, Work
+
+SMALL = f"{Path(__file__).parent / 'small_task.py'}:TASK"
+MODULE = f"{Path(__file__)}"
+METHOD_CLASSES = {name: find_method(name) for name in names(METHODS)}
+PEERS = {name for name, cls in METHOD_CLASSES.items() if ".peers." in cls.__module__}
+# Options that make a method quick here; none takes away what is counted.
+OPTIONS = {
+    "trak": {"projection": 16},
+    "grass": {"size": 8},
+    "logra": {"rank": 3},
+    "astra": {"steps": 2, "batch": 30},
+    "if-explicit": {"layers": "last"},
+    "if-cg": {"iterations": 2, "tolerance": 0.0, "sample": 20},
+    "if-lissa": {"depth": 3, "batch": 10, "damping": 100.0},
+    "if-arnoldi": {"iterations": 4, "rank": 2, "layers": "last"},
+    "datamodels": {"subsets": 4, "per_seed": 2},
+    "empirical-influence": {"subsets": 4, "per_seed": 2},
+}
+ENSEMBLES = [
+    None,
+    "independent(models=2)",
+    "dropout(models=1, masks=2)",
+    "dropout(models=1, masks=2, mask=per-sample)",
+    "dropout(models=2, masks=2, scope=q-only)",
+    "lora(models=1, adapters=2, rank=2, epochs=1)",
+    "checkpoints(models=1, last=2)",
+    "projections(models=1, seeds=2)",
+]
+
+
+class Silent(MemberMethod):
+    """A third party's method, without counts."""
+
+    def attribute(self, member, state):
+        return torch.zeros(member.task.n_queries, member.task.n_train)
+
+
+class SilentWhole(Method):
+    """The same on the whole task."""
+
+    def attribute(self, task, state):
+        return torch.zeros(task.n_queries, task.n_train)
+
+
+class Counting(Bench):
+    """A bench that measures nothing: for tests of counts."""
+
+    def rates(self, parts, *, curved):
+        return Rates(1.0, 1.0, 1.0, 1.0, 1.0)
+
+    def training(self, rank=0):
+        return Training(1.0, 0.5)
+
+    @property
+    def bank_step_s(self):
+        return 1.0
+
+
+@pytest.fixture(scope="module")
+def bench(small, small_data) -> Bench:
+    return Counting(small, small_data)
+
+
+def counted(name: str, ensemble: str | None, view: TaskView) -> tuple[int, int, int]:
+    """Run a method and return what the meter has counted: forward, backward, bytes stored."""
+    method = make(find_method(name), name, OPTIONS.get(name, {}))
+    execute(method, parse_ensemble(ensemble) if ensemble else None, view)
+    return view.meter.forward_examples, view.meter.backward_examples, view.meter.storage_bytes
+
+
+def estimated(name: str, ensemble: str | None, bench: Bench) -> planning.Estimate:
+    planned = planning.plan(Job(SMALL, name, OPTIONS.get(name, {}), ensemble))
+    return planning._estimate(planned, bench, stored=False)
+
+
+def agree(name: str, ensemble: str | None, bench: Bench, view: TaskView) -> None:
+    estimate = estimated(name, ensemble, bench)
+    forward, backward, stored = counted(name, ensemble, view)
+    total = estimate.work.fit + estimate.work.attribute
+    assert (total.forward_examples, total.backward_examples) == (forward, backward)
+    assert estimate.storage_bytes == pytest.approx(stored, rel=0.03)
+
+
+def agree_or_decline(name: str, ensemble: str | None, bench: Bench, view: TaskView) -> None:
+    try:
+        agree(name, ensemble, bench, view)
+    except Declined as expected:
+        with pytest.raises(Declined, match=f"^{re.escape(str(expected))}$"):
+            counted(name, ensemble, view)
+
+
+@pytest.mark.parametrize("ensemble", ENSEMBLES)
+@pytest.mark.parametrize("name", sorted(set(names(METHODS)) - PEERS - {"datamodels", "empirical-influence"}))
+def test_every_method_under_every_ensemble_counts_what_its_run_counts(name, ensemble, bench, view):
+    agree_or_decline(name, ensemble, bench, view())
+
+
+@pytest.mark.parametrize("name", ["datamodels", "empirical-influence"])
+def test_methods_that_retrain_count_what_their_runs_count(name, bench, view):
+    agree(name, None, bench, view())
+    assert [t.kind for t in estimated(name, None, bench).trainings] == ["bank"]
+
+
+CUT = ["grad-dot", "grad-cos", "gradient-norm", "trak", "ek-fac", "astra", "data-inf", "if-cg", "logra"]
+
+
+@pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.parametrize("name", CUT)
+def test_counts_follow_the_engine_when_it_cuts_its_work_small(name, kept, small, small_data, view, monkeypatch):
+    monkeypatch.setattr(gradients, "_BLOCK_BYTES", 40_000)
+    monkeypatch.setattr(gradients, "_HELD_BYTES", 20_000 if name in ("grad-dot", "grad-cos") else 60_000)
+    monkeypatch.setattr(gradients, "_BATCH", 7)
+    if not kept:
+        monkeypatch.setattr(gradients, "_KEPT_BYTES", 0)
+    monkeypatch.setattr(astra, "_VECTOR_BYTES", 100_000)
+    monkeypatch.setattr(definition, "_BLOCK_BYTES", 100_000)
+    agree(name, None, Counting(small, small_data), view())
+
+
+def convolutional() -> nn.Module:
+    """Return a model with positions, norms and a loose parameter."""
+    return nn.Sequential(
+        nn.Unflatten(1, (1, 8, 8)), nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.PReLU(), nn.Flatten(), nn.Linear(144, 10)
+    )
+
+
+@pytest.mark.parametrize("cut", [False, True])
+@pytest.mark.parametrize("name", [*CUT, "grass", "rep-sim", "knn-shapley", "representer-points"])
+def test_layers_with_positions_are_counted_as_well(name, cut, small, small_data, view, monkeypatch):
+    if cut:
+        monkeypatch.setattr(gradients, "_BLOCK_BYTES", 100_000)
+        monkeypatch.setattr(gradients, "_HELD_BYTES", 20_000)
+    task = replace(small, name="small-convolutional", make_model=convolutional)
+    bench = Counting(task, small_data)
+    assert {layer.positions for layer in bench.sizes(Parts(1, 1)).layers} == {0, 1, 36}
+    agree(name, None, bench, view(task, small_data))
+
+
+@pytest.mark.parametrize("rank", [0, 3])
+def test_sizes_are_those_of_the_gradients(rank, bench):
+    member = bench.member(rank)
+    sizes = sizes_of(member)
+    engine = member.gradients(member.task.training, of="loss")
+    assert sizes.n_parameters == engine.n_parameters
+    assert sizes.batch == engine._batch_size()
+    assert {layer.key: (layer.p, layer.q) for layer in sizes.layers} == {k: s for k, (_, s) in engine._layers.items()}
+
+
+def test_the_last_layer_alone_has_sizes_too(bench):
+    sizes = bench.sizes(Parts(1, 1))
+    assert sizes.last is not None
+    assert (sizes.last.n_parameters, sizes.representation, sizes.n_outputs) == (330, (1, 32), 10)
+
+
+counts = st.builds(Counts, *[st.integers(0, 10**9)] * 7)
+works = st.builds(Work, counts, counts, st.integers(0, 10**9), st.integers(0, 100))
+DONE = ("forward", "gradients", "curved", "products", "moved")
+
+
+@given(counts, counts, counts)
+def test_counts_add_in_any_order(a, b, c):
+    assert (a + b) + c == a + (b + c)
+    assert a + b == b + a
+    assert a + Counts() == a
+
+
+@given(works, st.integers(1, 6))
+def test_times_a_number_is_adding_so_often(work, n):
+    assert work * n == sum([work] * (n - 1), work)
+
+
+@given(counts, counts)
+def test_what_is_done_adds_up_and_what_is_held_does_not(a, b):
+    total = a + b
+    assert all(getattr(total, name) == getattr(a, name) + getattr(b, name) for name in DONE)
+    assert (total.held, total.blocks) == (max(a.held, b.held), max(a.blocks, b.blocks))
+
+
+side = st.integers(1, 9)
+layers = st.lists(st.builds(Layer, st.just("layer"), side, side, st.integers(0, 5)), min_size=1)
+BLOCKS = Blocks(4_000, 2_000, 1_000, 50, 8)
+
+
+GROWING = ("gradient-norm", "grad-dot", "grad-cos", "trak", "ek-fac", "data-inf", "rep-sim", "knn-shapley")
+
+
+@pytest.mark.parametrize("name", GROWING)
+@settings(max_examples=20)
+@given(layers, side, side, side, side)
+def test_estimates_grow_with_the_sizes(name, parts, n_train, n_queries, more_train, more_queries):
+    rates = Rates(1.0, 2.0, 3.0, 1e-3, 1e-3)
+    sizes = Sizes(n_train, n_queries, tuple(parts), 10, BLOCKS, (1, 4), 3)
+    larger = replace(sizes, n_train=n_train + more_train, n_queries=n_queries + more_queries)
+    method = METHOD_CLASSES[name]()
+    small, large = method.work(sizes), method.work(larger)
+    times = [planning.seconds(work.fit + work.attribute, rates) for work in (small, large)]
+    assert times[0] < times[1]
+    assert small.state <= large.state
+
+
+@given(layers, st.integers(1, 200), st.integers(1, 200))
+def test_all_pairs_take_every_example_once_or_more(parts, n, m):
+    found = Sizes(n, m, tuple(parts), 10, BLOCKS).dot(n, m)
+    assert found == Sizes(n, m, tuple(parts), 10, BLOCKS).dot(m, n)
+    assert n + m <= found.gradients
+    assert found.products >= n * m
+
+
+def test_an_ensemble_multiplies_and_its_models_are_named(bench):
+    alone, six = (
+        estimated("trak", None, bench),
+        estimated("trak", "lora(models=2, adapters=3, rank=2, epochs=1)", bench),
+    )
+    assert [t.kind for t in alone.trainings] == ["model"]
+    assert [t.name for t in six.trainings][:3] == ["model-0-0", "model-0-1", "adapter-0-0-0-rank-2-epochs-1"]
+    assert len(six.trainings) == 8
+    assert six.extra_train_s == pytest.approx(six.train_s - six.trainings[0].seconds)
+    assert alone.extra_train_s == 0
+    assert alone.train_s == 3 * (0.5 + 6 * 1.0), "three epochs of six steps"
+    run = estimated("tracin", "checkpoints(models=1, last=2)", bench)
+    assert run.extra_train_s == run.train_s > 0, "a model does not give its checkpoints"
+
+
+def test_a_training_that_was_measured_is_taken_as_it_was(small, view, cache):
+    job = Job(SMALL, "trak", {}, "checkpoints(models=1, last=2)")
+    before = planning.estimate_job(job)
+    assert not any(t.measured for t in before.trainings)
+    folder = before.plan.models_folder
+    own = TaskView(small, small.data(), folder)
+    own.train_run(0, [2, 3])
+    after = planning.estimate_job(job)
+    assert [(t.kind, t.measured) for t in after.trainings] == [("run", True)]
+    assert after.train_s == own.meter.train_s
+    assert not any(t.measured for t in planning.estimate_job(job, stored=False).trainings)
+
+
+@pytest.mark.parametrize(("name", "trained"), [("Silent", ["model"]), ("SilentWhole", None)])
+def test_a_method_without_counts_still_has_what_is_known(name, trained, small):
+    found = planning.estimate_job(Job(SMALL, f"{MODULE}:{name}", {}))
+    assert (found.work, found.serve_s, found.peak_bytes, found.storage_bytes) == (None, None, None, None)
+    assert (found.trainings and [t.kind for t in found.trainings]) == trained
+    assert (found.models_bytes is None) == (trained is None)
+
+
+def test_a_run_that_would_be_declined_is_not_estimated(small):
+    found = planning.estimate_job(Job(SMALL, "grad-dot", {}, "projections(models=1, seeds=2)"))
+    assert found.declined == "projections need a method that projects at random"
+    assert found.work is None
+
+
+def test_several_runs_are_charged_for_a_model_once(small, monkeypatch):
+    monkeypatch.setattr(planning, "start_s", lambda: 2.0)
+    one = Job(SMALL, "grad-dot", {})
+    jobs = [one, replace(one, method="trak"), replace(one, method=f"{MODULE}:Silent"), replace(one, task="unknown")]
+    total = planning.estimate_jobs(jobs)
+    alone = planning.estimate_job(one)
+    assert (total.runs, total.unknown, total.start_s) == (4, 2, 8.0)
+    assert total.train_s == alone.train_s
+    assert total.seconds == total.train_s + total.serve_s + total.start_s
+    assert total.serve_s > alone.serve_s
+
+
+def test_a_suite_says_how_long_it_will_take(capsys, small, monkeypatch):
+    from tdabench.cli.measure import note_estimate
+
+    monkeypatch.setattr(planning, "start_s", lambda: 2.0)
+    note_estimate([Job(SMALL, "grad-dot", {}), Job(SMALL, f"{MODULE}:Silent", {})])
+    said = capsys.readouterr().err
+    assert re.match(r"Estimated: \d[\d.]* s for 1 runs \(training .*, serving .*, starting 4 s\); without 1 ", said)
+
+
+def call(capsys, *words: str) -> tuple[int, str, str]:
+    from tdabench import cli
+
+    capsys.readouterr()
+    code = 0
+    try:
+        cli.main(list(words))
+    except SystemExit as done:
+        code = done.code or 0
+    return code, *capsys.readouterr()
+
+
+def test_the_command_prints_estimates_and_what_they_are_made_of(capsys, small):
+    code, out, _ = call(capsys, "plan", SMALL, "trak", "--ensemble", "dropout(models=1, masks=2)")
+    assert code == 0
+    lines = dict(line.split("  ", 1) for line in out.splitlines())
+    assert list(lines) == ["run", "task", "training", "serving", "peak memory", "storage", "fit", "attribute"]
+    assert "below the budget of 2 GB" in lines["peak memory"]
+    assert "240 examples forward, 240 gradients" in lines["fit"]
+
+
+def test_json_holds_the_same(capsys, small):
+    code, out, _ = call(capsys, "plan", SMALL, "grad-dot", "--json")
+    facts = json.loads(out)
+    assert code == 0
+    assert facts["work"]["attribute"]["gradients"] == 160
+    assert facts["parts"] == asdict(Parts(1, 1))
+    assert facts["fits_budget"] is True
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["grad-dot", "--ensemble", "projections"], "declined  projections need a method that projects at random"),
+        ([f"{MODULE}:SilentWhole"], "not known: the method trains what it needs itself and does not say it"),
+        ([f"{MODULE}:Silent"], "test_planning.py:Silent does not say its work"),
+    ],
+)
+def test_what_is_not_known_is_said(words, said, capsys, small):
+    code, out, err = call(capsys, "plan", SMALL, *words)
+    assert code == 0
+    assert said in " ".join((out + err).split("\n")).replace("    ", "")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([SMALL], "Give a task and a method, as in `tdabench plan digits-mlp trak`, or --against RUNS."),
+        ([SMALL, "trak", "--against", "runs"], "Leave out TASK and METHOD."),
+        ([SMALL, "trakk"], "Unknown method 'trakk'. Did you mean 'trak'?"),
+    ],
+)
+def test_mistakes_are_one_line(words, message, capsys, small):
+    code, _, err = call(capsys, "plan", *words)
+    assert code == 2
+    assert err.count("\n") == 1
+    assert message in err
+
+
+def test_estimates_stand_beside_measurements(capsys, small, tmp_path):
+    from tdabench.runner import run
+
+    _, record = run(planning.plan(Job(SMALL, "random", {})), tmp_path)
+    for name, change in {
+        "other-machine": {"machine": record.machine.model_copy(update={"machine_class": "another"})},
+        "other-task": {"task_version": "0123456789abcdef"},
+        "declined": {"status": "declined", "reason": "so it is"},
+    }.items():
+        (tmp_path / name).mkdir()
+        changed = record.model_copy(update={"run_id": name, **change})
+        (tmp_path / name / "record.json").write_text(changed.to_json())
+    code, out, err = call(capsys, "plan", "--against", str(tmp_path))
+    assert code == 0
+    rows = [line.strip("| ").split(" | ") for line in out.splitlines()]
+    assert [row[:2] for row in rows if row[0] == "small"] == [["small", "random"]]
+    assert rows[-1][-2] == rows[-1][-1], "storage"
+    for said in ("other-machine: it was measured on another", "other-task: its task has", "declined: it ended as"):
+        assert f"Left out: {said}" in err
+    code, _, err = call(capsys, "plan", "--against", str(tmp_path / "declined"))
+    assert code == 2
+    assert "None of these runs can be compared with an estimate" in err

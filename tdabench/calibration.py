@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cached_property
 from math import prod
 from pathlib import Path
 
@@ -21,17 +20,16 @@ from tdabench.gradients import Gradients
 from tdabench.grouping import candidates
 from tdabench.hessian import Hessian
 from tdabench.member import Member, MemberMasks
-from tdabench.memory import peak_bytes, release_unused, reset_peak, resident_bytes
 from tdabench.pieces import Outer
 from tdabench.sizes import Blocks, Layer, Sizes
 from tdabench.task import Task, TaskData
+from tdabench.timing import SHORT_S, machine_speed, peak_of, seconds_of
 from tdabench.trainer import Program, fit_stacked, stacked_state
 from tdabench.view import TaskView
 from tdabench.work import Parts
 
-# What one measurement may take, roughly; there are up to four of a task, and one training for a few steps.
-_MOST_S = 0.25
-_REPEATS = 5
+# Vectors that the Hessian is multiplied by at once.
+_VECTORS = 64
 #: Examples that are passed forward at once, at most.
 FORWARD_BATCH = 1024
 _VECTORS = 64
@@ -142,7 +140,7 @@ class Bench:
         return self._rates[key]
 
     def _measured(self, member: Member, curved: bool, masks_s: float) -> Rates:
-        products_s, moved_s = _machine(torch.get_num_threads(), str(self.view.device))
+        products_s, moved_s = machine_speed(torch.get_num_threads(), str(self.view.device))
         forward_s, forward_bytes = self._per_example(lambda some: member.targets(some), FORWARD_BATCH)
         gradients_s, gradients_bytes = self._per_example(lambda some: _pass(member, some), _batch(member))
         return Rates(
@@ -161,7 +159,7 @@ class Bench:
         few = _first(self.data.training, 2)
         _curve(member, few, 1)
         seconds = self._timed(lambda: _curve(member, few, 4)) / 8
-        if 2 * _VECTORS * seconds > _MOST_S:
+        if 2 * _VECTORS * seconds > SHORT_S:
             return seconds
         return self._per_example(lambda some: _curve(member, some, _VECTORS), FORWARD_BATCH)[0] / _VECTORS
 
@@ -178,13 +176,13 @@ class Bench:
         n = min(2, len(whole))
         run(_first(whole, n))  # the first call finds things out
         seconds = self._timed(lambda: run(_first(whole, n)))
-        more = min(len(whole), most, int(_MOST_S * n / seconds))
+        more = min(len(whole), most, int(SHORT_S * n / seconds))
         if more > n:
             n, seconds = more, self._timed(lambda: run(_first(whole, more)))
-        return seconds / n, _peak_bytes(lambda: run(_first(whole, n))) / n
+        return seconds / n, peak_of(lambda: run(_first(whole, n))) / n
 
     def _timed(self, run: Callable[[], object]) -> float:
-        return _timed(run, self.view.device)
+        return seconds_of(run, self.view.device)
 
     def training(self, rank: int = 0) -> Training:
         """Return what training a model takes, or tuning an adapter of a rank."""
@@ -196,10 +194,10 @@ class Bench:
         batch = self.task.recipe.batch_size
         few = min(4, batch)
         step = self._epoch_s(rank, few) * batch / few
-        if step > 8 * _MOST_S:  # a whole step would take too long; this one is large enough to tell
+        if step > 8 * SHORT_S:  # a whole step would take too long; this one is large enough to tell
             return Training(step, 0.0)
         first = self._epoch_s(rank, batch)  # with what an epoch takes beside its steps
-        more = min(-(-len(self.data.training) // batch), 1 + int(2 * _MOST_S / first))
+        more = min(-(-len(self.data.training) // batch), 1 + int(2 * SHORT_S / first))
         step = (self._epoch_s(rank, more * batch) - first) / (more - 1) if more > 1 else first
         step = min(max(step, 0.0), first)
         return Training(step, first - step)
@@ -224,7 +222,7 @@ class Bench:
         """Seconds of a training step of one model of a bank, trained with others where that is faster."""
         alone = self.training().step_s
         group = candidates(self.task, self.view.device)[-1]
-        if group == 1 or alone * group > 8 * _MOST_S:  # too long to be measured; together is not slower
+        if group == 1 or alone * group > 8 * SHORT_S:  # too long to be measured; together is not slower
             return alone
         return min(alone, self._epoch_s(0, self.task.recipe.batch_size, group) / group)
 
@@ -284,44 +282,3 @@ def _pass(member: Member, examples: Examples) -> None:
 def _curve(member: Member, examples: Examples, vectors: int) -> None:
     hessian = Hessian(member, examples)
     hessian.times(torch.ones(vectors, hessian.n_parameters, device=member.task.device))
-
-
-@cache
-def _machine(threads: int, device: str) -> tuple[float, float]:
-    """Return the seconds of a multiply-add in a matrix product, and of a number written to memory."""
-    square = torch.ones(768, 768, device=device)
-    left, right = torch.ones(128, 64, 1, device=device), torch.ones(128, 1, 512, device=device)
-    where = torch.device(device)
-    product_s = _timed(lambda: square @ square, where)
-    moving_s = _timed(lambda: left * right, where)
-    return product_s / 768**3, moving_s / (128 * 64 * 512)
-
-
-def _peak_bytes(run: Callable[[], object]) -> int:
-    """Return the resident memory that a call takes at its peak; 0 where that cannot be measured."""
-    release_unused()
-    if not reset_peak():
-        return 0
-    before = resident_bytes()
-    run()
-    return max(0, peak_bytes() - before)
-
-
-def _timed(run: Callable[[], object], device: torch.device) -> float:
-    """Return the seconds of a call; of the fastest of a few where they are short, because others disturb them."""
-    best, left = float("inf"), _MOST_S
-    for _ in range(_REPEATS):
-        _synchronize(device)
-        start = time.perf_counter()
-        run()
-        _synchronize(device)
-        seconds = time.perf_counter() - start
-        best, left = min(best, seconds), left - seconds
-        if left < seconds:
-            break
-    return best
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

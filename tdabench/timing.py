@@ -1,0 +1,56 @@
+"""Timing: seconds and memory of a call, and how fast the machine is at what all methods do."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import cache
+
+import torch
+
+from tdabench.memory import peak_bytes, release_unused, reset_peak, resident_bytes
+
+SHORT_S = 0.25
+"""What a measurement may take, roughly."""
+_REPEATS = 5
+
+
+@cache
+def machine_speed(threads: int, device: str) -> tuple[float, float]:
+    """Return the seconds of a multiply-add in a matrix product, and of a number written to memory."""
+    square = torch.ones(768, 768, device=device)
+    left, right = torch.ones(128, 64, 1, device=device), torch.ones(128, 1, 512, device=device)
+    where = torch.device(device)
+    product_s = seconds_of(lambda: square @ square, where)
+    moving_s = seconds_of(lambda: left * right, where)
+    return product_s / 768**3, moving_s / (128 * 64 * 512)
+
+
+def peak_of(run: Callable[[], object]) -> int:
+    """Return the resident memory that a call takes at its peak; 0 where that cannot be measured."""
+    release_unused()
+    if not reset_peak():
+        return 0
+    before = resident_bytes()
+    run()
+    return max(0, peak_bytes() - before)
+
+
+def seconds_of(run: Callable[[], object], device: torch.device) -> float:
+    """Return the seconds of a call; of the fastest of a few where they are short, because others disturb them."""
+    best, left = float("inf"), SHORT_S
+    for _ in range(_REPEATS):
+        _synchronize(device)
+        start = time.perf_counter()
+        run()
+        _synchronize(device)
+        seconds = time.perf_counter() - start
+        best, left = min(best, seconds), left - seconds
+        if left < seconds:
+            break
+    return best
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -276,7 +276,7 @@ def test_a_run_that_would_be_declined_is_not_estimated(small):
     assert found.work is None
 
 
-def test_several_runs_are_charged_for_a_model_once(small, monkeypatch):
+def test_several_runs_are_charged_for_a_model_once(small, cache, monkeypatch):
     monkeypatch.setattr(planning, "start_s", lambda: 2.0)
     one = Job(SMALL, "grad-dot", {})
     jobs = [one, replace(one, method="trak"), replace(one, method=f"{MODULE}:Silent"), replace(one, task="unknown")]

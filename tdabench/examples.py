@@ -11,6 +11,12 @@ from torch import Tensor
 from tdabench.errors import DataError
 
 
+def consecutive(n: int, size: int) -> Iterator[slice]:
+    """Yield slices of at most ``size`` that make up ``range(n)``, in order."""
+    for start in range(0, n, size):
+        yield slice(start, min(start + size, n))
+
+
 @dataclass(frozen=True)
 class Batch:
     """Some examples of a set.

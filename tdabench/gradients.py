@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from tdabench.examples import Examples
+from tdabench.examples import Examples, consecutive
 from tdabench.pieces import Piece, Rows, dot, joined
 from tdabench.projections import Draw, Kind, Sketch, projection
 from tdabench.taps import Layout, layout_of, tap
@@ -97,7 +97,7 @@ class Gradients:
         Factors are kept for the next use where each layer has one outer product per example and all fit in memory.
         """
         if self._kept is not None:
-            for rows in _slices(len(self), _BATCH):
+            for rows in consecutive(len(self), _BATCH):
                 yield rows, [piece.part(rows) for piece in self._kept]
             return
         parts: list[list[Piece]] = []
@@ -185,7 +185,7 @@ class Gradients:
         """Yield which examples, which layer, and their gradients in it ``[b, p * q]``, in blocks of bounded memory."""
         for rows, pieces in self._held(_BLOCK_BYTES):
             for piece in pieces:
-                for some in _slices(rows.stop - rows.start, max(1, _FORMED_BYTES // (4 * math.prod(piece.shape)))):
+                for some in consecutive(rows.stop - rows.start, max(1, _FORMED_BYTES // (4 * math.prod(piece.shape)))):
                     part = slice(rows.start + some.start, rows.start + some.stop)
                     yield part, piece.key, through(piece.part(some)).flat()
 
@@ -243,7 +243,7 @@ class Gradients:
         self, most_bytes: int | None = None, through: Through = _as_it_is
     ) -> Iterator[tuple[slice, dict[str, Tensor]]]:
         """Yield the gradients by layer, ``[h, p, q]`` each, of as many examples at once as ``most_bytes`` hold."""
-        for rows in _slices(len(self), max(1, (most_bytes or _HELD_BYTES // 2) // (4 * self.n_parameters))):
+        for rows in consecutive(len(self), max(1, (most_bytes or _HELD_BYTES // 2) // (4 * self.n_parameters))):
             part = Gradients(self.member, self.examples, self.of, self._rows[rows])
             layers: dict[str, Tensor] = {}
             for some, pieces in part.blocks():
@@ -283,13 +283,8 @@ class Gradients:
 def _in_parts(sketch: Sketch, piece: Piece) -> Tensor:
     """Project some examples at a time, because a sketch may form the layer's gradients."""
     size = max(1, _FORMED_BYTES // (4 * math.prod(piece.shape)))
-    return torch.cat([sketch(piece.part(some)) for some in _slices(len(piece), size)])
+    return torch.cat([sketch(piece.part(some)) for some in consecutive(len(piece), size)])
 
 
 def _joined(parts: list[list[Piece]]) -> list[Piece]:
     return [joined(list(layer)) for layer in zip(*parts, strict=True)]
-
-
-def _slices(n: int, size: int) -> Iterator[slice]:
-    for start in range(0, n, size):
-        yield slice(start, min(start + size, n))

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from tdabench.errors import Declined
-from tdabench.examples import Batch, Examples
+from tdabench.examples import Batch, Examples, consecutive
 from tdabench.projections import signs
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ class Hessian:
         out = torch.zeros_like(vectors)
         for batch in self._batches():
             product = self._product(batch)
-            for part in _slices(len(vectors), self._vectors_at_once):
+            for part in consecutive(len(vectors), self._vectors_at_once):
                 found = product(self._by_parameter(vectors[part]))
                 out[part] += torch.cat([g.flatten(1) for g in found], dim=1)
             self.member.task.meter.count(forward=len(batch) * len(vectors), backward=len(batch) * len(vectors))
@@ -110,7 +110,7 @@ class Hessian:
                 f"it is formed for up to {most:,} parameters"
             )
         out = self._like.new_empty(size, size)
-        for rows in _slices(size, max(1, _BLOCK_BYTES // (4 * size))):
+        for rows in consecutive(size, max(1, _BLOCK_BYTES // (4 * size))):
             unit = out[rows].zero_()  # the rows of the identity, where their products will stand
             unit.diagonal(rows.start).fill_(1)
             out[rows] = self.times(unit)
@@ -126,7 +126,9 @@ class Hessian:
         stream = ("mean-diagonal", self.member.task.name, self.member.task.seed, self.member.number)
         size = self.n_parameters
         probes = signs(_PROBES * size, self._like, *stream).view(_PROBES, size)
-        total = sum((probes[part] * plain.times(probes[part])).sum() for part in _slices(_PROBES, self._rows_at_once))
+        total = sum(
+            (probes[part] * plain.times(probes[part])).sum() for part in consecutive(_PROBES, self._rows_at_once)
+        )
         return float(total) / (_PROBES * size)
 
     @property
@@ -134,7 +136,7 @@ class Hessian:
         return next(iter(self.member.parameters.values()))
 
     def _batches(self) -> Iterator[Batch]:
-        for part in _slices(len(self.rows), max(1, min(_BATCH, _BLOCK_BYTES // (8 * self._numbers)))):
+        for part in consecutive(len(self.rows), max(1, min(_BATCH, _BLOCK_BYTES // (8 * self._numbers)))):
             yield self.examples.take(self.rows[part])
 
     @property
@@ -229,8 +231,3 @@ def _outputs(member: Member, examples: Examples) -> int:
         for handle in handles:
             handle.remove()
     return sum(sizes)
-
-
-def _slices(n: int, size: int) -> Iterator[slice]:
-    for start in range(0, n, size):
-        yield slice(start, min(start + size, n))

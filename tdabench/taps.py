@@ -138,9 +138,7 @@ def tap(member: Member, layout: Layout, batch: Batch, of: Quantity) -> list[Piec
     modules = dict(member.model.named_modules())
     pieces: list[Piece] = []
     for name in layout.layers:
-        x, g = seen[name], at_outputs[name]
-        # Under vmap an example is a batch of one: its tensors have one dimension more.
-        pieces += pieces_of(name, modules[name], x, g, values)
+        pieces += pieces_of(name, modules[name], seen[name], at_outputs[name], values)
     return pieces + [Rows(name, (name,), _as_matrices(g)) for name, g in loose.items()]
 
 
@@ -197,6 +195,7 @@ def _apart(member: Member, layout: Layout, batch: Batch, of: Quantity) -> Tapped
         values, seen = vmap(one)(copies, zeros, batch.inputs, batch.labels, member.mask_rows(batch))
     found = torch.autograd.grad(values.sum(), leaves)
     split = len(copies)
+    # Under vmap an example is a batch of one, so its tensors have one dimension more.
     return (
         {name: x.flatten(0, 1) if x.shape[1] == 1 else x for name, x in seen.items()},
         {name: g.flatten(0, 1) if g.shape[1] == 1 else g for name, g in zip(layout.layers, found[split:], strict=True)},

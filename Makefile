@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OUT ?= out
 ARGS ?=
+# Processes that the tests run in; each takes up to 2 GB.
+JOBS ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test lint benchmark bench-peers clean
@@ -32,7 +34,7 @@ demo: $(STAMP)
 	@$(BIN)/tdabench suite quick --runs $(OUT)/runs --board $(OUT)/board
 
 test: $(STAMP)
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

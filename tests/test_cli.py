@@ -212,11 +212,14 @@ def test_interrupting_a_run_leaves_nothing(tmp_path, small_reference):
         stderr=subprocess.PIPE,
         text=True,
     )
-    end = time.monotonic() + 60
-    while not pids.exists() and time.monotonic() < end:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=30)
+    try:
+        end = time.monotonic() + 120
+        while not pids.exists() and process.poll() is None and time.monotonic() < end:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=120)
+    finally:
+        process.kill()
     assert process.returncode == 130
     assert out == ""
     assert err.strip().splitlines()[-1].startswith("Interrupted.")

@@ -4,7 +4,9 @@ EK-FAC ignores what layers have to do with one another, and takes factors for in
 is a good place to start from, and its inverse a good preconditioner: the error ``g - (G + ridge I) x``, computed with
 the exact Gauss-Newton product on a fresh batch of training examples, is multiplied by EK-FAC's inverse and added. A
 handful of steps replaces the hundreds that plain iterations (LiSSA) need, because the preconditioned curvature is near
-the identity. How near is measured by power iterations, and the step is set by it, so that it does not diverge.
+the identity. How near is measured by power iterations, and the step is set by it, so that it does not diverge. The two
+must be of one scale: EK-FAC's eigenvalues come from labels drawn apart for each of a sequence's T tokens, where the
+second moment of the mean loss's gradients is 1 / T of the Gauss-Newton matrix, so they are multiplied by T.
 
 Source: Wang et al. 2025, "Better Training Data Attribution via Better Inverse Hessian-Vector Products" (ASTRA).
 Cost per member: EK-FAC's; and per query and step one forward and one backward product over a batch. Storage: EK-FAC's.
@@ -12,7 +14,7 @@ Cost per member: EK-FAC's; and per query and step one forward and one backward p
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -74,7 +76,10 @@ class Astra(tdabench.MemberMethod):
         """Find EK-FAC's eigenbases, and how large a step may be."""
         training = member.task.training
         labelled = tdabench.with_sampled_labels(member, training, "ek-fac", member.task.seed, member.number)
-        bases = tdabench.eigenbases(member.gradients(labelled, of="loss"))
+        # The loss is a mean over labels drawn apart, so the second moment of its gradients is the curvature / n_labels.
+        n_labels = training.labels[0].numel()
+        found = tdabench.eigenbases(member.gradients(labelled, of="loss"))
+        bases = {key: replace(basis, values=n_labels * basis.values) for key, basis in found.items()}
         numbers = sum(basis.values.numel() for basis in bases.values())
         ridge = self.damping * float(sum(basis.values.sum() for basis in bases.values())) / numbers
         return AstraState(bases, ridge, self._largest(member, bases, ridge) if self.steps else 1.0)

@@ -24,6 +24,8 @@ from tdabench.lds import spearman_columns
 
 Floats = npt.NDArray[np.float64]
 
+RESAMPLE_SEED = 20110
+"""Seed of the bootstrap; a constant, so that all runs of a task meet the same resamples and their draws are paired."""
 BLOCK_BYTES = 16 * 2**20
 """Cap on one temporary; about four live at once. One query at a time is the least, whatever its size."""
 

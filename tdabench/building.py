@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import CancelledError, Executor, Future, as_completed
+from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, as_completed
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -149,7 +149,8 @@ def build(
     ------
     UsageError
         If ``out`` exists and ``replace`` is not given, unless only a share is built into a folder of slices that is
-        named; or if ``out`` holds other files, or another build into the same folder of slices is running.
+        named; or if ``out`` holds other files, or another build into the same folder of slices is running; or if a
+        worker was killed.
     """
     task, options = find_task(reference), options or Options()
     out = out or ground_truth_folder(task)
@@ -254,6 +255,8 @@ def _fill(
     try:
         futures += [pool.submit(compute_slice, work, part) for part in slices]
         _watch(futures, slices, folder, start, running, options.minutes, on_progress)
+    except BrokenExecutor as error:
+        raise _worker_lost(None if executor else _workers(options)) from error
     finally:
         for future in futures:
             future.cancel()
@@ -277,6 +280,17 @@ def _plan(reference: str, task: Task, folder: Path, options: Options, built_on: 
 
 def _workers(options: Options) -> int:
     return options.workers or (provenance.available_cores() if options.device == "cpu" else 1)
+
+
+def _worker_lost(workers: int | None) -> UsageError:
+    """Say what to do after a worker died; ``workers`` is how many there were, None where the executor is the user's."""
+    fewer = "on fewer workers, or on a machine with more memory"
+    if workers is not None:
+        fewer = f"with --workers {workers // 2}" if workers > 1 else "on a machine with more memory"
+    return UsageError(
+        "A worker process was killed, most likely because memory ran out. "
+        f"Finished slices are kept: give the same command {fewer}."
+    )
 
 
 def _watch(

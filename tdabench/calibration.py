@@ -28,10 +28,9 @@ from tdabench.trainer import Program, fit_stacked, stacked_state
 from tdabench.view import TaskView
 from tdabench.work import Parts
 
-# Vectors that the Hessian is multiplied by at once.
-_VECTORS = 64
 #: Examples that are passed forward at once, at most.
 FORWARD_BATCH = 1024
+# Vectors that the Hessian is multiplied by at once.
 _VECTORS = 64
 
 
@@ -118,7 +117,8 @@ class Bench:
     def file_bytes(self, rank: int = 0) -> int:
         """Return the size of a checkpoint's file, or of an adapter's."""
         values = self.member(rank).parameters if rank else self._values
-        return len(save({k: v.cpu().contiguous() for k, v in values.items()}, metadata={"seconds": repr(1 / 3)}))
+        metadata = {"seconds": repr(1 / 3), "cpu_seconds": repr(1 / 3)}
+        return len(save({k: v.cpu().contiguous() for k, v in values.items()}, metadata=metadata))
 
     def sizes(self, parts: Parts) -> Sizes:
         """Return what the work at a member depends on."""
@@ -179,7 +179,7 @@ class Bench:
         more = min(len(whole), most, int(SHORT_S * n / seconds))
         if more > n:
             n, seconds = more, self._timed(lambda: run(_first(whole, more)))
-        return seconds / n, peak_of(lambda: run(_first(whole, n))) / n
+        return seconds / n, peak_of(lambda: run(_first(whole, n)), self.view.device) / n
 
     def _timed(self, run: Callable[[], object]) -> float:
         return seconds_of(run, self.view.device)

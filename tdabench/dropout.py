@@ -2,7 +2,8 @@
 
 ``torch.nn.Dropout`` draws from a global generator, so a replica's masks would depend on what trains beside it and a
 mask could not be shared by two passes. :func:`install_masks` replaces it by :class:`MaskedDropout`, whose mask is a
-buffer that ``torch.func.functional_call`` substitutes; left alone, the buffer is one and dropout is off.
+buffer that ``torch.func.functional_call`` substitutes; left alone, the buffer is one and dropout is off. Dropout that
+is no module, inside attention or called as a function, cannot be replaced, so a model that has some is refused.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from tdabench.errors import UsageError
 from tdabench.seeds import derive_seed
@@ -92,13 +94,13 @@ def install_masks(model: nn.Module, example: Tensor) -> tuple[nn.Module, tuple[D
     model
         Any module; every ``nn.Dropout``, ``nn.Dropout2d`` and :class:`SequenceDropout` in it is replaced.
     example
-        ``[1, ...]`` one input; a dry pass finds the shapes of the activations.
+        ``[1, ...]`` one input; a dry pass finds the shapes of the activations, another what is drawn in training mode.
 
     Raises
     ------
     UsageError
-        If the model has a kind of dropout that cannot be given its mask (Dropout1d, AlphaDropout, ...), or calls one
-        dropout layer more than once.
+        If the model has a kind of dropout that cannot be given its mask (Dropout1d, AlphaDropout, that of attention
+        and recurrent modules, functions, ...), or calls one dropout layer more than once.
     """
     model = copy.deepcopy(model)
     # A module that stands in two places is replaced in both, by two modules: each place has its own mask.
@@ -107,7 +109,42 @@ def install_masks(model: nn.Module, example: Tensor) -> tuple[nn.Module, tuple[D
             model.set_submodule(name, MaskedDropout(module.p, type(module)))
         elif isinstance(module, nn.modules.dropout._DropoutNd):
             raise UsageError(f"The model's {name} is a {type(module).__name__}; use torch.nn.Dropout instead.")
+        _leave_fused_path(module)
+    _refuse_other_dropout(model, example)
     return model, _find_sites(model, example)
+
+
+def _leave_fused_path(module: nn.Module) -> None:
+    """Keep torch's encoder from its fused kernel for evaluation, which calls no module for dropout: masks would go."""
+    if isinstance(module, nn.TransformerEncoderLayer):
+        module.activation_relu_or_gelu = 0  # "another activation", which the kernel does not have
+    elif isinstance(module, nn.TransformerEncoder):
+        module.use_nested_tensor = False  # only the kernel takes what is packed for it
+
+
+def _refuse_other_dropout(model: nn.Module, example: Tensor) -> None:
+    """Refuse a model that draws random numbers in training mode even now that all its masks are given."""
+    modes = [(module, module.training) for module in model.modules()]
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}  # running statistics are written to
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        before = torch.random.get_rng_state()
+        # Two examples, because BatchNorm1d cannot normalise one.
+        functional_call(model.train(), buffers, (torch.cat([example, example]),))
+        drawn = not torch.equal(torch.random.get_rng_state(), before)
+    for module, mode in modes:
+        module.training = mode
+    if not drawn:
+        return
+    for name, module in model.named_modules():
+        if isinstance(module, nn.MultiheadAttention | nn.RNNBase) and module.dropout > 0:
+            raise UsageError(
+                f"The model's {name} is a {type(module).__name__} with dropout {module.dropout:g}, which cannot be "
+                "given its masks; set its dropout to 0 and use torch.nn.Dropout instead."
+            )
+    raise UsageError(
+        "The model draws random numbers in training outside of dropout modules (torch.nn.functional.dropout, for "
+        "example); use torch.nn.Dropout instead."
+    )
 
 
 def _find_sites(model: nn.Module, example: Tensor) -> tuple[DropoutSite, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -28,11 +28,22 @@ class Ensemble(Protocol):
     def supports(self, method: MemberMethod, task: TaskView) -> str | None:
         """Return None, or the reason why it cannot wrap the method on this task."""
 
-    def members(self, task: TaskView) -> list[Member]:
-        """Make the members; models and adapters that are missing are trained, metered."""
+    def members(self, task: TaskView) -> Iterator[Member]:
+        """Make the members, each when it is asked for; models and adapters that are missing are trained, metered.
+
+        Members of one model come one after another, and the task is told to forget it before the next model is made:
+        whoever lets go of each member in turn has one model in memory.
+        """
 
     def parts(self) -> Parts:
-        """Return what it is made of, for an estimate of what that costs."""
+        """Return what it is made of: how many members it makes, and an estimate's counts."""
+
+
+def _one_by_one(task: TaskView, models: int) -> Iterator[int]:
+    """Yield the numbers of models; each model is forgotten when the next one is asked for."""
+    for model in range(models):
+        yield model
+        task.forget(model)
 
 
 @dataclass(frozen=True)
@@ -50,9 +61,10 @@ class Independent:
         """Wrap anything."""
         return None
 
-    def members(self, task: TaskView) -> list[Member]:
-        """Return one member per model, dropout off."""
-        return [task.member(model) for model in range(self.models)]
+    def members(self, task: TaskView) -> Iterator[Member]:
+        """Yield one member per model, dropout off."""
+        for model in _one_by_one(task, self.models):
+            yield task.member(model)
 
     def parts(self) -> Parts:
         """Return the models."""
@@ -85,12 +97,14 @@ class Dropout:
             return "scope=q-only needs a method with a Q factor"
         return None
 
-    def members(self, task: TaskView) -> list[Member]:
-        """Return the (model, mask) pairs; for q-only, one member a model whose Q factor has all its masks."""
-        pairs = [[self._masked(task, model, mask) for mask in range(self.masks)] for model in range(self.models)]
-        if self.scope == "all":
-            return [member for row in pairs for member in row]
-        return [task.member(model).with_q(tuple(row)) for model, row in enumerate(pairs)]
+    def members(self, task: TaskView) -> Iterator[Member]:
+        """Yield the (model, mask) pairs; for q-only, one member a model whose Q factor has all its masks."""
+        for model in _one_by_one(task, self.models):
+            if self.scope == "all":
+                yield from (self._masked(task, model, mask) for mask in range(self.masks))
+            else:
+                masked = [self._masked(task, model, mask) for mask in range(self.masks)]
+                yield task.member(model).with_q(tuple(masked))
 
     def parts(self) -> Parts:
         """Return the models, and how many passes a Q factor takes."""
@@ -123,15 +137,12 @@ class Lora:
         """Need linear layers."""
         return None if task.has_linear_layers else f"the model of {task.name} has no linear layer to adapt"
 
-    def members(self, task: TaskView) -> list[Member]:
-        """Return the (model, adapter) pairs."""
-        return [
-            task.adapter_member(
-                model, adapter, number=model * self.adapters + adapter, rank=self.rank, epochs=self.epochs
-            )
-            for model in range(self.models)
-            for adapter in range(self.adapters)
-        ]
+    def members(self, task: TaskView) -> Iterator[Member]:
+        """Yield the (model, adapter) pairs; the adapters of a model share it."""
+        for model in _one_by_one(task, self.models):
+            for adapter in range(self.adapters):
+                number = model * self.adapters + adapter
+                yield task.adapter_member(model, adapter, number=number, rank=self.rank, epochs=self.epochs)
 
     def parts(self) -> Parts:
         """Return the models and their adapters."""
@@ -172,17 +183,15 @@ class Checkpoints:
         step = max(1.0, n / 2 / self.last) if self.every is None else self.every
         return [n - math.floor(i * step) for i in range(self.last)]
 
-    def members(self, task: TaskView) -> list[Member]:
-        """Return the (model, checkpoint) pairs; each model is trained once."""
+    def members(self, task: TaskView) -> Iterator[Member]:
+        """Yield the (model, checkpoint) pairs; each model is trained once, and each checkpoint loaded in its turn."""
         epochs = self.epochs(task.epochs)
         rates = [task.learning_rate(epoch) for epoch in epochs]
-        members = []
-        for model in range(self.models):
-            task.train_run(model, epochs)  # all at once, so that one run serves them
+        for model in _one_by_one(task, self.models):
+            task.charge_run(model, epochs)  # all at once, so that one run serves them
             for i, (epoch, rate) in enumerate(zip(epochs, rates, strict=True)):
                 weight = rate * self.last / sum(rates)
-                members.append(task.checkpoint_member(model, epoch, number=model * self.last + i, weight=weight))
-        return members
+                yield task.checkpoint_member(model, epoch, number=model * self.last + i, weight=weight)
 
     def parts(self) -> Parts:
         """Return the models and what is kept of their training beside them."""
@@ -205,10 +214,11 @@ class Projections:
         """Need a method with a random projection: another would give the same scores again."""
         return None if method.uses_projection else "projections need a method that projects at random"
 
-    def members(self, task: TaskView) -> list[Member]:
-        """Return the (model, projection) pairs; a projection is drawn from the stream that a member's number names."""
-        pairs = [(model, seed) for model in range(self.models) for seed in range(self.seeds)]
-        return [task.member(model, number=model * self.seeds + seed) for model, seed in pairs]
+    def members(self, task: TaskView) -> Iterator[Member]:
+        """Yield the (model, projection) pairs; a projection is drawn from the stream that a member's number names."""
+        for model in _one_by_one(task, self.models):
+            for seed in range(self.seeds):
+                yield task.member(model, number=model * self.seeds + seed)
 
     def parts(self) -> Parts:
         """Return the models."""
@@ -266,11 +276,16 @@ def format_ensemble(kind: str, options: Mapping[str, Any]) -> str:
 
     An ensemble that is not known here (a record of another version) is written with all its options.
     """
+    shown = [f"{name}={value}" for name, value in without_defaults(kind, options).items()]
+    return f"{kind}({', '.join(shown)})"
+
+
+def without_defaults(kind: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that say what an ensemble is: sizes always, others where not at their default."""
     infos = describe(KINDS[kind]) if kind in KINDS else []
     defaults = {info.name: info.default for info in infos if info.name not in SIZES}
     names = [n for n in (info.name for info in infos) if n in options] + [n for n in options if n not in _names(infos)]
-    shown = [f"{n}={options[n]}" for n in names if n not in defaults or options[n] != defaults[n]]
-    return f"{kind}({', '.join(shown)})"
+    return {n: options[n] for n in names if n not in defaults or options[n] != defaults[n]}
 
 
 def _names(infos: Sequence[OptionInfo]) -> set[str]:

@@ -6,24 +6,22 @@ Pure functions of arrays: the same scores and ground truth give the same numbers
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from tdabench.bootstrap import Draws, Resamples, bootstrap_lds, draw, percentile_interval
+from tdabench.bootstrap import RESAMPLE_SEED, Draws, Resamples, bootstrap_lds, draw, percentile_interval
 from tdabench.ceiling import Ceiling, noise_ceiling
 from tdabench.errors import GroundTruthError, UsageError
-from tdabench.lds import check_scores, constant_columns, spearman_columns, subset_sums
-from tdabench.mislabels import mislabel_auroc
+from tdabench.evidence import Evidence, whole
+from tdabench.lds import average_ranks, check_scores, constant_columns, spearman_columns, subset_sums
+from tdabench.mislabels import mislabel_auroc, suspicion_ranks
 
 Queries = Literal["reported", "tuning", "all"]
 
 LEVEL = 0.95
-RESAMPLE_SEED = 20110
-"""Seed of the bootstrap; a constant, so that all runs of a task meet the same resamples and their draws are paired."""
 
 
 class Truth(Protocol):
@@ -159,9 +157,37 @@ class Evaluator:
 
     def evaluate(self, scores: npt.NDArray[np.floating]) -> Evaluation:
         """Evaluate one run's scores, ``[n_all_queries, n_train]``."""
+        return self.weigh(self.evidence(scores))
+
+    def evidence(self, scores: npt.NDArray[np.floating]) -> Evidence:
+        """Return what of the scores, ``[n_all_queries, n_train]``, their quality depends on."""
         scores = np.asarray(scores)
         check_scores(scores, n_train=self.masks.shape[1], n_queries=self.n_all_queries)
-        sums = subset_sums(scores[self.queries], self.masks)  # [n_subsets, n_queries]
+        chosen = scores[self.queries]
+        sums = subset_sums(chosen, self.masks)  # [n_subsets, n_queries]
+        sums[:, constant_columns(sums)] = 0.0
+        suspicion = None if self.mislabelled is None else whole(suspicion_ranks(chosen))
+        return Evidence(whole(average_ranks(sums)), suspicion, self.basis)
+
+    def weigh(self, evidence: Evidence) -> Evaluation:
+        """Evaluate a run from its evidence, which gives the same numbers as its scores.
+
+        Raises
+        ------
+        UsageError
+            If the evidence was made for another ground truth, or for other queries.
+        """
+        if evidence.basis != self.basis:
+            raise UsageError(
+                f"The evidence was made on basis {evidence.basis}, and the ground truth here has basis {self.basis}."
+                " Evaluate the run's scores, or run the method again."
+            )
+        if evidence.sums.shape != self.outputs_mean.shape:
+            raise UsageError(
+                f"The evidence has ranks of shape {list(evidence.sums.shape)}, expected [n_subsets, n_queries] ="
+                f" {list(self.outputs_mean.shape)}. Make it again from the run with `tdabench archive`."
+            )
+        sums = evidence.sums.astype(np.float64)  # [n_subsets, n_queries]
         constant = constant_columns(sums) | constant_columns(self.outputs_mean)  # [n_queries]
         sums[:, constant] = 0.0
         lds = float(spearman_columns(sums, self.outputs_mean).mean())
@@ -179,12 +205,14 @@ class Evaluator:
             above_ceiling=ceiling is not None and lds > ceiling,
             ceiling=ceiling,
             basis=self.basis,
-            mislabel_auroc=self._mislabel_auroc(scores),
+            mislabel_auroc=self._mislabel_auroc(evidence),
             draws=draws,
         )
 
-    def _mislabel_auroc(self, scores: npt.NDArray[np.floating]) -> float | None:
-        return None if self.mislabelled is None else mislabel_auroc(scores[self.queries], self.mislabelled)
+    def _mislabel_auroc(self, evidence: Evidence) -> float | None:
+        if self.mislabelled is None or evidence.suspicion is None:
+            return None
+        return mislabel_auroc(evidence.suspicion / 2, self.mislabelled)
 
 
 def evaluate(
@@ -204,7 +232,7 @@ def evaluate(
     queries
         Which queries to evaluate.
     n_resamples
-        Bootstrap resamples; their seed is :data:`RESAMPLE_SEED`.
+        Bootstrap resamples; their seed is :data:`~tdabench.bootstrap.RESAMPLE_SEED`.
 
     Raises
     ------
@@ -233,26 +261,6 @@ def compare(a: Evaluation, b: Evaluation) -> Difference:
     low, high = percentile_interval(draws, LEVEL)
     p_better = float(np.mean(draws > 0) + np.mean(draws == 0) / 2)
     return Difference(a.lds - b.lds, low, high, p_better)
-
-
-def rank_groups(evaluations: Sequence[Evaluation]) -> list[int]:
-    """Rank runs of a task, those not significantly different together.
-
-    From the best LDS down, a run joins the current group unless its paired difference from the group's best is
-    significant; then it opens the next. Every test is at the 95 % level, not adjusted for their number.
-
-    Returns
-    -------
-    groups
-        One per evaluation, in the order given; 1 is best and no number is left out.
-    """
-    groups = [0] * len(evaluations)
-    best, group = None, 0
-    for index in sorted(range(len(evaluations)), key=lambda i: -evaluations[i].lds):
-        if best is None or compare(best, evaluations[index]).significant:
-            best, group = evaluations[index], group + 1
-        groups[index] = group
-    return groups
 
 
 def _choose_queries(truth: Truth, queries: Queries) -> npt.NDArray[np.intp]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from tdabench import lds
 from tdabench.correlations import CorrelationMeter
 from tdabench.ensembles import Ensemble, Independent, check_supported
 from tdabench.errors import Declined, ScoresError
-from tdabench.member import Member
+from tdabench.member import Member, forget_masks
 from tdabench.meter import ATTRIBUTE, FIT
 from tdabench.method import MemberMethod, Method, check_floats
 from tdabench.stopwatch import HARNESS
@@ -49,7 +49,7 @@ def _execute(
     else:
         with task.meter.phase(FIT):
             state = method.fit(task)
-        task.meter.keep([state, vars(method)])
+        task.meter.keep([state, vars(method)], _storages(task.loaded()))
         with task.meter.phase(ATTRIBUTE):
             scores = method.attribute(task, state)
     return check_scores(scores, task.n_queries, task.n_train)
@@ -57,31 +57,38 @@ def _execute(
 
 def _per_member(method: MemberMethod, ensemble: Ensemble, task: TaskView, on_member: Callable[[int, int], None]) -> Any:
     check_supported(ensemble, method, task)
-    with task.meter.phase(FIT):
-        members = ensemble.members(task)
-    if len(members) > 1:
+    total = ensemble.parts().members
+    if total > 1:
         task.meter.correlations = CorrelationMeter(task.n_queries, task.n_train)
-    known = {p.untyped_storage().data_ptr() for m in members for p in (*m.parameters.values(), *m.statistics.values())}
+    members = ensemble.members(task)
 
     def parts() -> Iterator[Any]:
-        for done, member in enumerate(members):
-            yield _part(method, member, known)
-            on_member(done + 1, len(members))
+        for done in range(1, total + 1):
+            yield _part(method, members, task)
+            on_member(done, total)
 
     with task.meter.phase(ATTRIBUTE):
         return method.combine(parts())
 
 
-def _part(method: MemberMethod, member: Member, known: set[int]) -> Any:
-    with member.task.meter.phase(FIT):
+def _part(method: MemberMethod, members: Iterator[Member], task: TaskView) -> Any:
+    """Make the next member, and return its part; the member goes with this call."""
+    meter = task.meter
+    with meter.phase(FIT):
+        member = next(members)
         state = method.fit(member)
-    meter = member.task.meter
-    meter.keep(state, set(known))
+    own = (*member.parameters.values(), *member.statistics.values())
+    meter.keep(state, _storages((*own, *task.loaded())))
     part = method.attribute(member, state)
+    forget_masks()
     if meter.correlations is not None:
         with meter.stopwatch.phase(HARNESS):  # neither the method's time nor its doing
             meter.correlations.add(member.model_number, method.member_scores(part))
     return part
+
+
+def _storages(tensors: Iterable[Tensor]) -> set[int]:
+    return {tensor.untyped_storage().data_ptr() for tensor in tensors}
 
 
 def check_scores(scores: Any, n_queries: int, n_train: int) -> Tensor:

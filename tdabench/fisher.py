@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from tdabench.errors import Declined
 from tdabench.examples import Examples
@@ -21,9 +22,10 @@ _BATCH = 256
 def with_sampled_labels(member: Member, examples: Examples, *stream: str | int) -> Examples:
     """Return the examples with one label each (each token, for sequences) drawn from the member's predictions.
 
-    The second moment of the loss's gradients at such labels estimates the Fisher information, which for cross-entropy
-    is the Gauss-Newton part of the Hessian; at the true labels it is the empirical Fisher, which shrinks as the model
-    fits (Kunstner et al. 2019).
+    The second moment of the gradients of the cross-entropy at such labels estimates the Fisher information, which is
+    the Gauss-Newton part of the Hessian; at the true labels it is the empirical Fisher, which shrinks as the model fits
+    (Kunstner et al. 2019). Where the loss is the mean over T tokens, whose labels are drawn independently, the second
+    moment is 1 / T of the Gauss-Newton part: 1 / T^2 times the sum of the tokens' parts, where that is 1 / T times it.
 
     Parameters
     ----------
@@ -35,7 +37,7 @@ def with_sampled_labels(member: Member, examples: Examples, *stream: str | int) 
     Raises
     ------
     Declined
-        If the labels are not classes.
+        If the labels are not classes, or the model has no output for each of several classes.
     """
     if examples.labels.dtype != torch.int64:
         raise Declined("labels can be drawn from the model's predictions only where they are classes")
@@ -43,8 +45,22 @@ def with_sampled_labels(member: Member, examples: Examples, *stream: str | int) 
     random = np.random.Generator(np.random.PCG64(derive_seed(*stream, "labels")))
     for batch in examples.batches(_BATCH):
         member.task.meter.count(forward=len(batch))
-        cumulative = member.logits(member.parameters, batch).double().softmax(-1).cumsum(-1)  # [B, ..., C]
+        logits = member.logits(member.parameters, batch)  # [B, ..., C]
+        _check_classes(logits, batch.labels)
+        cumulative = logits.double().softmax(-1).cumsum(-1)
         u = torch.from_numpy(random.random(cumulative.shape[:-1])).to(cumulative.device)
         drawn = (cumulative < u.unsqueeze(-1)).sum(-1)
         labels.append(drawn.clamp_(max=cumulative.shape[-1] - 1))  # a sum that rounds to just below one
     return Examples(examples.inputs, torch.cat(labels), examples.split)
+
+
+def _check_classes(logits: Tensor, labels: Tensor) -> None:
+    if logits.shape[:-1] != labels.shape or logits.shape[-1] < 2:
+        raise Declined(
+            "labels can be drawn from the model's predictions only where it has an output for each of several classes; "
+            f"it has outputs [{_after_batch(logits)}] for labels [{_after_batch(labels)}]"
+        )
+
+
+def _after_batch(values: Tensor) -> str:
+    return ", ".join(["B", *(str(size) for size in values.shape[1:])])

@@ -22,9 +22,10 @@ import torch
 from torch import Tensor
 
 from tdabench.examples import Examples, consecutive
+from tdabench.layout import layout_of
 from tdabench.pieces import Piece, Rows, dot, joined
 from tdabench.projections import Draw, Kind, Sketch, projection
-from tdabench.taps import Layout, layout_of, tap
+from tdabench.taps import Layout, tap
 
 if TYPE_CHECKING:
     from tdabench.member import Member, Quantity

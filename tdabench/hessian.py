@@ -20,6 +20,7 @@ from torch.func import functional_call
 
 from tdabench.errors import Declined
 from tdabench.examples import Batch, Examples, consecutive
+from tdabench.kernels import differentiable
 from tdabench.projections import signs
 
 if TYPE_CHECKING:
@@ -155,7 +156,8 @@ class Hessian:
 
     def _product(self, batch: Batch) -> Product:
         """Return what multiplies vectors, by parameter, with the sum over a batch's examples."""
-        return (_gauss_newton if self.curvature == "gauss-newton" else _whole)(self.member, batch)
+        with differentiable(self.member.model, attention=True):
+            return (_gauss_newton if self.curvature == "gauss-newton" else _whole)(self.member, batch)
 
     def _by_parameter(self, flat: Tensor) -> list[Tensor]:
         """Return vectors ``[m, P]`` by parameter, ``[m, *shape]`` each."""

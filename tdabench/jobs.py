@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from tdabench import provenance
 from tdabench.datasets import cache_folder
 from tdabench.errors import UsageError
-from tdabench.options import make, values
-from tdabench.records import EnsembleRecord, Machine, OptionValue
+from tdabench.options import describe, make, values
+from tdabench.records import EnsembleRecord, Machine, OptionsFrom, OptionValue
 from tdabench.registry import find_method, find_task, source_sha256, split_reference
 
 if TYPE_CHECKING:
@@ -45,7 +45,8 @@ class Job:
     data_folder
         Where the user's data sets are; None for the default.
     tune_s
-        Seconds that choosing the options has cost; charged to the run.
+        Seconds that choosing the options has cost; charged to the run. None if they were chosen on another machine
+        class, whose seconds do not compare.
     """
 
     task: str
@@ -56,7 +57,7 @@ class Job:
     threads: int = 1
     device: str = "cpu"
     data_folder: str | None = None
-    tune_s: float = 0.0
+    tune_s: float | None = 0.0
 
     def to_json(self) -> str:
         """Return the job as the worker reads it."""
@@ -76,9 +77,12 @@ class Plan:
     task: Task
     method: str
     options: dict[str, OptionValue]
+    options_from: OptionsFrom | None
     ensemble: EnsembleRecord | None
     method_sha256: str
     machine: Machine
+    versions: dict[str, str]
+    """Of torch, and of the library that the method calls, if it calls one."""
 
     @property
     def key(self) -> str:
@@ -89,8 +93,9 @@ class Plan:
             "ensemble": self.ensemble.model_dump() if self.ensemble else None,
             "seed": self.job.seed,
             "machine_class": self.machine.machine_class,
+            "versions": self.versions,
             # A candidate of the tuning is not the tuned run: only the latter is charged for the tuning.
-            **({"tune_s": self.job.tune_s} if self.job.tune_s else {}),
+            **({"tune_s": self.job.tune_s} if self.job.tune_s != 0 else {}),
         }
         return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:10]
 
@@ -108,15 +113,18 @@ class Plan:
 
     @property
     def models_folder(self) -> Path:
-        """Where trained models of this task version and machine class are kept."""
-        return cache_folder() / "models" / f"{self.task.name}-{self.task.version}" / self.machine.machine_class
+        """Where trained models of this task version, machine class and version of torch are kept."""
+        folder = cache_folder() / "models" / f"{self.task.name}-{self.task.version}" / self.machine.machine_class
+        return folder / f"torch-{self.versions['torch']}"
 
     @property
     def command(self) -> str:
-        """What replays the run."""
+        """What replays the run: every option, and what choosing them has cost, whatever is tuned by then."""
         words = ["tdabench", "run", shown(self.job.task), shown(self.job.method)]
         for name, value in self.options.items():
             words += ["--set", f"{name}={value}"]
+        if self.options_from is not None:
+            words += ["--tune-s", "unknown" if self.job.tune_s is None else str(self.job.tune_s)]
         if self.job.ensemble:
             words += ["--ensemble", self.job.ensemble]
         words += ["--seed", str(self.job.seed), "--threads", str(self.job.threads), "--device", self.job.device]
@@ -141,7 +149,7 @@ def plan(job: Job) -> Plan:
 
     task = find_task(job.task)
     cls = find_method(job.method)
-    method = make(cls, job.method, job.options)
+    options = values(make(cls, job.method, job.options))
     record = None
     if job.ensemble is not None:
         _check_wrappable(cls, job)
@@ -151,11 +159,23 @@ def plan(job: Job) -> Plan:
         job=job,
         task=task,
         method=shown(job.method),
-        options=values(method),
+        options=options,
+        options_from=_options_from(cls, options, job),
         ensemble=record,
         method_sha256=source_sha256(cls),
         machine=provenance.machine(job.threads, job.device),
+        versions=provenance.versions("torch", *([cls.library] if cls.library else [])),
     )
+
+
+def _options_from(cls: type[Any], options: dict[str, OptionValue], job: Job) -> OptionsFrom | None:
+    """Return where the options that can be tuned come from; None where there are none."""
+    tunable = [info for info in describe(cls) if info.tune]
+    if not tunable:
+        return None
+    if job.tune_s != 0:
+        return "tuned"
+    return "defaults" if all(options[info.name] == info.default for info in tunable) else "given"
 
 
 def _check_wrappable(cls: type[Any], job: Job) -> None:

@@ -25,7 +25,7 @@ def own_names(layer: str) -> tuple[str, str, str, str]:
 def factors(module: nn.Module) -> bool:
     """Return whether the gradients of a module's parameters are known from its input and the gradient at its output."""
     kind = _kind(module)
-    if kind is None or type(module).forward is not kind.forward:
+    if kind is None or type(module).forward is not kind.forward or "forward" in vars(module):
         return False
     if isinstance(module, nn.Conv2d):
         return module.groups == 1 and module.padding_mode == "zeros" and not isinstance(module.padding, str)
@@ -34,6 +34,8 @@ def factors(module: nn.Module) -> bool:
         return plain and module.num_embeddings <= _MOST_TOKENS
     if isinstance(module, nn.LayerNorm):
         return len(module.normalized_shape) == 1
+    if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+        return module.running_mean is not None  # else examples are normalised with one another
     return True
 
 
@@ -49,7 +51,8 @@ def pieces_of(name: str, module: nn.Module, x: Tensor, g: Tensor, values: Mappin
     name, module
         The layer.
     x, g
-        Its input and the gradient at its output, ``[B, ...]``.
+        Its input and the gradient at its output, ``[B, ...]``; behind the examples stands what the layer was given and
+        gave for one of them, with the dimension that it takes for the batch.
     values
         The parameters (and running statistics) that the pass was made with; parameters that are not here are frozen.
     """
@@ -85,11 +88,13 @@ def _linear(name: str, module: nn.Linear, x: Tensor, g: Tensor, values: Mapping[
 
 def _convolution(name: str, module: nn.Conv2d, x: Tensor, g: Tensor, values: Mapping[str, Tensor]) -> Iterator[Piece]:
     weight, bias, *_ = own_names(name)
+    n = len(g)
+    g = g.reshape(-1, *g.shape[-3:]).flatten(2).transpose(1, 2)  # [B * rows, L, channels]
     if weight in values:
-        x, g = x.reshape(-1, *x.shape[-3:]), g.reshape(-1, *g.shape[-3:])
-        yield from _products(name, _patches(module, x), g.flatten(2).transpose(1, 2), values)
+        patches = _patches(module, x.reshape(-1, *x.shape[-3:]))
+        yield from _products(name, patches.reshape(n, -1, patches.shape[2]), g.reshape(n, -1, g.shape[2]), values)
     elif bias in values:
-        yield Rows(bias, (bias,), g.flatten(2).sum(2).unsqueeze(2))
+        yield Rows(bias, (bias,), g.reshape(n, -1, g.shape[2]).sum(1).unsqueeze(2))
 
 
 def _patches(module: nn.Conv2d, x: Tensor) -> Tensor:
@@ -119,7 +124,8 @@ def _batch_norm(name: str, module: Any, x: Tensor, g: Tensor, values: Mapping[st
     mean = values.get(f"{start}running_mean", module.running_mean)
     variance = values.get(f"{start}running_var", module.running_var)
     channels = module.num_features
-    x, g = (t.reshape(t.shape[0], channels, -1).transpose(1, 2) for t in (x, g))  # [B, T, channels]
+    # From [B, rows, channels, ...] to [B, T, channels].
+    x, g = (t.reshape(*t.shape[:2], channels, -1).transpose(2, 3).flatten(1, 2) for t in (x, g))
     yield from _scale_and_shift(name, (x - mean) / (variance + module.eps).sqrt(), g, values)
 
 

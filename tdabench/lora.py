@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -32,18 +33,40 @@ class LowRank(nn.Module):
 
 
 def adapted_model(model: nn.Module, parameters: Mapping[str, Tensor], rank: int) -> nn.Module:
-    """Return a copy of ``model`` holding ``parameters``, with a zero adapter on every linear layer.
+    """Return a copy of ``model`` that holds ``parameters``, with a zero adapter on every linear layer.
 
-    The rank is cut down where a layer is smaller than it.
+    The parameters are shared, not copied: however many adapters there are on a model, it is in memory once. The rank is
+    cut down where a layer is smaller than it.
     """
-    model = copy.deepcopy(model)
-    model.load_state_dict(dict(parameters), strict=False)
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    shared = {id(tensors[name]): value.detach() for name, value in parameters.items() if name in tensors}
+    frozen = {id(p): nn.Parameter(shared[id(p)], requires_grad=False) for p in model.parameters() if id(p) in shared}
+    model = copy.deepcopy(model, {**shared, **frozen})  # which takes these for copies it has made already
     for module in list(model.modules()):
         if isinstance(module, nn.Linear):
             n_out, n_in = module.weight.shape
             adapter = LowRank(n_out, n_in, min(rank, n_out, n_in)).to(module.weight.device)
-            parametrize.register_parametrization(module, "weight", adapter)
+            # Unsafe is not to compute the weight once more, to see whether it has its shape.
+            parametrize.register_parametrization(module, "weight", adapter, unsafe=True)
+            _open_circle(module)
     return model.requires_grad_(False)
+
+
+def _open_circle(layer: nn.Module) -> None:
+    """Let a layer with an adapter be freed as soon as nobody has it.
+
+    Torch makes a class for each, with a property that has the layer in its closure: the model would stay in memory
+    until garbage is collected.
+    """
+    made = type(layer)
+    layer.__class__ = _adapted_class(made.__base__)
+    delattr(made, "weight")
+
+
+@cache
+def _adapted_class(cls: type[nn.Module]) -> type[nn.Module]:
+    """Return the class of all layers of one kind that have adapters."""
+    return type(f"Adapted{cls.__name__}", (cls,), {"weight": property(lambda layer: layer.parametrizations.weight())})
 
 
 def initial_adapter(model: nn.Module, *stream: str | int) -> dict[str, Tensor]:

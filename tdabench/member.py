@@ -46,6 +46,11 @@ def _table(sites: tuple[DropoutSite, ...], n: int, stream: tuple[str | int, ...]
     return MaskTable.draw(sites, n, *stream, device=device)
 
 
+def forget_masks() -> None:
+    """Let go of the masks of the member that was at work, before those of the next are drawn."""
+    _table.cache_clear()
+
+
 @dataclass(frozen=True)
 class Member:
     """One (parameters, dropout mask, adapter).
@@ -146,7 +151,7 @@ class Member:
         Raises
         ------
         Declined
-            If the model calls no linear layer that keeps examples apart.
+            If the model calls no linear layer that keeps examples apart, or has weights that come after the last one.
         """
         return representations.representations(self, examples, pooled=pooled)
 
@@ -170,14 +175,25 @@ class Member:
     def last_layer(self) -> Member:
         """Return the same member, differentiated with respect to its last linear layer's parameters alone.
 
+        That is the layer which a pass calls last, wherever the model defines it.
+
         Raises
         ------
         Declined
-            If no linear layer holds a parameter that is differentiated.
+            If there is none, if its weight is no parameter that is differentiated or is used elsewhere, too (an
+            embedding's, in a language model with a tied head), or if the model has weights that come after it.
         """
-        for layer in reversed([name for name, m in self.model.named_modules() if isinstance(m, nn.Linear)]):
-            own = {k: p for k, p in self.parameters.items() if not layer or k.startswith(f"{layer}.")}
-            if own:
-                rest = {k: p for k, p in self.parameters.items() if k not in own}
-                return replace(self, parameters=own, statistics={**self.statistics, **rest})
-        raise Declined(f"the model of {self.task.name} has no linear layer to differentiate")
+        last = representations.last_linear(self)
+        if last is None:
+            raise Declined(f"the model of {self.task.name} has no linear layer to differentiate")
+        layer = f"the last linear layer of the model of {self.task.name}, {last.name or 'the model itself'},"
+        if last.after:
+            raise Declined(f"{layer} is not all that the outputs are made by: {last.after[0]} comes beside or after it")
+        start = f"{last.name}." if last.name else ""
+        if last.uses > 1:
+            raise Declined(f"{layer} shares its weight with another part of the model, so it cannot be taken alone")
+        own = {k: p for k, p in self.parameters.items() if k.startswith(start)}
+        if own.keys() <= {f"{start}bias"}:
+            raise Declined(f"{layer} has no weight that is differentiated")
+        rest = {k: p for k, p in self.parameters.items() if k not in own}
+        return replace(self, parameters=own, statistics={**self.statistics, **rest})

@@ -1,4 +1,4 @@
-"""Peak resident memory of this process, per phase, from the kernel's own high-water mark.
+"""Peak memory of this process, per phase: resident, from the kernel's own high-water mark, and on a CUDA device.
 
 ``ru_maxrss`` of a child starts at its parent's size and a sampler misses short peaks; ``VmHWM`` does neither, and
 writing 5 to ``clear_refs`` starts it anew (proc(5)).
@@ -9,6 +9,8 @@ from __future__ import annotations
 import ctypes
 import gc
 from pathlib import Path
+
+import torch
 
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
@@ -40,30 +42,58 @@ def reset_peak() -> bool:
     return True
 
 
-def release_unused() -> None:
-    """Collect garbage and give freed memory back to the kernel, so that one phase's rest is not another's peak."""
+def release_unused(device: torch.device | None = None) -> None:
+    """Collect garbage and give freed memory back to the kernel and to a CUDA device.
+
+    So one phase's rest is not another's peak.
+    """
     gc.collect()
+    if device is not None and device.type == "cuda":
+        torch.cuda.empty_cache()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
 
 
 class PeakMemory:
-    """Highest resident memory of each phase, less the baseline.
+    """Highest memory of each phase.
 
-    The baseline is taken once, after warm-up. Where the high-water mark cannot be reset, every phase reports the
-    highest so far, which never flatters.
+    The baseline of resident memory is taken once, after warm-up. Where the high-water mark cannot be reset, every phase
+    reports the highest so far, which never flatters.
+
+    Parameters
+    ----------
+    device
+        Whose memory is measured beside that of the process, if it is a CUDA device.
+
+    Attributes
+    ----------
+    peaks
+        Resident bytes of each phase, less the baseline.
+    allocated, reserved
+        Bytes of each phase on the device; empty where it is no CUDA device.
     """
 
-    def __init__(self) -> None:
-        release_unused()
-        reset_peak()
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self._device = torch.device(device)
+        release_unused(self._device)
+        self._reset()
         self.baseline = resident_bytes()
         self.peaks: dict[str, int] = {}
+        self.allocated: dict[str, int] = {}
+        self.reserved: dict[str, int] = {}
 
     def note(self, phase: str) -> None:
-        """Charge the mark since the last call to ``phase`` and start it anew."""
+        """Charge the marks since the last call to ``phase`` and start them anew."""
         self.peaks[phase] = max(self.peaks.get(phase, 0), peak_bytes() - self.baseline, 0)
+        if self._device.type == "cuda":
+            self.allocated[phase] = max(self.allocated.get(phase, 0), torch.cuda.max_memory_allocated(self._device))
+            self.reserved[phase] = max(self.reserved.get(phase, 0), torch.cuda.max_memory_reserved(self._device))
         if phase == "train":
-            release_unused()
+            release_unused(self._device)
+        self._reset()
+
+    def _reset(self) -> None:
         reset_peak()
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
 from tdabench.correlations import CorrelationMeter
 from tdabench.memory import PeakMemory
 from tdabench.stopwatch import Stopwatch
+from tdabench.storage import state_bytes
 
 TRAIN, FIT, ATTRIBUTE = "train", "fit", "attribute"
 
@@ -25,6 +23,8 @@ class Trained:
 
     seconds: float
     storage_bytes: int
+    cpu_seconds: float
+    """Processor seconds of the process meanwhile: fewer than ``seconds`` on one thread where the machine was busy."""
     models: int = 1
     """How many models; more where a part of a bank is trained at once, and then ``seconds`` are those of all."""
 
@@ -83,12 +83,12 @@ class Meter:
         self.state_bytes += state_bytes(state, known if known is not None else set())
 
     @property
-    def trainings(self) -> list[Trained]:
-        """Every training that the run is charged for: models, runs with their checkpoints, adapters, banks.
+    def trainings(self) -> dict[str, Trained]:
+        """Every training that the run is charged for, by name: models, runs with their checkpoints, adapters, banks.
 
         A run bears its model's name and ends with the model, so one that is used both ways is charged once, as a run.
         """
-        return [*{**self.models, **self.runs}.values(), *self.adapters.values(), *self.banks.values()]
+        return {**self.models, **self.runs, **self.adapters, **self.banks}
 
     @property
     def models_trained(self) -> int:
@@ -98,7 +98,7 @@ class Meter:
     @property
     def train_s(self) -> float:
         """Seconds of all trainings, each alone."""
-        return sum(t.seconds for t in self.trainings)
+        return sum(t.seconds for t in self.trainings.values())
 
     @property
     def extra_train_s(self) -> float:
@@ -109,50 +109,4 @@ class Meter:
     @property
     def storage_bytes(self) -> int:
         """Bytes of checkpoints, adapters and what fit left."""
-        return self.state_bytes + sum(t.storage_bytes for t in self.trainings)
-
-
-# Not every callable: a module is one, and holds weights.
-_CODE = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.ModuleType)
-
-
-def state_bytes(state: Any, known: set[int]) -> int:
-    """Return the bytes of all arrays in a nest of containers and objects, each storage once.
-
-    Parameters
-    ----------
-    state
-        Tensors, arrays, strings, dicts, sequences, dataclasses and plain objects, nested as they may be.
-    known
-        Addresses that are counted already (checkpoints, and whatever this walk has seen); extended.
-    """
-    if isinstance(state, torch.Tensor):
-        return _once(state.untyped_storage().data_ptr(), state.untyped_storage().nbytes(), known)
-    if isinstance(state, np.ndarray):
-        owner = state.base if isinstance(state.base, np.ndarray) else state
-        return _once(owner.__array_interface__["data"][0], owner.nbytes, known)
-    if state is None or isinstance(state, (bool, int, float, complex, type, *_CODE)):
-        return 0
-    if isinstance(state, (str, bytes)):
-        return len(state)
-    if id(state) in known:
-        return 0
-    known.add(id(state))
-    return sum(state_bytes(part, known) for part in _parts(state))
-
-
-def _once(address: int, size: int, known: set[int]) -> int:
-    if address in known:
-        return 0
-    known.add(address)
-    return size
-
-
-def _parts(state: Any) -> list[Any]:
-    if isinstance(state, Mapping):
-        return [*state.keys(), *state.values()]
-    if isinstance(state, (list, tuple, set, frozenset)):
-        return list(state)
-    if dataclasses.is_dataclass(state) and not isinstance(state, type):
-        return [getattr(state, f.name) for f in dataclasses.fields(state)]
-    return list(getattr(state, "__dict__", {}).values())
+        return self.state_bytes + sum(t.storage_bytes for t in self.trainings.values())

@@ -117,6 +117,7 @@ def mean(parts: Iterable[Any]) -> Any:
         check_floats(*tensors)
         total = [t.clone() for t in tensors] if count == 0 else [a.add_(b) for a, b in zip(total, tensors, strict=True)]
         count += 1
+        del part, tensors  # before the next one is made
     if count == 0:
         raise ValueError("An ensemble has at least one member.")
     means = tuple(t.div_(count) for t in total)

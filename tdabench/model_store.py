@@ -1,4 +1,4 @@
-"""Trained models and adapters, kept with the measured time of training each alone.
+"""Trained models and adapters, kept with the measured time of training each alone, and the processor's share of it.
 
 A model trained once serves every run on this machine class, and every run that uses it is charged for it.
 """
@@ -32,39 +32,48 @@ class ModelStore:
     def __init__(self, folder: Path, device: torch.device) -> None:
         self.folder, self.device = folder, device
 
-    def load(self, name: str) -> tuple[Parameters, Trained] | None:
-        """Return the checkpoint called ``name``; None if it is not there or is damaged."""
+    def find(self, name: str) -> Trained | None:
+        """Return what the checkpoint called ``name`` cost, from its header; None if it is not there or is damaged."""
         path = self._path(name)
         if not path.exists():
             return None
         try:
-            with storage_errors(path), safe_open(path, framework="pt", device=str(self.device)) as file:
-                seconds = float((file.metadata() or {})["seconds"])
-                parameters = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 - not a dict
+            with storage_errors(path), safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                seconds, cpu_seconds = float(metadata["seconds"]), float(metadata["cpu_seconds"])
         except (SafetensorError, KeyError, ValueError):
             return None
-        return parameters, Trained(seconds, path.stat().st_size)
+        return Trained(seconds, path.stat().st_size, cpu_seconds)
 
-    def train(self, name: str, train: Callable[[], Parameters]) -> tuple[Parameters, Trained]:
-        """Train the checkpoint called ``name``, timed alone with the device synchronised, and keep it."""
+    def load(self, name: str) -> tuple[Parameters, Trained] | None:
+        """Return the checkpoint called ``name``; None if it is not there or is damaged."""
+        found, path = self.find(name), self._path(name)
+        if found is None:
+            return None
+        with storage_errors(path), safe_open(path, framework="pt", device=str(self.device)) as file:
+            return {k: file.get_tensor(k) for k in file.keys()}, found  # noqa: SIM118 - not a dict
+
+    def train(self, name: str, train: Callable[[], Parameters]) -> Trained:
+        """Train the checkpoint called ``name``, timed alone with the device synchronised, and keep it on disk only."""
         return self.train_run(lambda: {name: train()})[name]
 
-    def train_run(self, train: Callable[[], dict[str, Parameters]]) -> dict[str, tuple[Parameters, Trained]]:
+    def train_run(self, train: Callable[[], dict[str, Parameters]]) -> dict[str, Trained]:
         """Do the same for several checkpoints of one training run, by name.
 
         Each is kept with the seconds of the whole run: what it takes to have any of them.
         """
         self._synchronize()
-        start = time.perf_counter()
+        start, cpu_start = time.perf_counter(), time.process_time()
         checkpoints = train()
         self._synchronize()
-        seconds = time.perf_counter() - start
-        return {name: (values, self._keep(name, values, seconds)) for name, values in checkpoints.items()}
+        took = time.perf_counter() - start, time.process_time() - cpu_start
+        return {name: self._keep(name, values, *took) for name, values in checkpoints.items()}
 
-    def _keep(self, name: str, parameters: Parameters, seconds: float) -> Trained:
-        content = save({k: p.cpu().contiguous() for k, p in parameters.items()}, metadata={"seconds": repr(seconds)})
+    def _keep(self, name: str, parameters: Parameters, seconds: float, cpu_seconds: float) -> Trained:
+        metadata = {"seconds": repr(seconds), "cpu_seconds": repr(cpu_seconds)}
+        content = save({k: p.cpu().contiguous() for k, p in parameters.items()}, metadata=metadata)
         write_bytes(self._path(name), content)
-        return Trained(seconds, len(content))
+        return Trained(seconds, len(content), cpu_seconds)
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.safetensors"

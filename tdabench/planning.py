@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from concurrent.futures import BrokenExecutor
 from dataclasses import replace
 from functools import cache, lru_cache
 from pathlib import Path
@@ -23,10 +24,13 @@ from tdabench.errors import Declined
 from tdabench.estimates import Estimate, Total, TrainingEstimate
 from tdabench.grouping import threads
 from tdabench.jobs import Job, Plan, plan
+from tdabench.member import forget_masks
+from tdabench.memory import release_unused
 from tdabench.method import MemberMethod
 from tdabench.model_store import ModelStore
 from tdabench.options import make
 from tdabench.registry import find_method
+from tdabench.retraining import local_pool
 from tdabench.view import adapter_name, checkpoint_name, model_name
 from tdabench.work import Counts, Parts, Work
 
@@ -137,12 +141,11 @@ def _with_combining(work: Work, members: int, sizes: Sizes) -> Work:
 
 
 def _peak_bytes(work: Work, parts: Parts, sizes: Sizes, bench: Bench, rates: Rates) -> int:
-    """Return the peak of fit and attribute: all models, the work of one member and the scores so far."""
-    model, adapter = bench.file_bytes(), bench.file_bytes(parts.rank) if parts.adapters else 0
-    resident = (parts.models + parts.checkpoints + work.retrained) * model
-    resident += parts.adapters * (model + adapter)  # an adapted model is a copy
+    """Return the peak of fit and attribute: one member's model, its work, the scores so far; all models of a bank."""
+    resident = (min(1, parts.models) + work.retrained) * bench.file_bytes()
+    resident += bench.file_bytes(parts.rank) if parts.adapters else 0
     phases = [4 * (counts.held + _passing(counts, sizes, rates)) for counts in (work.fit, work.attribute)]
-    return resident + max(phases) + 4 * (work.state + sizes.n_scores * (3 if parts.members > 1 else 1))
+    return resident + max(phases) + 4 * (work.state + sizes.n_scores * min(2, parts.members))
 
 
 def _passing(counts: Counts, sizes: Sizes, rates: Rates) -> int:
@@ -161,8 +164,8 @@ def _trainings(
     store = ModelStore(planned.models_folder, torch.device(planned.job.device))
 
     def found(kind: str, names: list[str], rank: int, n_epochs: int) -> TrainingEstimate:
-        before = [store.load(name) for name in names] if stored else [None]
-        known = [kept[1].seconds for kept in before if kept is not None]
+        before = [store.find(name) for name in names] if stored else [None]
+        known = [kept.seconds for kept in before if kept is not None]
         if len(known) == len(names):
             return TrainingEstimate(names[-1], kind, max(known), measured=True)
         return TrainingEstimate(names[-1], kind, bench.training(rank).seconds(n, recipe.batch_size, n_epochs))
@@ -189,8 +192,20 @@ def _banks(bench: Bench, work: Work | None, seed: int) -> Iterator[TrainingEstim
 def estimate_jobs(jobs: Iterable[Job]) -> Total:
     """Estimate what several runs will cost, one after the other; what cannot be estimated is counted.
 
-    Errors are left to the runs themselves, each of which says its own.
+    Errors are left to the runs themselves, each of which says its own. Nothing that was measured with is kept: runs on
+    a device are estimated in a process of its own, because one that has used a device holds some of its memory.
     """
+    jobs = list(jobs)
+    if all(job.device == "cpu" for job in jobs):
+        return _total(jobs)
+    with local_pool(1) as pool:
+        try:
+            return pool.submit(_total, jobs).result()
+        except BrokenExecutor:  # killed, most likely for memory; each run will say so itself
+            return Total(len(jobs), 0.0, 0.0, len(jobs) * start_s(), len(jobs))
+
+
+def _total(jobs: list[Job]) -> Total:
     runs = unknown = 0
     serve_s = 0.0
     trainings: dict[tuple[str, str], float] = {}
@@ -205,6 +220,9 @@ def estimate_jobs(jobs: Iterable[Job]) -> Total:
         unknown += estimate.declined is None and estimate.serve_s is None
         new = [t for t in estimate.trainings or () if not t.measured]
         trainings |= {(estimate.plan.task.name, f"{t.kind} {t.name}"): t.seconds for t in new}
+    _bench.cache_clear()
+    forget_masks()
+    release_unused()
     return Total(runs, sum(trainings.values()), serve_s, runs * start_s(), unknown)
 
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import subprocess
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 from tdabench.records import Machine
+from tdabench.registry import METHODS
 
 _PACKAGES = ("torch", "torchvision", "numpy", "scipy", "pandas", "scikit-learn", "safetensors")
 
@@ -61,13 +64,57 @@ def machine(threads: int, device: str) -> Machine:
 
 def packages(*more: str) -> dict[str, str]:
     """Return the versions of the packages that results depend on, and of ``more`` that are installed."""
+    return versions(*_PACKAGES, *more)
+
+
+def versions(*names: str) -> dict[str, str]:
+    """Return the versions of those packages that are installed."""
     found = {}
-    for name in (*_PACKAGES, *more):
+    for name in names:
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
+
+
+_READERS = ("board", "cli", "findings")
+"""Parts of the package that only read what runs left."""
+
+
+@cache
+def sources_sha256() -> str:
+    """Return a short hash of tdabench's own code that runs share: the package, and what tasks and baselines share.
+
+    Without what only reads results, and without what a run names itself: a method's file is in its key, a task's
+    definition in its version.
+    """
+    digest = hashlib.sha256()
+    for name, path in sorted(_sources()):
+        digest.update(f"{name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()[:12]
+
+
+def _sources() -> Iterator[tuple[str, Path]]:
+    package, tasks, baselines = (_folder(name) for name in ("tdabench", "tdabench.tasks", "tdabench.baselines"))
+    apart = {*_READERS, "tasks", "baselines"}  # the last two are inside the package where it is installed
+    yield from ((name, path) for name, path in _modules(package, "**/*.py") if name.split("/")[0] not in apart)
+    yield from ((f"tasks/{name}", path) for name, path in _modules(tasks, "*.py"))
+    methods = {entry.module for entry in importlib.metadata.entry_points(group=METHODS)}
+    for name, path in _modules(baselines, "**/*.py"):
+        if f"tdabench.baselines.{name.removesuffix('.py').replace('/', '.')}" not in methods:
+            yield f"baselines/{name}", path
+
+
+def _folder(package: str) -> Path:
+    spec = importlib.util.find_spec(package)
+    assert spec is not None
+    assert spec.submodule_search_locations is not None
+    return Path(spec.submodule_search_locations[0])
+
+
+def _modules(folder: Path, pattern: str) -> Iterator[tuple[str, Path]]:
+    return ((path.relative_to(folder).as_posix(), path) for path in folder.glob(pattern))
 
 
 @cache

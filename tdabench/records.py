@@ -15,13 +15,19 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from tdabench.ensembles import format_ensemble
 from tdabench.errors import FileFormatError
 
-SCHEMA_VERSION: Literal[1] = 1
+SCHEMA_VERSION: Literal[2] = 2
 RECORD_FILE = "record.json"
 SCORES_FILE = "scores.safetensors"
 LOG_FILE = "log.txt"
+BUSY_SHARE = 0.9
+"""Share of its time below which a single thread did not have the processor to itself."""
+_LEAST_WAIT_S = 0.01  # shorter ones are of the disk and the clocks
+_SERVING = ("fit", "attribute")
+_SHOWN = 3
 
 Status = Literal["ok", "declined", "failed", "timeout", "out-of-memory"]
 OptionValue = bool | int | float | str | None
+OptionsFrom = Literal["tuned", "defaults", "given"]
 
 
 class Strict(BaseModel):
@@ -43,8 +49,10 @@ class Costs(Strict):
     A model does not give the checkpoints of the run that led to it, so a run that they are taken of stays charged."""
     fit_s: float = Field(ge=0)
     attribute_s: float = Field(ge=0)
-    tune_s: float = Field(ge=0)
-    """Time spent on choosing the options on the tuning queries; 0 where nothing was tuned."""
+    tune_s: float | None = Field(ge=0)
+    """Time spent on choosing the options on the tuning queries; 0 where they were not chosen so.
+
+    None where they were chosen on another machine class, whose seconds do not compare."""
     wall_s: float = Field(ge=0)
     """Wall clock of the run itself; the phases add up to it."""
     peak_host_bytes: int = Field(ge=0)
@@ -71,6 +79,14 @@ class Ingredients(Strict):
     """Examples passed forward through a model, gradient passes included."""
     backward_examples: int = Field(ge=0)
     """Examples whose gradient was taken."""
+
+
+class TrainingRecord(Strict):
+    """What training one model, run, adapter or part of a bank took, alone: seconds."""
+
+    wall_s: float = Field(ge=0)
+    cpu_s: float = Field(ge=0)
+    """Of the process, all threads together."""
 
 
 class EnsembleRecord(Strict):
@@ -119,6 +135,8 @@ class Provenance(Strict):
     tdabench_version: str
     commit: str | None
     dirty: bool | None
+    sources_sha256: str
+    """Short hash of the code of tdabench that runs share; the method's own is below."""
     method_sha256: str
     data_sha256: str
     python: str
@@ -131,7 +149,7 @@ class Provenance(Strict):
 class Record(Strict):
     """One measured execution of a method on a task."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[2] = SCHEMA_VERSION
     run_id: str
     created: str
     """UTC, ISO 8601."""
@@ -139,13 +157,23 @@ class Record(Strict):
     task_version: str
     method: str
     options: dict[str, OptionValue]
+    options_from: OptionsFrom | None = None
+    """Where the options that can be tuned come from: ``tdabench tune``, the method's defaults, or the user's hand.
+
+    None where the method has none that can be tuned."""
     ensemble: EnsembleRecord | None
     seed: int
     status: Status
     reason: str | None = None
     """Why the run did not end as ok; None when it did."""
+    process_s: float = Field(ge=0)
+    """Wall clock of the run's process from start to end, imports and training included; known whatever the status."""
     costs: Costs | None = None
     phases: dict[str, float] = Field(default_factory=dict)
+    cpu_phases: dict[str, float] = Field(default_factory=dict)
+    """Processor seconds of the process in each phase, all threads together; ``phases`` are wall clock."""
+    trainings: dict[str, TrainingRecord] = Field(default_factory=dict)
+    """What ``train_s`` is the sum of, by the name that a trained model is kept under."""
     ingredients: Ingredients | None = None
     correlations: CorrelationsRecord | None = None
     """None where there is one member, or where members have no scores of their own."""
@@ -176,9 +204,36 @@ class Record(Strict):
         """How many members the method was evaluated at."""
         return 1 if self.ensemble is None else self.ensemble.members
 
+    def busy(self) -> dict[str, float]:
+        """Return the processor's share of the times that were taken while the machine did other work too.
+
+        By what they are of: ``serving``, and each training. Only one thread on a processor can be judged so: several
+        wait for each other, and for an accelerator. A method that sleeps looks the same.
+        """
+        if self.machine.device != "cpu" or self.machine.threads != 1:
+            return {}
+        wall, cpu = (sum(spent.get(phase, 0.0) for phase in _SERVING) for spent in (self.phases, self.cpu_phases))
+        times = {"serving": (wall, cpu)} | {f"training {n}": (t.wall_s, t.cpu_s) for n, t in self.trainings.items()}
+        return {what: cpu / wall for what, (wall, cpu) in times.items() if _waited(wall, cpu)}
+
+    def warnings(self) -> list[str]:
+        """Say what a reader of the times must know."""
+        shares = [f"{share:.0%} of {what}" for what, share in self.busy().items()]
+        if not shares:
+            return []
+        more = f" and {len(shares) - _SHOWN} more" if len(shares) > _SHOWN else ""
+        return [
+            f"The machine was busy: the process had the processor for {', '.join(shares[:_SHOWN])}{more}. "
+            "Its times are too long."
+        ]
+
     def to_json(self) -> str:
         """Return the file's text: sorted keys, no NaN, one trailing newline, so equal records are equal bytes."""
         return json.dumps(self.model_dump(mode="json"), indent=2, sort_keys=True, allow_nan=False) + "\n"
+
+
+def _waited(wall_s: float, cpu_s: float) -> bool:
+    return cpu_s < BUSY_SHARE * wall_s and wall_s - cpu_s > _LEAST_WAIT_S
 
 
 def read_record(folder: Path) -> Record:

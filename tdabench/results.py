@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from pathlib import Path
 
-from tdabench.board.rows import Row, TaskInfo
+from tdabench.board.rows import TaskInfo
+from tdabench.board.runs import Run
 from tdabench.errors import MissingGroundTruthError, UnknownNameError, UsageError
-from tdabench.evaluation import Evaluation, Evaluator, rank_groups
+from tdabench.evaluation import Evaluation, Evaluator
+from tdabench.evidence import EVIDENCE_FILE, Evidence, read_evidence
 from tdabench.ground_truth import GroundTruth, read_ground_truth
-from tdabench.records import RECORD_FILE, Record, read_record
+from tdabench.records import RECORD_FILE, SCORES_FILE, Record, read_record
 from tdabench.registry import find_task
 from tdabench.scores import read_run_scores
 from tdabench.task import Task
+from tdabench.tuned import CANDIDATES_FOLDER
 
 
 @lru_cache(maxsize=8)
@@ -30,7 +32,18 @@ def evaluator_of(task: str) -> Evaluator:
 
 
 def find_runs(folder: Path) -> list[Path]:
-    """Return the run folders in ``folder``, sorted by name; unfinished ones start with a dot and are left out."""
+    """Return the run folders in ``folder``, sorted by name; unfinished ones start with a dot and are left out.
+
+    Raises
+    ------
+    UsageError
+        If there is no such folder, or it holds the candidates of tunings: the best of them on the reported queries
+        must not stand among results.
+    """
+    if folder.resolve().name == CANDIDATES_FOLDER:
+        raise UsageError(
+            f"{folder} holds what `tdabench tune` tried, which is no result. Give {folder.parent}, where the runs are."
+        )
     if not folder.is_dir():
         raise UsageError(f"There is no folder of runs at {folder}. Run `tdabench suite quick` or `tdabench run` first.")
     return sorted(p.parent for p in folder.glob(f"*/{RECORD_FILE}") if not p.parent.name.startswith("."))
@@ -43,20 +56,33 @@ def evaluate_run(folder: Path, record: Record) -> Evaluation | None:
     task, _, evaluator = _evaluator(record.task)
     if record.task_version != task.version:
         return None
-    return evaluator.evaluate(read_run_scores(folder, record))
+    return evaluator.weigh(evidence_of(folder, record, evaluator))
 
 
-def read_rows(
-    folders: Iterable[Path], on_row: Callable[[Record], None] = lambda _: None
-) -> tuple[list[Row], list[TaskInfo]]:
-    """Read, evaluate and rank runs, for the board; runs are ranked within their task."""
-    rows = []
+def evidence_of(folder: Path, record: Record, evaluator: Evaluator) -> Evidence:
+    """Return what of a run its quality depends on: from its scores, or as it was kept in their place.
+
+    Raises
+    ------
+    FileFormatError
+        If the run has neither, or a file is damaged or not the record's.
+    """
+    if record.scores is not None and not (folder / SCORES_FILE).exists() and (folder / EVIDENCE_FILE).exists():
+        return read_evidence(folder, record.scores.sha256)
+    return evaluator.evidence(read_run_scores(folder, record))
+
+
+def read_runs(
+    folders: Iterable[Path], on_run: Callable[[Record], None] = lambda _: None
+) -> tuple[list[Run], list[TaskInfo]]:
+    """Read and evaluate runs, and return them with what is known of their tasks."""
+    runs = []
     for folder in folders:
         record = read_record(folder)
-        rows.append(Row(record, _evaluate_known(folder, record)))
-        on_row(record)
-    tasks = [info for name in dict.fromkeys(r.record.task for r in rows) if (info := _task_info(name)) is not None]
-    return _ranked(rows), tasks
+        runs.append(Run(record, _evaluate_known(folder, record)))
+        on_run(record)
+    tasks = [info for name in dict.fromkeys(r.record.task for r in runs) if (info := _task_info(name)) is not None]
+    return runs, tasks
 
 
 def _evaluate_known(folder: Path, record: Record) -> Evaluation | None:
@@ -67,21 +93,14 @@ def _evaluate_known(folder: Path, record: Record) -> Evaluation | None:
         return None
 
 
-def _ranked(rows: Sequence[Row]) -> list[Row]:
-    ranked = list(rows)
-    for task in {r.record.task for r in rows}:
-        places = [i for i, r in enumerate(rows) if r.record.task == task and r.evaluation is not None]
-        evaluations = [e for i in places if isinstance(e := rows[i].evaluation, Evaluation)]
-        for place, group in zip(places, rank_groups(evaluations), strict=True):
-            ranked[place] = replace(ranked[place], rank_group=group)
-    return ranked
-
-
 def _task_info(name: str) -> TaskInfo | None:
+    """Return what the board says about a task; None if it is not installed."""
     try:
         task, truth, evaluator = _evaluator(name)
-    except (UnknownNameError, MissingGroundTruthError):
+    except UnknownNameError:
         return None
+    except MissingGroundTruthError:
+        return _without_truth(find_task(name))
     return TaskInfo(
         name=task.name,
         title=task.title,
@@ -93,4 +112,19 @@ def _task_info(name: str) -> TaskInfo | None:
         n_seeds=truth.outputs.shape[1],
         ceiling=evaluator.ceiling.value,
         reliability=evaluator.ceiling.reliability,
+    )
+
+
+def _without_truth(task: Task) -> TaskInfo:
+    """Return what is known of a task whose ground truth is still to be built."""
+    return TaskInfo(
+        name=task.name,
+        title=task.title,
+        version=task.version,
+        description=task.description,
+        n_train=task.n_train,
+        n_queries=len(task.reported_queries),
+        n_subsets=0,
+        n_seeds=0,
+        no_score="no LDS: this version of the task has no ground truth yet",
     )

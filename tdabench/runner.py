@@ -30,13 +30,13 @@ from tdabench.records import (
     Provenance,
     Record,
     ScoresRecord,
+    TrainingRecord,
     read_record,
 )
-from tdabench.registry import find_method
 
 OnEvent = Callable[[dict[str, Any]], None]
 DEFAULT_TIMEOUT_S = 3600.0
-_CGROUP_EVENTS = Path("/sys/fs/cgroup/memory.events")
+_PROC, _CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 
 
 def find_run(planned: Plan, runs: Path) -> Path | None:
@@ -83,15 +83,18 @@ def run(
     Raises
     ------
     TdabenchError
-        If the task's data is missing or the disk is full: then there is no row, because the method never ran.
+        If the task's data is missing, the disk is full, or the code is no longer that of the plan: then there is no
+        row, because the method never ran.
     """
     folder = _next_folder(planned, runs)
     with new_folder(folder) as aside:
+        start = time.monotonic()
         result = _launch(planned, aside, timeout_s, on_event)
+        process_s = time.monotonic() - start
         if result["status"] == "refused":
             raise _refusal(result["kind"], result["reason"])
         (aside / RESULT_FILE).unlink(missing_ok=True)
-        record = _record(planned, folder.name, result)
+        record = _record(planned, folder.name, result, process_s)
         write_text(aside / RECORD_FILE, record.to_json())
     return folder, read_record(folder)
 
@@ -102,10 +105,11 @@ def _launch(planned: Plan, folder: Path, timeout_s: float, on_event: OnEvent) ->
         job.write(planned.job.to_json())
         job.flush()
         reading, writing = os.pipe()
+        words = [job.name, str(folder), str(writing), str(os.getpid()), planned.key]
         try:
             process = subprocess.Popen(
                 # -P: a user's ./random.py must not stand in for the library's.
-                [sys.executable, "-P", "-m", "tdabench.worker", job.name, str(folder), str(writing), str(os.getpid())],
+                [sys.executable, "-P", "-m", "tdabench.worker", *words],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -163,12 +167,27 @@ def _kill_group(process: subprocess.Popen[bytes]) -> None:
 
 
 def _out_of_memory_kills() -> int:
-    """Return how many processes of this control group the kernel has killed for memory, as far as it tells."""
-    try:
-        lines = _CGROUP_EVENTS.read_text(encoding="ascii").splitlines()
-    except OSError:
-        return 0
+    """Return a count that grows when the kernel kills a process for memory, as far as it tells.
+
+    Kills at the limit of a container are counted in its control group, those of a full machine by the whole kernel.
+    """
+    counters = [_PROC / "vmstat", _CGROUPS / "memory.events", _own_group() / "memory.events"]
+    lines = [line for path in counters for line in _text(path).splitlines()]
     return sum(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))
+
+
+def _own_group() -> Path:
+    """Return the folder of this process's control group (version 2)."""
+    lines = _text(_PROC / "self" / "cgroup").splitlines()
+    path = next((line.removeprefix("0::") for line in lines if line.startswith("0::")), "/")
+    return _CGROUPS / path.lstrip("/")
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError:
+        return ""
 
 
 def _result(folder: Path, code: int, out_of_memory: bool) -> dict[str, Any]:
@@ -183,7 +202,7 @@ def _result(folder: Path, code: int, out_of_memory: bool) -> dict[str, Any]:
     return {"status": "failed", "reason": f"the process ended with code {code} and left no result; see its log"}
 
 
-def _record(planned: Plan, run_id: str, result: dict[str, Any]) -> Record:
+def _record(planned: Plan, run_id: str, result: dict[str, Any], process_s: float) -> Record:
     return Record(
         run_id=run_id,
         created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -191,12 +210,16 @@ def _record(planned: Plan, run_id: str, result: dict[str, Any]) -> Record:
         task_version=planned.task.version,
         method=planned.method,
         options=planned.options,
+        options_from=planned.options_from,
         ensemble=planned.ensemble,
         seed=planned.job.seed,
         status=result["status"],
         reason=result["reason"],
+        process_s=process_s,
         costs=Costs(**result["costs"]) if "costs" in result else None,
         phases=result.get("phases", {}),
+        cpu_phases=result.get("cpu_phases", {}),
+        trainings={name: TrainingRecord(**cost) for name, cost in result.get("trainings", {}).items()},
         ingredients=Ingredients(**result["ingredients"]) if "ingredients" in result else None,
         correlations=CorrelationsRecord(**result["correlations"]) if result.get("correlations") else None,
         scores=ScoresRecord(**result["scores"]) if "scores" in result else None,
@@ -215,12 +238,8 @@ def _provenance(planned: Plan, result: dict[str, Any]) -> Provenance:
         method_sha256=planned.method_sha256,
         data_sha256=planned.task.data_sha256,
         python=sys.version.split()[0],
-        packages=provenance.packages(*_libraries(planned)),
+        sources_sha256=result.get("sources_sha256", provenance.sources_sha256()),
+        packages=provenance.packages(*planned.versions),
         matmul_precision=result.get("matmul_precision", "unknown"),
         seeds={"run": [planned.job.seed]},
     )
-
-
-def _libraries(planned: Plan) -> list[str]:
-    library = find_method(planned.job.method).library
-    return [library] if library else []

@@ -23,6 +23,8 @@ class Stopwatch:
         Monotonic, in seconds.
     on_edge
         Called with the name of the phase that ends at each edge; its own time is charged to the phase ``harness``.
+    cpu_clock
+        Processor seconds of the process so far, all threads together.
     """
 
     def __init__(
@@ -30,11 +32,14 @@ class Stopwatch:
         synchronize: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.perf_counter,
         on_edge: Callable[[str], None] = lambda _: None,
+        cpu_clock: Callable[[], float] = time.process_time,
     ) -> None:
         self.phases: dict[str, float] = {}
-        self._synchronize, self._clock, self._on_edge = synchronize, clock, on_edge
+        self.cpu_phases: dict[str, float] = {}
+        self._synchronize, self._on_edge = synchronize, on_edge
+        self._now = lambda: (clock(), cpu_clock())
         self._stack: list[str] = []
-        self._since = 0.0
+        self._since = (0.0, 0.0)
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -49,15 +54,16 @@ class Stopwatch:
 
     def _edge(self) -> None:
         self._synchronize()
-        now = self._clock()
+        now = self._now()
         if self._stack:
             name = self._stack[-1]
-            self._charge(name, now - self._since)
+            self._charge(name, self._since, now)
             self._on_edge(name)
-            after = self._clock()
-            self._charge(HARNESS, after - now)
+            after = self._now()
+            self._charge(HARNESS, now, after)
             now = after
         self._since = now
 
-    def _charge(self, name: str, seconds: float) -> None:
-        self.phases[name] = self.phases.get(name, 0.0) + seconds
+    def _charge(self, name: str, start: tuple[float, float], end: tuple[float, float]) -> None:
+        for spent, before, after in zip((self.phases, self.cpu_phases), start, end, strict=True):
+            spent[name] = spent.get(name, 0.0) + (after - before)

@@ -4,23 +4,26 @@ What a layer's parameters receive is known from the layer's input and the gradie
 noted in a forward hook and no gradient of a parameter is ever asked of autograd. Parameters that no such layer holds
 (learned positions, relative distances, layers of another kind, tied or called twice) are loose: they get a copy per
 example, which costs memory of their own size only, and autograd gives each copy's gradient. Copies need the examples
-apart, so such models are passed under ``vmap``, with a zero added at every noted output to differentiate by.
+apart, so such models are passed under ``vmap``, with a zero added at every noted output to differentiate by; or one
+example after another, where ``vmap`` has no rule for what the model does.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.func import functional_call, vmap
 
-from tdabench.examples import Batch, Examples
-from tdabench.layers import factors, own_names, pieces_of
+from tdabench.errors import Declined
+from tdabench.examples import Batch
+from tdabench.kernels import differentiable
+from tdabench.layers import pieces_of
 from tdabench.pieces import Piece, Rows
 
 if TYPE_CHECKING:
@@ -31,7 +34,7 @@ Hook = Callable[[str, Tensor, Tensor], Tensor | None]
 
 @dataclass(frozen=True)
 class Layout:
-    """How the gradients of a member are found.
+    """How the gradients of a member are found; see :mod:`tdabench.layout`.
 
     Attributes
     ----------
@@ -39,90 +42,31 @@ class Layout:
         Layers that factor, by name, with the shape of what one example brings out of each.
     loose
         Parameters that none of them holds.
-    apart
-        Whether examples are passed one by one under ``vmap``.
+    way
+        How examples are passed: ``"together"``, ``"mapped"`` one by one under ``vmap``, or ``"alone"``, one after
+        another.
     numbers
         How many numbers a pass holds for one example, roughly: inputs, outputs, patches and gradients.
     """
 
     layers: dict[str, torch.Size]
     loose: tuple[str, ...]
-    apart: bool
+    way: Literal["together", "mapped", "alone"]
     numbers: int
 
 
-@dataclass(frozen=True)
-class _Call:
-    rows: int
-    inputs: int
-    outputs: torch.Size
-
-
-def layout_of(member: Member, examples: Examples) -> Layout:
-    """Find the layers that factor, by passing two examples."""
-    calls = _calls(member, examples)
-    n = min(2, len(examples))
-    layers = {name: calls[name][0] for name in calls if len(calls[name]) == 1}
-    held = {p for name in layers for p in own_names(name)}
-    loose = tuple(name for name in member.parameters if name not in held)
-    mixed = any(call.rows != n for call in layers.values())  # a layer that is given all examples' tokens in one row
-    modules = dict(member.model.named_modules())
-    numbers = sum(_numbers(modules[name], call, n) for name, call in layers.items())
-    numbers += sum(member.parameters[name].numel() for name in loose)
-    shapes = {name: torch.Size([call.outputs[0] // n, *call.outputs[1:]]) for name, call in layers.items()}
-    return Layout(shapes, loose, bool(loose) or mixed, numbers)
-
-
-def _numbers(module: nn.Module, call: _Call, n: int) -> int:
-    """Return how many numbers a layer's input, output and gradient take for one example, patches included."""
-    outputs, channels = call.outputs.numel() // n, call.outputs[1 if isinstance(module, nn.Conv2d) else -1]
-    positions = outputs // channels
-    seen = call.inputs // n
-    if isinstance(module, nn.Conv2d):
-        seen += positions * module.in_channels * module.kernel_size[0] * module.kernel_size[1]
-    summed = sum(p.numel() for p in module.parameters(recurse=False)) if positions > 1 else 0
-    return seen + 3 * outputs + summed
-
-
-def _calls(member: Member, examples: Examples) -> dict[str, list[_Call]]:
-    """Return how every layer that factors and holds a differentiated parameter is called on two examples."""
-    tied = _tied(member.model)
-    wanted = set(member.parameters) - tied
-    names = [
-        name
-        for name, module in member.model.named_modules()
-        if factors(module) and wanted.intersection(own_names(name)) and not tied.intersection(own_names(name))
-    ]
-    calls: dict[str, list[_Call]] = {name: [] for name in names}
-
-    def note(name: str, x: Tensor, out: Tensor) -> None:
-        calls[name].append(_Call(x.shape[0], x.numel(), out.shape))
-
-    values = {**member.parameters, **member.statistics}
-    with torch.no_grad(), _hooked(member.model, names, note):
-        functional_call(member.model, values, (examples.inputs[:2],))
-    return calls
-
-
-def _tied(model: nn.Module) -> set[str]:
-    """Return the parameters that stand in more than one place: their gradient is a sum over the places."""
-    places: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        places.setdefault(id(parameter), []).append(name)
-    return {name for names in places.values() if len(names) > 1 for name in names}
-
-
 @contextlib.contextmanager
-def _hooked(model: nn.Module, names: Any, hook: Hook) -> Iterator[None]:
+def hooked(model: nn.Module, names: Iterable[str], hook: Hook) -> Iterator[None]:
     """Call ``hook(name, input, output)`` after every call of the layers called ``names``; what it returns replaces."""
     modules = dict(model.named_modules())
     handles = []
     for name in names:
 
-        def after(_: nn.Module, args: tuple[Tensor, ...], out: Tensor, name: str = name) -> Tensor | None:
-            return hook(name, args[0], out)
+        def after(_: nn.Module, args: Any, kwargs: dict[str, Any], out: Tensor, name: str = name) -> Tensor | None:
+            return hook(name, args[0] if args else kwargs["input"], out)
 
-        handles.append(modules[name].register_forward_hook(after))
+        # Before hooks of the model's own, which may change the output.
+        handles.append(modules[name].register_forward_hook(after, prepend=True, with_kwargs=True))
     try:
         yield
     finally:
@@ -131,9 +75,22 @@ def _hooked(model: nn.Module, names: Any, hook: Hook) -> Iterator[None]:
 
 
 def tap(member: Member, layout: Layout, batch: Batch, of: Quantity) -> list[Piece]:
-    """Return the pieces of a batch's gradients, in the order of the model's layers, loose parameters last."""
-    seen, at_outputs, loose = (_apart if layout.apart else _together)(member, layout, batch, of)
+    """Return the pieces of a batch's gradients, in the order of the model's layers, loose parameters last.
+
+    Raises
+    ------
+    Declined
+        If the model calls its layers otherwise than it did when the layout was found.
+    """
     member.task.meter.count(forward=len(batch), backward=len(batch))
+    return pieces_at(member, layout, batch, of)
+
+
+def pieces_at(member: Member, layout: Layout, batch: Batch, of: Quantity) -> list[Piece]:
+    """Return the same without counting the passes."""
+    # Many examples at once under vmap: fused attention would be given them one after another.
+    with differentiable(member.model, attention=layout.way == "mapped"):
+        seen, at_outputs, loose = _PASSES[layout.way](member, layout, batch, of)
     values = {**member.parameters, **member.statistics}
     modules = dict(member.model.named_modules())
     pieces: list[Piece] = []
@@ -147,27 +104,70 @@ def _as_matrices(g: Tensor) -> Tensor:
     return g.reshape(g.shape[0], g.shape[1] if g.dim() > 2 else g[0].numel(), -1)
 
 
+def row(batch: Batch, i: int) -> Batch:
+    """Return one example of a batch, as a batch."""
+    one = slice(i, i + 1)
+    return Batch(batch.inputs[one], batch.labels[one], batch.index[one], batch.split)
+
+
+def leaves_of(member: Member) -> dict[str, Tensor]:
+    """Return the member's parameters as tensors that autograd differentiates by."""
+    return {name: p.detach().requires_grad_() for name, p in member.parameters.items()}
+
+
+# Inputs of the layers and gradients at their outputs, ``[B, ...]`` with what one example alone brings in or out of the
+# layer, the dimension that it calls the batch included; and gradients of loose parameters, ``[B, *shape]``.
 Tapped = tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]
 
 
 def _together(member: Member, layout: Layout, batch: Batch, of: Quantity) -> Tapped:
     """Pass the batch as it is; examples do not interact, so the gradient of the sum holds every example's own."""
+    seen, at_outputs, loose = _passed(member, layout, batch, of)
+    as_one_each = [{name: t.unsqueeze(1) for name, t in part.items()} for part in (seen, at_outputs)]
+    return as_one_each[0], as_one_each[1], loose
+
+
+def _alone(member: Member, layout: Layout, batch: Batch, of: Quantity) -> Tapped:
+    """Pass one example after another."""
+    each = [_passed(member, layout, row(batch, i), of) for i in range(len(batch))]
+    seen, at_outputs, loose = (_stacked(parts) for parts in zip(*each, strict=True))
+    return seen, at_outputs, loose
+
+
+def _stacked(parts: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
+    parts = list(parts)
+    return {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
+
+
+def _passed(member: Member, layout: Layout, batch: Batch, of: Quantity) -> Tapped:
+    """Return what an ordinary pass shows: inputs, gradients at outputs, and gradients of loose parameters."""
     seen: dict[str, Tensor] = {}
     edges: dict[str, GradientEdge] = {}
 
     def note(name: str, x: Tensor, out: Tensor) -> None:
+        _check_call(member, layout, seen, name, out, len(batch))
         seen[name] = x.detach()
         # The edge, not the tensor: an activation that works in place turns the tensor into its own output.
         edges[name] = get_gradient_edge(out)
 
-    with torch.enable_grad(), _hooked(member.model, layout.layers, note):
-        logits = member.logits({k: p.detach().requires_grad_() for k, p in member.parameters.items()}, batch)
-        values = member.function(of)(logits, batch.labels)  # [B]
-    found = torch.autograd.grad(values.sum(), [edges[name] for name in layout.layers])
-    return seen, dict(zip(layout.layers, found, strict=True)), {}
+    leaves = leaves_of(member)
+    with torch.enable_grad(), hooked(member.model, layout.layers, note):
+        values = member.function(of)(member.logits(leaves, batch), batch.labels)  # [B]
+    _check_called(member, layout, seen)
+    starts: list[Any] = [*(edges[name] for name in layout.layers), *(leaves[name] for name in layout.loose)]
+    found = torch.autograd.grad(values.sum(), starts, allow_unused=True)
+    shapes = [*((len(batch) * s[0], *s[1:]) for s in layout.layers.values()), *(leaves[k].shape for k in layout.loose)]
+    # What an example does not use has no part in its gradient.
+    full = [values.new_zeros(shape) if g is None else g for g, shape in zip(found, shapes, strict=True)]
+    split = len(layout.layers)
+    return (
+        seen,
+        dict(zip(layout.layers, full[:split], strict=True)),
+        dict(zip(layout.loose, full[split:], strict=True)),
+    )
 
 
-def _apart(member: Member, layout: Layout, batch: Batch, of: Quantity) -> Tapped:
+def _mapped(member: Member, layout: Layout, batch: Batch, of: Quantity) -> Tapped:
     """Pass every example under ``vmap`` with its own copy of the loose parameters."""
     function, n = member.function(of), len(batch)
     copies = {k: member.parameters[k].detach().expand(n, *member.parameters[k].shape) for k in layout.loose}
@@ -182,12 +182,14 @@ def _apart(member: Member, layout: Layout, batch: Batch, of: Quantity) -> Tapped
         seen: dict[str, Tensor] = {}
 
         def note(name: str, x: Tensor, out: Tensor) -> Tensor:
+            _check_call(member, layout, seen, name, out, 1)
             seen[name] = x.detach()
             return out + zeros[name]
 
-        with _hooked(member.model, layout.layers, note):
+        with hooked(member.model, layout.layers, note):
             rows = {k: m.unsqueeze(0) for k, m in masks.items()}
             logits = functional_call(member.model, {**fixed, **copies, **rows}, (x.unsqueeze(0),))
+        _check_called(member, layout, seen)
         return function(logits, y.unsqueeze(0)).squeeze(0), seen
 
     leaves = [t.requires_grad_() for t in (*copies.values(), *zeros.values())]
@@ -195,9 +197,35 @@ def _apart(member: Member, layout: Layout, batch: Batch, of: Quantity) -> Tapped
         values, seen = vmap(one)(copies, zeros, batch.inputs, batch.labels, member.mask_rows(batch))
     found = torch.autograd.grad(values.sum(), leaves)
     split = len(copies)
-    # Under vmap an example is a batch of one, so its tensors have one dimension more.
     return (
-        {name: x.flatten(0, 1) if x.shape[1] == 1 else x for name, x in seen.items()},
-        {name: g.flatten(0, 1) if g.shape[1] == 1 else g for name, g in zip(layout.layers, found[split:], strict=True)},
+        seen,
+        dict(zip(layout.layers, found[split:], strict=True)),
         dict(zip(layout.loose, found[:split], strict=True)),
+    )
+
+
+_PASSES: dict[str, Callable[[Member, Layout, Batch, Quantity], Tapped]] = {
+    "together": _together,
+    "mapped": _mapped,
+    "alone": _alone,
+}
+
+
+def _check_call(member: Member, layout: Layout, seen: dict[str, Tensor], name: str, out: Tensor, n: int) -> None:
+    """Refuse a second call, and one that brings out more or less than the layout says."""
+    first, *rest = layout.layers[name]
+    if name in seen or out.shape != (n * first, *rest):
+        raise _otherwise(member, name)
+
+
+def _check_called(member: Member, layout: Layout, seen: dict[str, Tensor]) -> None:
+    for name in layout.layers:
+        if name not in seen:
+            raise _otherwise(member, name)
+
+
+def _otherwise(member: Member, name: str) -> Declined:
+    return Declined(
+        f"the model of {member.task.name} calls {name or 'itself'} differently for different examples, so the layer's "
+        "gradients cannot be put together"
     )

@@ -26,14 +26,23 @@ def machine_speed(threads: int, device: str) -> tuple[float, float]:
     return product_s / 768**3, moving_s / (128 * 64 * 512)
 
 
-def peak_of(run: Callable[[], object]) -> int:
-    """Return the resident memory that a call takes at its peak; 0 where that cannot be measured."""
+def peak_of(run: Callable[[], object], device: torch.device) -> int:
+    """Return the memory that a call takes at its peak: on a CUDA device, or resident; 0 where it cannot be measured."""
+    if device.type == "cuda":
+        return _allocated_peak_of(run, device)
     release_unused()
     if not reset_peak():
         return 0
     before = resident_bytes()
     run()
     return max(0, peak_bytes() - before)
+
+
+def _allocated_peak_of(run: Callable[[], object], device: torch.device) -> int:
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    run()
+    return max(0, torch.cuda.max_memory_allocated(device) - before)
 
 
 def seconds_of(run: Callable[[], object], device: torch.device) -> float:

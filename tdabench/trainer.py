@@ -20,6 +20,7 @@ from torch.func import functional_call, vmap
 
 from tdabench.dropout import DropoutSite, MaskTable
 from tdabench.examples import Examples
+from tdabench.kernels import differentiable, is_recurrent
 from tdabench.optimizers import optimizer_of
 from tdabench.precision import autocast
 from tdabench.seeds import generator
@@ -65,9 +66,10 @@ class Program:
 
     def logits(self, stacked: Mapping[str, Tensor], inputs: Tensor, masks: Mapping[str, Tensor]) -> Tensor:
         """Return the logits ``[R, B, ...]`` of ``R`` replicas, each with its own batch ``[R, B, ...]`` and masks."""
-        if inputs.shape[0] == 1 or torch.is_autocast_enabled(inputs.device.type):
+        one_by_one = torch.is_autocast_enabled(inputs.device.type) or is_recurrent(self.model)
+        if inputs.shape[0] == 1 or one_by_one:
             # vmap over one replica costs half as much again as calling the model; over several, it hides convolutions
-            # and linear layers with biases from autocast.
+            # and linear layers with biases from autocast. It has no rule for recurrent layers.
             apart = {k: v.unbind() for k, v in {**stacked, **masks}.items()}
             each = [{k: v[r] for k, v in apart.items()} for r in range(inputs.shape[0])]
             return torch.stack([self.logits_of_one(values, x) for values, x in zip(each, inputs, strict=True)])
@@ -192,18 +194,19 @@ def fit_stacked(
     optimizer = optimizer_of(recipe, parameters)
     n_steps, step = recipe.epochs * -(-int(masks[0].sum()) // recipe.batch_size), 0
     program.model.train(bool(statistics))
-    for epoch in range(recipe.epochs):
-        for inputs, labels, dropped in _steps(stream, epoch, training, masks, recipe.batch_size):
-            with autocast(recipe.precision, stream.device):
-                logits = program.logits({**values, **statistics}, inputs, dropped)  # [R, B, ...]
-            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-            losses = program.loss(logits.flatten(0, 1), labels.flatten(0, 1))  # [R * B]
-            # Divided by B, not by R * B: every replica's gradient is that of its own mean loss.
-            gradients = torch.autograd.grad(losses.sum() / inputs.shape[1], parameters)
-            optimizer.step(gradients, recipe.rate(step, n_steps))
-            step += 1
-        if on_epoch is not None:
-            on_epoch(epoch + 1, {**values, **statistics})
+    with differentiable(program.model, attention=masks.shape[0] > 1):
+        for epoch in range(recipe.epochs):
+            for inputs, labels, dropped in _steps(stream, epoch, training, masks, recipe.batch_size):
+                with autocast(recipe.precision, stream.device):
+                    logits = program.logits({**values, **statistics}, inputs, dropped)  # [R, B, ...]
+                logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+                losses = program.loss(logits.flatten(0, 1), labels.flatten(0, 1))  # [R * B]
+                # Divided by B, not by R * B: every replica's gradient is that of its own mean loss.
+                gradients = torch.autograd.grad(losses.sum() / inputs.shape[1], parameters)
+                optimizer.step(gradients, recipe.rate(step, n_steps))
+                step += 1
+            if on_epoch is not None:
+                on_epoch(epoch + 1, {**values, **statistics})
     program.model.eval()
     return {k: p.detach() for k, p in {**values, **statistics}.items()}
 

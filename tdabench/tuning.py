@@ -1,7 +1,8 @@
 """Tuning: options chosen on the tuning queries, stored with the task, and charged for.
 
 The method's process never sees ground truth, so tuning happens around runs: every candidate is measured like any
-run, its scores are evaluated on the tuning queries alone, and the best one's options are kept.
+run, its scores are evaluated on the tuning queries alone, and the best one's options are kept. Candidates are no
+results: they lie in a folder that boards do not read, as the best of them on the reported queries must not be a row.
 
 Every method has the same budget of candidates. Options are searched one after another, in the order in which the
 method declares them: all values of the first with the others at their defaults, then all values of the second with the
@@ -17,76 +18,32 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
-
-from tdabench.errors import FileFormatError, UsageError
-from tdabench.files import read_json, write_json
-from tdabench.records import OptionValue, Strict
+from tdabench.errors import UsageError
+from tdabench.tuned import CANDIDATES_FOLDER, Candidate, Grid, Tuned, declared_grid, read_tuned
 
 if TYPE_CHECKING:
     from tdabench.ground_truth import GroundTruth
     from tdabench.jobs import Job, Plan
-    from tdabench.task import Task
 
-TUNED_FILE = "tuned.json"
 #: Candidates that a method may have measured.
 BUDGET = 12
-
-
-class Candidate(Strict):
-    """Options that were tried, and their LDS on the tuning queries."""
-
-    options: dict[str, OptionValue]
-    tuning_lds: float | None
-    """None if it did not end as ok: a damping that is too small for a method is a finding, not an end."""
-    serve_s: float
-
-
-class Tuned(Strict):
-    """The choice for one method on one task."""
-
-    task_version: str
-    options: dict[str, OptionValue]
-    tune_s: float
-    """Serving time of all candidates, on the machine class below."""
-    machine_class: str
-    candidates: list[Candidate]
-
-
-def read_tuned(task: Task) -> dict[str, Tuned]:
-    """Return the tuned options of a task by method; empty if nothing was tuned for this version of the task."""
-    path = task.folder / TUNED_FILE
-    if not path.exists():
-        return {}
-    hint = f"Tune again with `tdabench tune {task.name} METHOD`, or remove the file."
-    try:
-        stored = {k: Tuned.model_validate(v) for k, v in read_json(path, "file of tuned options", hint).items()}
-    except (ValidationError, AttributeError) as error:
-        raise FileFormatError(f"{path} is not a valid file of tuned options. {hint}") from error
-    return {k: v for k, v in stored.items() if v.task_version == task.version}
-
-
-def with_tuned_options(job: Job, task: Task) -> Job:
-    """Return the job with the task's tuned options under the given ones, and the tuning charged to it."""
-    from tdabench.jobs import shown
-
-    tuned = read_tuned(task).get(shown(job.method))
-    if tuned is None or set(tuned.options) <= set(job.options):
-        return job
-    return replace(job, options={**tuned.options, **job.options}, tune_s=tuned.tune_s)
+_DIGITS = 6  # of stored numbers: a millionth of an LDS, a microsecond
 
 
 def grid_of(method: type[Any], name: str) -> dict[str, tuple[Any, ...]]:
-    """Return the values that a method declares for each option it wants tuned."""
-    from tdabench.options import describe
+    """Return the values that a method declares for each option it wants tuned.
 
-    grid = {info.name: info.tune for info in describe(method) if info.tune}
+    Raises
+    ------
+    UsageError
+        If it declares none.
+    """
+    grid = declared_grid(method)
     if not grid:
         raise UsageError(f"{name} declares nothing to tune: none of its options has values under tune=.")
     return grid
 
 
-Grid = dict[str, tuple[Any, ...]]
 Measure = Callable[[dict[str, Any]], Candidate]
 
 
@@ -141,7 +98,8 @@ def tune(
     job
         The job to tune; its options are fixed, the others' grid is searched.
     runs
-        Where the candidates' run folders go; a candidate measured before is not measured again.
+        Folder of runs. The candidates' run folders go into :data:`~tdabench.tuned.CANDIDATES_FOLDER` in it; a candidate
+        measured before is not measured again.
     on_candidate
         Called after every candidate.
     timeout_s
@@ -152,34 +110,48 @@ def tune(
     Raises
     ------
     UsageError
-        If no candidate ended as ok.
+        If nothing is left to tune, or no candidate ended as ok.
     """
     from tdabench.ground_truth import read_ground_truth
     from tdabench.jobs import plan
-    from tdabench.options import describe
     from tdabench.registry import find_method, find_task
 
-    task, method = find_task(job.task), find_method(job.method)
+    task = find_task(job.task)
     truth = read_ground_truth(task)
-    grid = {k: v for k, v in grid_of(method, job.method).items() if k not in job.options}
-    defaults = {info.name: info.default for info in describe(method)}
+    read_tuned(task)  # a damaged file ends it here, not after all has been measured
+    base = plan(replace(job, ensemble=None))
+    fixed = {name: base.options[name] for name in job.options}
+    grid = _left(grid_of(find_method(job.method), job.method), fixed, job.method)
 
     def measure(options: dict[str, Any]) -> Candidate:
-        planned = plan(replace(job, options={**job.options, **options}, ensemble=None))
-        candidate = _try(planned, truth, options, runs, timeout_s)
+        planned = plan(replace(base.job, options={**fixed, **options}))
+        candidate = _try(planned, truth, options, runs / CANDIDATES_FOLDER, timeout_s)
         on_candidate(candidate)
         return candidate
 
-    candidates = search(grid, defaults, measure, budget)
+    candidates = search(grid, base.options, measure, budget)
     if all(c.tuning_lds is None for c in candidates):
-        raise UsageError(f"Tuning stopped: none of {len(candidates)} candidates ended as ok; their logs are in {runs}.")
+        where = runs / CANDIDATES_FOLDER
+        raise UsageError(
+            f"Tuning stopped: none of {len(candidates)} candidates ended as ok; their logs are in {where}."
+        )
     return Tuned(
         task_version=task.version,
-        options=best_of(candidates, defaults),
-        tune_s=sum(c.serve_s for c in candidates),
-        machine_class=plan(replace(job, ensemble=None)).machine.machine_class,
+        method_sha256=base.method_sha256,
+        grid={name: list(values) for name, values in grid.items()},
+        options={**fixed, **best_of(candidates, base.options)},
+        tune_s=round(sum(c.charged_s for c in candidates), _DIGITS),
+        machine_class=base.machine.machine_class,
         candidates=candidates,
     )
+
+
+def _left(grid: Grid, fixed: dict[str, Any], method: str) -> Grid:
+    """Return the grid without the options that are fixed."""
+    left = {name: values for name, values in grid.items() if name not in fixed}
+    if not left:
+        raise UsageError(f"Nothing is left to tune: {method} can tune {', '.join(grid)}. Leave out a --set.")
+    return left
 
 
 def _try(planned: Plan, truth: GroundTruth, options: dict[str, Any], runs: Path, timeout_s: float | None) -> Candidate:
@@ -194,17 +166,8 @@ def _try(planned: Plan, truth: GroundTruth, options: dict[str, Any], runs: Path,
     else:
         record = read_record(folder)
     if record.costs is None or record.status != "ok":
-        return Candidate(options=options, tuning_lds=None, serve_s=record.costs.serve_s if record.costs else 0.0)
+        return Candidate(options=options, tuning_lds=None, charged_s=round(record.process_s, _DIGITS))
     scores = read_run_scores(folder, record)[truth.tuning]
     rho, _ = lds_per_query(scores, truth.masks, truth.mean[:, truth.tuning])
-    return Candidate(options=options, tuning_lds=float(rho.mean()), serve_s=record.costs.serve_s)
-
-
-def write_tuned(task: Task, method: str, tuned: Tuned) -> Path:
-    """Store the choice with the task, beside those of other methods."""
-    from tdabench.jobs import shown
-
-    path = task.folder / TUNED_FILE
-    stored = {**read_tuned(task), shown(method): tuned}
-    write_json(path, {k: v.model_dump(mode="json") for k, v in stored.items()})
-    return path
+    lds, charged_s = round(float(rho.mean()), _DIGITS), round(record.costs.serve_s, _DIGITS)
+    return Candidate(options=options, tuning_lds=lds, charged_s=charged_s)

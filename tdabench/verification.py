@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from tdabench import provenance
-from tdabench.errors import GroundTruthError
+from tdabench.errors import GroundTruthError, UsageError
 from tdabench.ground_truth import Builder, GroundTruth, in_spreads, read_ground_truth, rms_difference
 from tdabench.grouping import threads
 from tdabench.registry import reference_to
@@ -44,8 +44,9 @@ class Check:
 def tolerance(truth: GroundTruth, builder: Builder) -> float:
     """Return the tolerance for a builder's replicas here: tight on its processor and torch version, loose elsewhere.
 
-    Loose is twice what perturbing the initialisation by a part in a million changes, from 0.25 up to 1 spread: beyond,
-    it would no longer tell a replica from another.
+    Loose also for what a GPU built: its kernels may add up in another order each time. Loose is twice what perturbing
+    the initialisation by a part in a million changes, from 0.25 up to 1 spread: beyond, it would no longer tell a
+    replica from another.
     """
     same = (
         builder.device == "cpu"
@@ -72,6 +73,7 @@ def verify(
     choice_seed: int = 0,
     data_folder: Path | None = None,
     folder: Path | None = None,
+    device: str = "cpu",
     on_check: Callable[[Check], None] = lambda _: None,
 ) -> list[Check]:
     """Check the files against the manifest, the masks against the task, and some replicas against a retraining.
@@ -88,6 +90,8 @@ def verify(
         Where the user's data sets are.
     folder
         Where the ground truth is; the task's own by default.
+    device
+        Where to retrain: ``cpu`` or ``cuda``.
     on_check
         Called after every replica.
 
@@ -95,11 +99,14 @@ def verify(
     ------
     GroundTruthError
         If the files are missing or do not match the manifest or the task.
+    UsageError
+        If the task needs a GPU and another device was asked for.
     """
     truth = read_ground_truth(task, folder)
     _check_masks(task, truth)
     _check_labels(task, truth, data_folder)
-    data = task.data(data_folder)
+    _check_device(task, device)
+    data = task.data(data_folder).to(device)
     together: dict[tuple[int, int], list[int]] = defaultdict(list)
     for subset, seed in choose_replicas(truth, replicas, choice_seed):
         together[seed, int(truth.builders[subset, seed])].append(subset)
@@ -117,6 +124,14 @@ def verify(
 def _compare(truth: GroundTruth, builder: Builder, subset: int, seed: int, outputs: np.ndarray) -> Check:
     rms = rms_difference(outputs, truth.outputs[subset, seed])
     return Check(subset, seed, in_spreads(rms, truth.manifest.subset_spread), tolerance(truth, builder))
+
+
+def _check_device(task: Task, device: str) -> None:
+    if task.needs_cuda and device == "cpu":
+        raise UsageError(
+            f"The files of {task.name} are whole, but retraining its replicas needs a GPU. "
+            f"Verify it with `tdabench ground-truth verify {reference_to(task)} --device cuda`."
+        )
 
 
 def _check_labels(task: Task, truth: GroundTruth, data_folder: Path | None) -> None:

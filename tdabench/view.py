@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from tdabench import bank, lora
 from tdabench.dropout import DropoutSite
+from tdabench.errors import StorageError
 from tdabench.examples import Examples
 from tdabench.member import Member, MemberMasks
 from tdabench.meter import TRAIN, Meter, Trained
@@ -21,7 +22,6 @@ from tdabench.model_store import ModelStore
 from tdabench.task import Task, TaskData
 from tdabench.trainer import OnEpoch, Parameters, Program, fit_stacked, stacked_state, train_replicas
 
-Checkpoint = tuple[Parameters, Trained]
 STREAM = "attribution"  # never "ground-truth": the seeds of the two are disjoint
 
 
@@ -53,7 +53,7 @@ class TaskView:
         self.meter = meter or Meter(self.device)
         self._store = ModelStore(store, self.device)
         self._models: dict[str, Parameters] = {}
-        self._checkpoints: dict[str, dict[int, Checkpoint]] = {}
+        self._checkpoints: dict[str, dict[int, Trained]] = {}
         self._template, self._sites = task.template(data.training.inputs[:1].cpu())
         self._template.to(self.device).requires_grad_(False)
         self.loss_function = task.loss
@@ -97,21 +97,31 @@ class TaskView:
         Running statistics of normalisation layers are among them.
 
         Metered and cached: trained once on this machine class, charged to every run that asks for it. Members of one
-        model share its tensors; do not write to them.
+        model share its tensors; do not write to them. They stay in memory until :meth:`forget`.
         """
         name = model_name(self.seed, model)
-        if name in self._models:
-            return self._models[name]
-
-        parameters, self.meter.models[name] = self._trained(name, lambda: self._train_alone(model))
-        self._models[name] = _in_order(self._template, parameters)
+        if name not in self._models:
+            parameters, self.meter.models[name] = self._trained(name, lambda: self._train_alone(model))
+            self._models[name] = _in_order(self._template, parameters)
         return self._models[name]
+
+    def forget(self, model: int) -> None:
+        """Let go of the tensors of attribution model number ``model``, after its last member.
+
+        Whoever asks for the model again has it loaded again. It is charged once.
+        """
+        self._models.pop(model_name(self.seed, model), None)
+
+    def loaded(self) -> Iterator[Tensor]:
+        """Yield the tensors of the models in memory: what is kept of them is stored, and charged, with the models."""
+        return (tensor for values in self._models.values() for tensor in values.values())
 
     def train_run(self, model: int, epochs: Sequence[int]) -> dict[int, Parameters]:
         """Return the parameters of attribution model number ``model`` at the end of some epochs of its training.
 
         At the end of the last epoch they are those of :meth:`train`, which is always kept and counted with them.
         Metered and cached: the run is charged once, however many checkpoints are taken of it, and the storage of each.
+        Checkpoints are loaded at each call.
 
         Parameters
         ----------
@@ -120,25 +130,28 @@ class TaskView:
         epochs
             Numbers of finished epochs, from 1 to :attr:`epochs`.
         """
-        name = model_name(self.seed, model)
-        files = {e: name if e == self.epochs else checkpoint_name(name, e) for e in (*epochs, self.epochs)}
-        kept = self._checkpoints.setdefault(name, {})
-        kept |= self._trained_run(model, {e: file for e, file in files.items() if e not in kept})
-        self.meter.runs[name] = Trained(
-            max(trained.seconds for _, trained in kept.values()), sum(t.storage_bytes for _, t in kept.values())
-        )
-        self._models[name] = kept[self.epochs][0]
-        return {e: kept[e][0] for e in epochs}
+        self.charge_run(model, epochs)
+        return {e: _in_order(self._template, self._loaded(self._file(model, e))[0]) for e in epochs}
 
-    def _trained_run(self, model: int, files: dict[int, str]) -> dict[int, Checkpoint]:
-        """Load checkpoints, or do the whole run once more for those that are missing."""
-        found = {e: self._store.load(file) for e, file in files.items()}
-        missing = {e: file for e, file in files.items() if found[e] is None}
-        if missing:
+    def charge_run(self, model: int, epochs: Sequence[int]) -> None:
+        """Train and charge what :meth:`train_run` would, but load nothing."""
+        name = model_name(self.seed, model)
+        kept = self._checkpoints.setdefault(name, {})
+        asked = {e: self._file(model, e) for e in (*epochs, self.epochs) if e not in kept}
+        kept |= {e: found for e, file in asked.items() if (found := self._store.find(file)) is not None}
+        missing = {e: file for e, file in asked.items() if e not in kept}
+        if missing:  # the whole run once more, for as many as there are
             with self.meter.phase(TRAIN):
                 made = self._store.train_run(lambda: self._train_with_snapshots(model, missing))
-            found |= {e: made[file] for e, file in missing.items()}
-        return {e: (_in_order(self._template, c[0]), c[1]) for e, c in found.items() if c is not None}
+            kept |= {e: made[file] for e, file in missing.items()}
+        longest = max(kept.values(), key=lambda trained: trained.seconds)
+        stored = sum(trained.storage_bytes for trained in kept.values())
+        self.meter.runs[name] = dataclasses.replace(longest, storage_bytes=stored)
+
+    def _file(self, model: int, epoch: int) -> str:
+        """Return the name that a model is kept under at the end of an epoch."""
+        name = model_name(self.seed, model)
+        return name if epoch == self.epochs else checkpoint_name(name, epoch)
 
     def _train_with_snapshots(self, model: int, files: dict[int, str]) -> dict[str, Parameters]:
         snapshots: dict[str, Parameters] = {}
@@ -199,7 +212,7 @@ class TaskView:
         """Return the model with low-rank adapters, and the parameters of adapter number ``adapter`` on it.
 
         The adapter is fine-tuned on the full training set with the task's recipe for ``epochs`` epochs, from its own
-        stream. Metered and cached like :meth:`train`.
+        stream. Metered and cached like :meth:`train`. All adapters of a model share its tensors; do not write to them.
         """
         base = self.train(model)
         adapted = lora.adapted_model(self._template, base, rank)
@@ -218,12 +231,23 @@ class TaskView:
         return adapted, _in_order(adapted, parameters)
 
     def _trained(self, name: str, work: Callable[[], Parameters]) -> tuple[Parameters, Trained]:
-        """Load a checkpoint, which serving pays for, or train it, which serving does not."""
+        """Load a checkpoint, which serving pays for; if it is missing, train it first, which serving does not.
+
+        What was just trained is loaded like all else: a run pays the same whether or not it was the first.
+        """
+        if self._store.find(name) is None:
+            with self.meter.phase(TRAIN):
+                self._store.train(name, work)
+        return self._loaded(name)
+
+    def _loaded(self, name: str) -> tuple[Parameters, Trained]:
         found = self._store.load(name)
-        if found is not None:
-            return found
-        with self.meter.phase(TRAIN):
-            return self._store.train(name, work)
+        if found is None:
+            raise StorageError(
+                f"The checkpoint {name} in {self._store.folder} was there a moment ago, and is gone or damaged. "
+                "Leave the folder alone while a run uses it, and give the command again."
+            )
+        return found
 
     def member(self, model: int = 0, *, number: int | None = None, mask: tuple[int, bool] | None = None) -> Member:
         """Return a member: model number ``model``, with a dropout mask if one is asked for.

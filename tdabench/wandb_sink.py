@@ -9,18 +9,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from tdabench.board.rows import AXES, Row
+from tdabench.board.rows import AXES
+from tdabench.board.runs import Run
 from tdabench.errors import UsageError
 
 Mode = Literal["offline", "online"]
 
 
-def send(rows: Sequence[Row], project: str, folder: Path, mode: Mode = "offline") -> int:
-    """Send one W&B run per row, named by its run id; return how many.
+def send(runs: Sequence[Run], project: str, folder: Path, mode: Mode = "offline") -> int:
+    """Send one W&B run per run, named by its run id; return how many.
 
     Parameters
     ----------
-    rows
+    runs
         Runs with their quality.
     project
         W&B project.
@@ -39,26 +40,26 @@ def send(rows: Sequence[Row], project: str, folder: Path, mode: Mode = "offline"
     except ImportError:
         raise UsageError("Weights & Biases is not installed. Type: pip install 'tdabench[wandb]'.") from None
     folder.mkdir(parents=True, exist_ok=True)
-    for row in rows:
-        record = row.record
+    for one in runs:
+        record = one.record
         run = wandb.init(
             project=project,
             name=record.run_id,
             group=record.task,
-            tags=[record.method, row.kind, record.status],
-            config=configuration(row),
+            tags=[record.method, record.ensemble.kind if record.ensemble else "none", record.status],
+            config=configuration(one),
             dir=str(folder),
             mode=mode,
             settings=wandb.Settings(console="off", silent=True, disable_git=True, x_disable_stats=True),
         )
-        run.summary.update(summary(row))
+        run.summary.update(summary(one))
         run.finish()
-    return len(rows)
+    return len(runs)
 
 
-def configuration(row: Row) -> dict[str, Any]:
+def configuration(run: Run) -> dict[str, Any]:
     """Return what decided the run."""
-    record = row.record
+    record = run.record
     return {
         "task": record.task,
         "task_version": record.task_version,
@@ -71,11 +72,11 @@ def configuration(row: Row) -> dict[str, Any]:
     }
 
 
-def summary(row: Row) -> dict[str, Any]:
+def summary(run: Run) -> dict[str, Any]:
     """Return the run's quality and costs; what was not measured is left out, never zero."""
-    evaluation = row.evaluation
+    evaluation = run.evaluation
     quality = (
         {} if evaluation is None else {"lds": evaluation.lds, "lds_low": evaluation.low, "lds_high": evaluation.high}
     )
-    costs = {f"{axis.key}_{'s' if axis.unit == 's' else 'bytes'}": axis.value(row) for axis in AXES}
-    return {"status": row.record.status, **quality, **{k: v for k, v in costs.items() if v is not None}}
+    costs = {f"{axis.key}_{'s' if axis.unit == 's' else 'bytes'}": axis.of(run.record) for axis in AXES}
+    return {"status": run.record.status, **quality, **{k: v for k, v in costs.items() if v is not None}}

@@ -1,7 +1,8 @@
 """The process of one run: it sees the task without its ground truth, and is measured from outside and inside.
 
-Started as ``python -m tdabench.worker JOB FOLDER EVENTS LAUNCHER`` by :mod:`tdabench.runner`: JOB is a file, FOLDER
-takes the results, EVENTS is a file descriptor for progress, one JSON object a line, LAUNCHER is a process id.
+Started as ``python -m tdabench.worker JOB FOLDER EVENTS LAUNCHER KEY`` by :mod:`tdabench.runner`: JOB is a file, FOLDER
+takes the results, EVENTS is a file descriptor for progress, one JSON object a line, LAUNCHER is a process id, and KEY
+is that of the plan: what runs here must be what was planned.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from typing import Any
 
 import torch
 
+from tdabench import provenance
 from tdabench.ensembles import parse_ensemble
-from tdabench.errors import Declined, StorageError, TdabenchError
+from tdabench.errors import Declined, StorageError, TdabenchError, UsageError
 from tdabench.execution import execute
 from tdabench.files import write_arrays, write_json
 from tdabench.jobs import RESULT_FILE, Job, Plan, plan
@@ -50,8 +52,9 @@ def main() -> None:
     """Run the job and leave ``result.json``: what happened, and what it cost."""
     job_file, folder, handle, launcher = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
     _die_with(launcher)
-    result = _guarded(Job.from_json(job_file.read_text(encoding="utf-8")), folder, Events(handle))
-    write_json(folder / RESULT_FILE, result)
+    sources = provenance.sources_sha256()  # before the run: of the code that is imported now
+    result = _guarded(Job.from_json(job_file.read_text(encoding="utf-8")), sys.argv[5], folder, Events(handle))
+    write_json(folder / RESULT_FILE, {**result, "sources_sha256": sources})
 
 
 def _die_with(launcher: int) -> None:
@@ -64,10 +67,10 @@ def _die_with(launcher: int) -> None:
         sys.exit(1)
 
 
-def _guarded(job: Job, folder: Path, events: Events) -> dict[str, Any]:
+def _guarded(job: Job, key: str, folder: Path, events: Events) -> dict[str, Any]:
     """Return the run's result; whatever the method raises becomes a status with a reason."""
     try:
-        view, planned = _prepare(job, events)
+        view, planned = _prepare(job, key, events)
     except TdabenchError as error:  # the user's mistake, not the method's
         return _refused(error)
     try:
@@ -97,24 +100,31 @@ def _one_line(error: Exception) -> str:
     return shown if isinstance(error, TdabenchError) else f"{type(error).__name__}: {shown}".rstrip(": ")
 
 
-def _prepare(job: Job, events: Events) -> tuple[TaskView, Plan]:
+def _prepare(job: Job, key: str, events: Events) -> tuple[TaskView, Plan]:
     """Load the task and warm up; none of it is timed."""
     torch.set_num_threads(job.threads)
     planned = plan(job)
+    _check_unchanged(planned, key)
     data = planned.task.data(Path(job.data_folder) if job.data_folder else None).to(job.device)
     view = TaskView(planned.task, data, planned.models_folder, seed=job.seed, meter=Meter(job.device))
     view.warm_up()
-    memory = PeakMemory()
+    memory = PeakMemory(job.device)
     view.meter = Meter(job.device, memory, lambda phase: events.send(phase=phase))
     return view, planned
+
+
+def _check_unchanged(planned: Plan, key: str) -> None:
+    if planned.key != key:
+        raise UsageError(
+            f"The code of {planned.method} or of {planned.task.name}, or a library, was changed after the command "
+            "planned this run. Nothing is recorded for it; give the command again."
+        )
 
 
 def _measure(planned: Plan, view: TaskView, folder: Path, events: Events) -> dict[str, Any]:
     job = planned.job
     method = make(find_method(job.method), job.method, job.options)
     ensemble = parse_ensemble(job.ensemble) if job.ensemble else None
-    if view.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(view.device)
     start = time.perf_counter()
     scores = execute(method, ensemble, view, lambda done, total: events.send(done=done, total=total))
     wall_s = time.perf_counter() - start
@@ -124,6 +134,8 @@ def _measure(planned: Plan, view: TaskView, folder: Path, events: Events) -> dic
         "reason": None,
         "costs": _costs(view, wall_s, job.tune_s),
         "phases": view.meter.stopwatch.phases,
+        "cpu_phases": view.meter.stopwatch.cpu_phases,
+        "trainings": {n: {"wall_s": t.seconds, "cpu_s": t.cpu_seconds} for n, t in view.meter.trainings.items()},
         "ingredients": {
             "models_trained": view.meter.models_trained,
             "adapters_trained": len(view.meter.adapters),
@@ -141,13 +153,11 @@ def _correlations(meter: Meter) -> dict[str, Any] | None:
     return None if found is None else asdict(found)
 
 
-def _costs(view: TaskView, wall_s: float, tune_s: float) -> dict[str, Any]:
+def _costs(view: TaskView, wall_s: float, tune_s: float | None) -> dict[str, Any]:
     meter = view.meter
     phases = meter.stopwatch.phases
-    assert meter.memory is not None
-    # Training is charged by its own time and happens once; what the harness measures is not the method's either.
-    peaks = [peak for phase, peak in meter.memory.peaks.items() if phase in (FIT, ATTRIBUTE)]
-    on_cuda = view.device.type == "cuda"
+    memory, on_cuda = meter.memory, view.device.type == "cuda"
+    assert memory is not None
     return {
         "train_s": meter.train_s,
         "extra_train_s": meter.extra_train_s,
@@ -155,12 +165,20 @@ def _costs(view: TaskView, wall_s: float, tune_s: float) -> dict[str, Any]:
         "attribute_s": phases.get(ATTRIBUTE, 0.0),
         "tune_s": tune_s,
         "wall_s": wall_s,
-        "peak_host_bytes": max(peaks, default=0),
-        "baseline_host_bytes": meter.memory.baseline,
-        "peak_device_bytes": torch.cuda.max_memory_allocated(view.device) if on_cuda else None,
-        "reserved_device_bytes": torch.cuda.max_memory_reserved(view.device) if on_cuda else None,
+        "peak_host_bytes": _highest(memory.peaks),
+        "baseline_host_bytes": memory.baseline,
+        "peak_device_bytes": _highest(memory.allocated) if on_cuda else None,
+        "reserved_device_bytes": _highest(memory.reserved) if on_cuda else None,
         "storage_bytes": meter.storage_bytes,
     }
+
+
+def _highest(peaks: dict[str, int]) -> int:
+    """Return the peak of serving.
+
+    Training is charged by its own time and happens once; what the harness measures is not the method's either.
+    """
+    return max((peak for phase, peak in peaks.items() if phase in (FIT, ATTRIBUTE)), default=0)
 
 
 if __name__ == "__main__":

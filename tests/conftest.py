@@ -107,6 +107,42 @@ def view(small, small_data, tmp_path: Path) -> Callable:
     return make
 
 
+@pytest.fixture
+def network_task(small, view) -> Callable:
+    """Return a factory of views of a task with a tiny network, ``resnet`` or ``transformer``, and made-up examples."""
+    from dataclasses import replace
+
+    import torch
+
+    from tdabench import MEAN_LOG_PROBABILITY, Examples, TaskData, token_cross_entropy
+    from tdabench.tasks.networks import resnet9
+    from tdabench.tasks.transformers import music_transformer
+
+    changes = {
+        "resnet": {"make_model": lambda: resnet9(3, width=8, strides=(2, 2, 2), p=0.1)},
+        "transformer": {
+            "make_model": lambda: music_transformer(7, 6, layers=1, width=4, heads=2, p=0.1),
+            "loss": token_cross_entropy,
+            "target": MEAN_LOG_PROBABILITY,
+        },
+    }
+
+    def make(network: str):
+        random = torch.Generator().manual_seed(0)
+
+        def examples(n: int, split: str) -> Examples:
+            if network == "resnet":
+                images = torch.randn(n, 3, 8, 8, generator=random)
+                return Examples(images, torch.randint(3, (n,), generator=random), split)
+            tokens = torch.randint(7, (n, 7), generator=random)
+            return Examples(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), split)
+
+        task = replace(small, name=network, n_train=16, n_queries=4, **changes[network])
+        return view(task, TaskData(examples(16, "train"), examples(4, "queries")), store=network)
+
+    return make
+
+
 @pytest.fixture(scope="session")
 def mnist():
     """Return the task mnist-mlp and its data; skip where TDABENCH_DATA does not hold MNIST."""

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import re
 import shutil
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
 
@@ -101,6 +103,40 @@ def test_a_failing_slice_stops_the_rest_also_on_an_executor_that_is_given(
         with pytest.raises(RuntimeError, match="worker broke"):
             build(small_reference, tmp_path / "truth", executor=executor)
     assert all(f.done() for f in futures)
+    assert not (tmp_path / "truth").exists()
+
+
+class DyingExecutor(InlineExecutor):
+    """One that computes one slice and then loses its worker."""
+
+    def submit(self, function, /, *args, **kwargs) -> Future:
+        if not self.slices:
+            done = super().submit(function, *args, **kwargs)
+            done.result()
+            return done
+        lost: Future = Future()
+        lost.set_exception(BrokenProcessPool("A process in the process pool was terminated abruptly"))
+        return lost
+
+
+@pytest.mark.parametrize(
+    ("workers", "advice"),
+    [
+        (4, "give the same command with --workers 2."),
+        (1, "give the same command on a machine with more memory."),
+        (None, "give the same command on fewer workers, or on a machine with more memory."),
+    ],
+)
+def test_a_worker_that_is_killed_is_one_error_that_says_what_to_do(
+    small_reference, small, cache, tmp_path, monkeypatch, workers, advice
+):
+    given = DyingExecutor() if workers is None else None
+    monkeypatch.setattr(building, "local_pool", lambda workers: DyingExecutor())
+    with pytest.raises(UsageError, match=rf"worker process was killed, .* memory .* kept: {re.escape(advice)}"):
+        build(small_reference, tmp_path / "truth", Options(workers=workers), executor=given)
+    if given is not None:
+        given.shutdown()
+    assert read_slices(small, [work_folder(small)]).n_done == 8
     assert not (tmp_path / "truth").exists()
 
 

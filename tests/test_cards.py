@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -50,6 +51,14 @@ def test_the_card_gives_the_recipe(task, rows):
     assert ("weight decay" in rows["recipe"]) == (recipe.weight_decay > 0)
     assert ("linear" in rows["recipe"]) == (recipe.schedule == "linear")
     assert rows["target"] == task.target.name
+
+
+def test_the_readme_says_which_ground_truth_is_complete(task):
+    text = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    (row,) = re.findall(rf"^\| \[`{task.name}`\].*$", text, re.MULTILINE)
+    complete = (ground_truth_folder(task) / MANIFEST_FILE).exists()
+    assert ("not complete yet" in row) != complete
+    assert f"{task.plan.n_subsets} x {task.plan.n_seeds}" in row.replace("subsets ", "")
 
 
 def test_the_card_gives_the_ceiling_of_the_ground_truth_that_is_there(task, rows):

@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -26,6 +27,7 @@ from tdabench.ground_truth import ARRAYS_FILE, read_ground_truth, write_ground_t
 from tdabench.records import read_record
 from tdabench.retraining import compute_slice
 from tdabench.scores import read_scores
+from tdabench.task import TaskData
 
 METHODS = Path(__file__).parent / "methods_for_runner.py"
 GOOD, RAISES = f"{METHODS}:Good", f"{METHODS}:Raises"
@@ -313,7 +315,9 @@ def test_board_is_the_same_bytes_each_time(tdabench, runs, tmp_path):
 # --- tune
 
 
-def test_tuned_options_are_stored_used_and_charged(tdabench, small, small_reference, small_truth_folder, tmp_path):
+def test_tuned_options_are_stored_used_charged_and_replayed(
+    tdabench, small, small_reference, small_truth_folder, tmp_path, monkeypatch
+):
     stored = small.folder / "tuned.json"
     words = ("--runs", tmp_path / "runs", "--json")
     try:
@@ -322,13 +326,48 @@ def test_tuned_options_are_stored_used_and_charged(tdabench, small, small_refere
         assert dry.err.count("on the tuning queries") == 3
         tuned = tdabench("tune", small_reference, GOOD, *words).json
         assert tuned["stored"] == str(stored)
+        assert results.find_runs(tmp_path / "runs") == []
         record = tdabench("run", small_reference, GOOD, *words).json["record"]
         assert record["options"] == tuned["options"]
+        assert record["options_from"] == "tuned"
         assert record["costs"]["tune_s"] == tuned["tune_s"] > 0
+        assert record["command"] == tuned["command"] == dry.json["command"]
         plain = tdabench("run", small_reference, GOOD, "--defaults", *words).json["record"]
-        assert plain["costs"]["tune_s"] == 0
+        assert (plain["costs"]["tune_s"], plain["options_from"]) == (0, "defaults")
+        monkeypatch.chdir(METHODS.parent)
+        for there_is_a_choice in (True, False):
+            if not there_is_a_choice:
+                stored.unlink()
+            for measured in (record, plain):
+                again = tdabench(*shlex.split(measured["command"])[1:], *words)
+                assert "Measured before" in again.err
+                assert again.json["record"] == measured
     finally:
         stored.unlink(missing_ok=True)
+
+
+def test_a_run_without_tuning_says_so(tdabench, small_reference, runs, launched):
+    done = tdabench("run", small_reference, GOOD, "--runs", runs)
+    assert f"small: not tuned, so at the defaults: {GOOD}. Choose with `tdabench tune " in done.err
+    assert "not tuned" not in tdabench("run", small_reference, GOOD, "--defaults", "--runs", runs).err
+
+
+def test_a_suite_says_once_which_methods_are_at_their_defaults(measured, tdabench, suite_file, runs, tmp_path):
+    said = "small: not tuned, so at the defaults: "
+    lines = [line for line in (measured / "err.txt").read_text().splitlines() if line.startswith(said)]
+    assert len(lines) == 1
+    assert lines[0].startswith(f"{said}{GOOD}. Choose with ")
+    done = tdabench("suite", suite_file, "--runs", runs, "--board", tmp_path / "board")
+    assert done.err.count(said) == 1
+    assert "methods_for_runner.py:Good (at defaults)" in done.out
+    assert "random (at defaults)" not in done.out
+
+
+@pytest.mark.parametrize("text", ["-1", "nan", "inf", "soon", ""])
+def test_seconds_that_are_none_are_refused(tdabench, small_reference, text):
+    done = tdabench("run", small_reference, GOOD, "--tune-s", text)
+    assert done.code == 2
+    assert f"Cannot read --tune-s {text!r}. Write seconds, or unknown." in done.err
 
 
 # --- ground truth
@@ -466,6 +505,23 @@ def registered(monkeypatch, small, small_truth_folder, tmp_path) -> None:
     }
     monkeypatch.setattr(registry, "names", lambda _: list(tasks))
     monkeypatch.setattr(registry, "find_task", tasks.__getitem__)
+
+
+def test_verify_all_on_a_gpu_takes_the_tasks_that_need_one_too(tdabench, registered, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(TaskData, "to", lambda data, device: data)
+    done = tdabench("ground-truth", "verify", "--all", "--replicas", 1, "--device", "cuda", "--json")
+    assert [o["task"] for o in json.loads(done.out)] == ["bare", "huge", "small"]
+
+
+@pytest.mark.parametrize("words", [["verify"], ["build", "--out", "truth"], ["merge", "slices", "--out", "truth"]])
+def test_a_gpu_that_is_not_there_is_one_error(tdabench, small_reference, monkeypatch, words):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    done = tdabench("ground-truth", words[0], small_reference, *words[1:], "--device", "cuda")
+    assert (done.code, done.err) == (
+        2,
+        "Error: There is no CUDA device that torch can use. Leave out --device cuda.\n",
+    )
 
 
 def test_verify_all_goes_on_after_a_task_that_cannot_be_verified_and_exits_with_1(tdabench, registered, tmp_path):
@@ -653,3 +709,36 @@ def test_a_reader_that_goes_away_is_no_error():
     _, err = process.communicate(timeout=60)
     assert b"Traceback" not in err
     assert b"BrokenPipe" not in err
+
+
+# --- archive
+
+
+def test_archived_runs_are_read_as_the_runs_are(tdabench, small_reference, runs, tmp_path):
+    done = tdabench("archive", runs, "--out", tmp_path / "kept", "--task", small_reference, "--json")
+    assert (done.code, done.json) == (0, {"kept": 3, "there_before": 0, "folder": str(tmp_path / "kept")})
+    good, kept = one(runs, "Good"), one(tmp_path / "kept", "Good")
+    assert sorted(path.name for path in kept.iterdir()) == ["evidence.safetensors", "record.json"]
+    assert [path.name for path in one(tmp_path / "kept", "Raises").iterdir()] == ["record.json"]
+    for words in (["score", good], ["compare", good, one(runs, "random")]):
+        there = [one(tmp_path / "kept", "Good" if word is good else "random") for word in words[1:]]
+        task = ["--task", small_reference, "--json"]
+        assert tdabench(words[0], *there, *task).json == tdabench(*words, *task).json
+    boards = [
+        tdabench("board", folder, "--task", small_reference, "--out", tmp_path / name, "--json").json
+        for folder, name in ((runs, "first"), (tmp_path / "kept", "second"))
+    ]
+    assert boards[0] == boards[1]
+
+
+def test_archiving_again_keeps_what_is_there_and_never_replaces_it(tdabench, small_reference, runs, tmp_path):
+    words = ("archive", runs, "--out", tmp_path / "kept", "--task", small_reference)
+    tdabench(*words)
+    before = state(tmp_path / "kept")
+    assert tdabench(*words).out == f"0 runs kept in {tmp_path / 'kept'}; 3 were there before.\n"
+    assert state(tmp_path / "kept") == before
+    record = one(tmp_path / "kept", "Good") / "record.json"
+    record.write_text(record.read_text() + " ")
+    done = tdabench(*words)
+    assert done.code == 2
+    assert "holds another run. Remove it, or choose another folder with --out." in done.err

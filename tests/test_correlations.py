@@ -145,7 +145,7 @@ def test_memory_does_not_grow_with_the_ensemble():
 def test_a_run_measures_its_members(view, ensemble):
     task = view()
     execute(GradDot(), ensemble, task)
-    members = ensemble.members(view())
+    members = list(ensemble.members(view()))
     parts = np.stack([GradDot().attribute(m, None).numpy() for m in members])
     within, between = pairwise([m.model_number for m in members], parts)
     found = task.meter.correlations.result()

@@ -8,7 +8,15 @@ import pytest
 import torch
 from torch import nn
 
-from tdabench import TaskData, UsageError, eigenbases, solved_dot, with_sampled_labels
+from tdabench import (
+    Declined,
+    Target,
+    TaskData,
+    UsageError,
+    eigenbases,
+    solved_dot,
+    with_sampled_labels,
+)
 from tdabench.baselines.astra import Astra
 from tdabench.baselines.compressed import Grass, LoGra
 from tdabench.baselines.data_inf import DataInf
@@ -16,8 +24,6 @@ from tdabench.baselines.ek_fac import EkFac
 from tdabench.ensembles import parse_ensemble
 from tdabench.examples import Examples
 from tdabench.execution import execute
-from tdabench.tasks.networks import resnet9
-from tdabench.tasks.transformers import music_transformer
 
 METHODS = {
     "ek-fac": EkFac(),
@@ -41,6 +47,12 @@ def two_layers() -> nn.Module:
 
 def on_tokens() -> nn.Module:
     return nn.Sequential(nn.Unflatten(1, (8, 8)), nn.Linear(8, 5), nn.Tanh(), nn.Flatten(), nn.Linear(40, 10))
+
+
+def on_images() -> nn.Module:
+    return nn.Sequential(
+        nn.Unflatten(1, (1, 8, 8)), nn.Conv2d(1, 3, 3, stride=2), nn.Tanh(), nn.Flatten(), nn.Linear(27, 10)
+    )
 
 
 @pytest.fixture
@@ -68,6 +80,19 @@ def dense(task, of_queries="target"):
     return member.gradients(task.queries, of_queries).dense().double(), member.gradients(
         task.training, "loss"
     ).dense().double()
+
+
+def layers_of(task):
+    """Return every layer's query and training gradients ``[m, p, q]`` and ``[n, p, q]``, in double precision."""
+    queries = task.member().gradients(task.queries, "target")
+    q, z = (queries.split(g) for g in dense(task))
+    return {key: (q[key], z[key]) for key in q}
+
+
+def check_scores(method, task, expected) -> None:
+    """Hold a method's scores against expected ones, in units of the largest."""
+    got, scale = execute(method, None, task).double(), expected.abs().max()
+    torch.testing.assert_close(got / scale, expected / scale, rtol=1e-3, atol=1e-4)
 
 
 # The eigenbasis
@@ -127,6 +152,41 @@ def test_drawn_labels_follow_the_predictions(view_of):
     assert torch.equal(again, drawn[7])
 
 
+def one_output() -> nn.Module:
+    return nn.Linear(64, 1)
+
+
+def no_outputs() -> nn.Module:
+    return nn.Sequential(nn.Linear(64, 1), nn.Flatten(0))
+
+
+def odd(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return nn.functional.binary_cross_entropy_with_logits(logits.flatten(), (labels % 2).float(), reduction="none")
+
+
+@pytest.mark.parametrize(
+    ("make", "said"), [(one_output, r"outputs \[B, 1\] for labels \[B\]"), (no_outputs, r"outputs \[B\] for labels")]
+)
+@pytest.mark.parametrize("method", [EkFac(), Astra()], ids=["ek-fac", "astra"])
+def test_a_model_without_an_output_for_each_class_is_declined_not_given_labels_of_one_class(
+    view_of, make, said, method
+):
+    target = Target("log-probability", lambda logits, labels: -odd(logits, labels), torch.exp)
+    task = view_of(make, loss=odd, target=target)
+    with pytest.raises(Declined, match=said):
+        execute(method, None, task)
+    assert execute(EkFac(labels="true"), None, task).std() > 0
+
+
+@pytest.mark.parametrize("network", ["mlp", "transformer"])
+def test_astra_s_ridge_is_relative_to_the_gauss_newton_matrix(view_of, network_task, network):
+    task = view_of(two_layers) if network == "mlp" else network_task(network)
+    member = task.member()
+    exact = member.hessian(task.training).explicit().diagonal().mean()
+    ridges = torch.tensor([Astra(damping=0.5, steps=0).fit(replace(member, number=i)).ridge for i in range(5)])
+    assert (ridges / exact).mean().item() == pytest.approx(0.5, rel=0.1)
+
+
 # Against explicit matrices
 
 
@@ -147,21 +207,19 @@ def test_ek_fac_is_exact_where_the_curvature_is_a_kronecker_product(view_of):
     torch.testing.assert_close(gradients.flatten(solved).double(), explicit, rtol=1e-3, atol=1e-4)
 
 
-def test_astra_s_iterations_reach_the_exact_inverse(view_of):
-    task = view_of(two_layers)
-    member = task.member()
+@pytest.mark.parametrize(("network", "some", "many"), [("mlp", 10, 100), ("transformer", 3, 20)])
+def test_astra_s_iterations_reach_the_exact_inverse(view_of, network_task, network, some, many):
+    task = view_of(two_layers) if network == "mlp" else network_task(network)
     q, z = dense(task)
-    exact = member.hessian(task.training).explicit().double()
-    labelled = with_sampled_labels(member, task.training, "ek-fac", task.seed, member.number)
-    bases = eigenbases(member.gradients(labelled, "loss"))
-    ridge = 0.1 * sum(b.values.sum() for b in bases.values()) / sum(b.values.numel() for b in bases.values())
+    exact = task.member().hessian(task.training).explicit().double()
+    ridge = 0.3 * exact.diagonal().mean()
     expected = -(torch.linalg.solve(exact + ridge * torch.eye(len(exact)), q.T).T @ z.T)
 
     def error(steps):
-        got = execute(Astra(damping=0.1, steps=steps, batch=N_TRAIN), None, task).double()
+        got = execute(Astra(damping=0.3, steps=steps, batch=N_TRAIN), None, task).double()
         return float((got - expected).norm() / expected.norm())
 
-    errors = [error(steps) for steps in (0, 10, 200)]
+    errors = [error(steps) for steps in (0, some, many)]
     assert errors[2] < 0.1
     assert errors[2] < errors[1] < errors[0]
 
@@ -172,8 +230,7 @@ def test_data_inf_is_a_mean_of_inverses(view_of):
     ridge = 0.1 * z.square().mean()
     inverses = [torch.linalg.inv(torch.outer(g, g) + ridge * torch.eye(len(g))) for g in z]
     expected = -(q @ torch.stack(inverses).mean(0) @ z.T)
-    got = execute(DataInf(damping=0.1), None, task).double()
-    torch.testing.assert_close(got / expected.abs().max(), expected / expected.abs().max(), rtol=1e-3, atol=1e-4)
+    check_scores(DataInf(damping=0.1), task, expected)
 
 
 @pytest.mark.parametrize("method", [LoGra(rank=64, damping=0.3), Grass(size=650, keep=1.0, damping=0.3)])
@@ -183,8 +240,88 @@ def test_compressing_nothing_gives_the_influence_function_of_the_empirical_fishe
     fisher = z.T @ z / len(z)
     ridge = 0.3 * fisher.diagonal().mean()
     expected = -(q @ torch.linalg.solve(fisher + ridge * torch.eye(len(fisher)), z.T))
-    got = execute(method, None, task).double()
-    torch.testing.assert_close(got / expected.abs().max(), expected / expected.abs().max(), rtol=1e-3, atol=1e-4)
+    check_scores(method, task, expected)
+
+
+SEVERAL_LAYERS = ["convolution", "transformer"]
+
+
+@pytest.fixture
+def layered(view_of, network_task):
+    """Return a factory of views of tasks whose layers have positions."""
+    return lambda network: network_task(network) if network == "transformer" else view_of(on_images)
+
+
+@pytest.mark.parametrize("network", SEVERAL_LAYERS)
+def test_ek_fac_inverts_each_layer_s_matrix_in_its_eigenbasis(layered, network):
+    task = layered(network)
+    bases = EkFac(labels="true").fit(task.member())
+    expected = torch.zeros(task.n_queries, task.n_train, dtype=torch.float64)
+    for key, (q, z) in layers_of(task).items():
+        sides = (bases[key].left, bases[key].right)
+        left, right = (torch.eye(n) if u is None else u for u, n in zip(sides, z.shape[1:], strict=True))
+        basis = torch.kron(left, right).double()
+        values = (z.flatten(1) @ basis).square().mean(0)
+        matrix = basis @ (values + 0.3 * values.mean()).diag() @ basis.T
+        expected -= q.flatten(1) @ torch.linalg.solve(matrix, z.flatten(1).T)
+    check_scores(EkFac(damping=0.3, labels="true"), task, expected)
+
+
+@pytest.mark.parametrize("network", SEVERAL_LAYERS)
+def test_eigenvectors_are_those_of_the_moments_of_inputs_and_gradients_over_positions(layered, network):
+    task = layered(network)
+    member = task.member()
+    bases = eigenbases(member.gradients(task.training, "loss"))
+    inputs, gradients = passed(member, task.training.all())
+    assert len(inputs) == {"convolution": 1, "transformer": 5}[network]
+    for name, a in inputs.items():
+        a = a if member.model.get_submodule(name).bias is None else torch.cat([a, torch.ones(len(a), 1)], 1)
+        for basis, rows in ((bases[name].right, a), (bases[name].left, gradients[name])):
+            turned = basis.T @ (rows.T @ rows) @ basis
+            assert (turned - turned.diag().diag()).norm() < 1e-4 * turned.norm(), name
+
+
+def passed(member, batch):
+    """Return what every linear layer receives, ``[B * T, q]``, and the gradient at what it gives, ``[B * T, p]``."""
+    inputs, outputs, hooks = {}, {}, []
+    for name, module in member.model.named_modules():
+        if isinstance(module, nn.Linear):
+
+            def note(_, given, out, name=name):
+                inputs[name], outputs[name] = given[0].detach().flatten(0, -2), out
+
+            hooks.append(module.register_forward_hook(note))
+    parameters = {k: p.clone().requires_grad_() for k, p in member.parameters.items()}
+    loss = member.loss(parameters, batch).sum()
+    for hook in hooks:
+        hook.remove()
+    gradients = torch.autograd.grad(loss, list(outputs.values()))
+    return inputs, {name: g.flatten(0, -2) for name, g in zip(outputs, gradients, strict=True)}
+
+
+@pytest.mark.parametrize("network", SEVERAL_LAYERS)
+def test_data_inf_is_a_mean_of_inverses_in_each_layer(layered, network):
+    task = layered(network)
+    expected = torch.zeros(task.n_queries, task.n_train, dtype=torch.float64)
+    for q, z in layers_of(task).values():
+        q, z = q.flatten(1), z.flatten(1)
+        ridge = 0.1 * z.square().mean() * torch.eye(z.shape[1])
+        inverse = torch.linalg.inv(z.unsqueeze(2) * z.unsqueeze(1) + ridge).mean(0)
+        expected -= q @ inverse @ z.T
+    check_scores(DataInf(damping=0.1), task, expected)
+
+
+@pytest.mark.parametrize("method", [LoGra(rank=400, damping=0.3), Grass(size=400, keep=1.0, damping=0.3)])
+@pytest.mark.parametrize("network", SEVERAL_LAYERS)
+def test_compressing_nothing_gives_each_layer_s_influence_function(layered, network, method):
+    task = layered(network)
+    expected = torch.zeros(task.n_queries, task.n_train, dtype=torch.float64)
+    for q, z in layers_of(task).values():
+        q, z = q.flatten(1), z.flatten(1)
+        fisher = z.T @ z / len(z)
+        ridge = 0.3 * fisher.diagonal().mean() * torch.eye(len(fisher))
+        expected -= q @ torch.linalg.solve(fisher + ridge, z.T)
+    check_scores(method, task, expected)
 
 
 @pytest.mark.parametrize(
@@ -233,34 +370,6 @@ def test_methods_run_on_convolutions_and_tokens(network_task, name, network):
     scores = execute(METHODS[name], None, network_task(network))
     assert scores.isfinite().all()
     assert scores.std() > 0
-
-
-@pytest.fixture
-def network_task(small, view):
-    """Return a factory of views of a task with a tiny network and made-up examples."""
-    from tdabench import MEAN_LOG_PROBABILITY, token_cross_entropy
-
-    def make(network):
-        random = torch.Generator().manual_seed(0)
-
-        def examples(n, split):
-            if network == "resnet":
-                images = torch.randn(n, 3, 8, 8, generator=random)
-                return Examples(images, torch.randint(3, (n,), generator=random), split)
-            tokens = torch.randint(7, (n, 7), generator=random)
-            return Examples(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), split)
-
-        changes = {"make_model": lambda: resnet9(3, width=8, strides=(2, 2, 2), p=0.1)}
-        if network == "transformer":
-            changes = {
-                "make_model": lambda: music_transformer(7, 6, layers=1, width=8, heads=2, p=0.1),
-                "loss": token_cross_entropy,
-                "target": MEAN_LOG_PROBABILITY,
-            }
-        task = replace(small, name=network, n_train=16, n_queries=4, **changes)
-        return view(task, TaskData(examples(16, "train"), examples(4, "queries")), store=network)
-
-    return make
 
 
 def test_a_singular_moment_says_what_to_type(view_of):

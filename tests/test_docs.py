@@ -57,12 +57,7 @@ def test_example_runs_from_outside_the_repository_alone_and_wrapped(tmp_path):
 
 
 def test_links_between_documents_lead_somewhere():
-    for document in [
-        *ROOT.glob("*.md"),
-        *ROOT.glob("docs/*.md"),
-        *ROOT.glob("tasks/*/*.md"),
-        *ROOT.glob("leaderboard/*.md"),
-    ]:
+    for document in documents():
         for target in re.findall(r"\]\(([^)#]+)\)", document.read_text()):
             if not target.startswith("http"):
                 assert (document.parent / target).exists(), f"{document.name} links to {target}"
@@ -75,19 +70,82 @@ def test_readme_names_every_command():
     assert [c for c in _COMMANDS if f"tdabench {c}" not in text] == []
 
 
+def documents() -> list[Path]:
+    return [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("leaderboard/*.md"), *ROOT.glob("tasks/*/*.md")]
+
+
+def test_sentences_name_only_commands_that_exist():
+    from tdabench.cli import _COMMANDS
+
+    for document in documents():
+        for name in re.findall(r"`tdabench ([a-z][\w-]*)", document.read_text()):
+            assert name in _COMMANDS, f"{document.name} names `tdabench {name}`"
+
+
+def test_readme_says_of_every_suite_what_it_is():
+    from tdabench.suites import suite_names
+
+    (told,) = re.findall(r"^Suites: (.*?)\n\n", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    assert set(re.findall(r"`(\w+)`", told)) == {*suite_names()}
+
+
+def test_it_is_said_how_results_are_offered_and_that_nothing_checks_them():
+    """Until there is a command for it."""
+    from tdabench.cli import _COMMANDS
+
+    assert not {"submit", "check"} & {*_COMMANDS}, "now the documents can say more"
+    for name in ("README.md", "CONTRIBUTING.md", "leaderboard/README.md"):
+        text = " ".join((ROOT / name).read_text().lower().split())
+        assert "by a pull request with run folders" in text, name
+        assert re.search("not checked automatically yet|nothing checks them automatically yet", text), name
+
+
+def shown_suites() -> list[str]:
+    """Return every suite that a document shows whole."""
+    blocks = [b for d in documents() for b in re.findall(r"^```toml\n(.*?)^```$", d.read_text(), re.M | re.S)]
+    return [block for block in blocks if block.startswith("title = ")]
+
+
+def test_the_walk_shows_a_suite_of_ten_lines_for_a_comparison_at_equal_cost(tmp_path, monkeypatch):
+    """Its jobs are checked as a run would check them, and nothing is measured."""
+    from tdabench.jobs import plan
+    from tdabench.suites import find_suite
+
+    (text,) = (text for text in shown_suites() if "MyMethod" in text)
+    assert len(text.splitlines()) == 10
+    (tmp_path / "my_suite.toml").write_text(text)
+    (tmp_path / "my_method.py").write_text(EXAMPLE.read_text())
+    monkeypatch.chdir(tmp_path)
+    plans = [plan(job) for job in find_suite("my_suite.toml").jobs]
+    assert {p.method for p in plans} == {"my_method.py:MyMethod", "trak"}
+    kinds = {("" if p.ensemble is None else p.ensemble.kind) for p in plans}
+    assert kinds == {"", "independent", "dropout", "lora", "checkpoints"}
+    assert f"here {len(plans)} runs" in (ROOT / "docs" / "new-method.md").read_text()
+
+
+def test_keys_of_a_suite_are_documented():
+    from tdabench.suites import LeftOut, _Block, _File
+
+    walks = "".join((ROOT / "docs" / f"new-{what}.md").read_text() for what in ("method", "task"))
+    for key in {*_File.model_fields, *_Block.model_fields, *LeftOut.model_fields}:
+        assert re.search(rf"`{key}`|`\[\[{key}\]\]`|^{key} = ", walks, re.MULTILINE), key
+    assert re.search(r"^- `seeds`: ", walks, re.MULTILINE)
+
+
 def shown_commands() -> list[str]:
     """Return every command that a document shows in a block of its own."""
     found = []
-    for document in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]:
+    for document in documents():
         # Blocks of every language are matched, else the end of one would be taken for the beginning of the next.
-        for block in re.findall(r"^```\w*\n(.*?)^```$", document.read_text(), re.MULTILINE | re.DOTALL):
-            found += [line for line in block.splitlines() if line.startswith("tdabench ")]
+        for block in re.findall(r"^ *```\w*\n(.*?)^ *```$", document.read_text(), re.MULTILINE | re.DOTALL):
+            found += [line.strip() for line in block.splitlines() if line.lstrip().startswith("tdabench ")]
     return sorted(set(found))
 
 
 def test_the_walks_show_commands():
     shown = {" ".join(line.split()[:3]) for line in shown_commands()}
     assert {"tdabench ground-truth merge", "tdabench tune digits-mlp", "tdabench suite ./my_suite.toml"} <= shown
+    assert {"tdabench findings at-equal-cost", "tdabench archive at-equal-cost"} <= shown
 
 
 @pytest.mark.parametrize("line", shown_commands())

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 import torch
@@ -139,3 +140,86 @@ def test_sequence_dropout_on_its_own_drops_features_of_whole_sequences():
     assert torch.equal(dropped, dropped[:, :1].expand_as(dropped))
     assert set(dropped.unique().tolist()) == {0.0, 2.0}
     assert torch.equal(module.eval()(torch.ones(1, 2, 3)), torch.ones(1, 2, 3))
+
+
+# Dropout that is no module
+
+
+class OnRows(nn.Module):
+    """Passes the rows of ``[B, 3, 4]`` through a layer of torch's; with ``statistics``, it trains in training mode."""
+
+    def __init__(self, layer: nn.Module, *, statistics: bool = False) -> None:
+        super().__init__()
+        self.layer, self.last = layer, nn.Linear(12, 3)
+        self.norm = nn.BatchNorm1d(12) if statistics else nn.Identity()
+
+    def forward(self, x):
+        rows = self.layer(x, x, x) if isinstance(self.layer, nn.MultiheadAttention) else self.layer(x)
+        return self.last(self.norm((rows[0] if isinstance(rows, tuple) else rows).flatten(1)))
+
+
+class DropsByFunction(nn.Module):
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p, self.inner = p, nn.Linear(4, 4)
+
+    def forward(self, x):
+        return nn.functional.dropout(self.inner(x), self.p, self.training)
+
+
+def encoder(*, inside: float) -> nn.Module:
+    layer = nn.TransformerEncoderLayer(4, 2, 8, dropout=0.5, batch_first=True)
+    layer.self_attn.dropout = inside
+    return layer
+
+
+WITHOUT_A_MODULE = {
+    "layer is a MultiheadAttention with dropout 0.1": lambda p: nn.MultiheadAttention(4, 2, p, batch_first=True),
+    "layer.self_attn is a MultiheadAttention with dropout 0.1": lambda p: encoder(inside=p),
+    "layer is a LSTM with dropout 0.1": lambda p: nn.LSTM(4, 4, 2, batch_first=True, dropout=p),
+    "layer is a GRU with dropout 0.1": lambda p: nn.GRU(4, 4, 2, batch_first=True, dropout=p),
+    "outside of dropout modules (torch.nn.functional.dropout": DropsByFunction,
+}
+
+
+@pytest.mark.parametrize("statistics", [False, True])
+@pytest.mark.parametrize("said", WITHOUT_A_MODULE)
+def test_dropout_without_a_module_is_refused_and_named(said, statistics):
+    with pytest.raises(UsageError, match=re.escape(said)) as refused:
+        install_masks(OnRows(WITHOUT_A_MODULE[said](0.1), statistics=statistics).eval(), torch.zeros(1, 3, 4))
+    assert str(refused.value).endswith("use torch.nn.Dropout instead.")
+
+
+@pytest.mark.parametrize("statistics", [False, True])
+@pytest.mark.parametrize("said", WITHOUT_A_MODULE)
+def test_the_same_modules_without_dropout_are_taken_as_they_are(said, statistics):
+    torch.manual_seed(0)
+    model = OnRows(WITHOUT_A_MODULE[said](0.0), statistics=statistics).eval()
+    before = torch.random.get_rng_state()
+    copy, _ = install_masks(model, torch.ones(1, 3, 4))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert not copy.training
+    assert not copy.layer.training
+    assert all(torch.equal(v, copy.state_dict()[k]) for k, v in model.state_dict().items())
+
+
+class Padded(nn.Module):
+    """Two layers of torch's encoder on sequences whose last position is empty."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.TransformerEncoder(encoder(inside=0.0), 2)
+
+    def forward(self, x):
+        return self.layers(x, src_key_padding_mask=torch.tensor([False, False, True]).expand(len(x), 3))
+
+
+@pytest.mark.parametrize("make", [lambda: nn.Sequential(encoder(inside=0.0)), Padded])
+def test_masks_hold_in_torch_s_encoder_in_evaluation_too(make):
+    torch.manual_seed(0)
+    model, sites = install_masks(make().eval(), torch.ones(1, 3, 4))
+    masks, x = MaskTable.draw(sites, 5, "x").masks, torch.randn(5, 3, 4)
+    expected = torch.func.functional_call(model, masks, (x,))
+    assert not torch.allclose(expected, model(x))
+    with torch.no_grad():
+        torch.testing.assert_close(torch.func.functional_call(model, masks, (x,)), expected)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import gc
 import math
+import weakref
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from types import SimpleNamespace
@@ -27,6 +29,7 @@ from tdabench.ensembles import (
 )
 from tdabench.errors import Declined, OptionError, UnknownNameError, UsageError
 from tdabench.execution import execute
+from tdabench.member import _table, forget_masks
 from tdabench.options import values
 
 counts = st.integers(1, 1000)
@@ -243,7 +246,7 @@ def test_checkpoints_cost_one_training_a_model_also_for_who_has_it(view):
 
 
 def test_projections_differ_in_the_projection_alone(members, view):
-    seen = Projections(2, 3).members(view())
+    seen = list(Projections(2, 3).members(view()))
     assert [m.number for m in seen] == list(range(6))
     assert [m.model_number for m in seen] == [0, 0, 0, 1, 1, 1]
     assert all(same(m.parameters, view().train(m.model_number)) for m in seen)
@@ -281,6 +284,85 @@ def test_more_projections_come_closer_to_a_large_one(view):
 def test_members_know_their_model(members, ensemble):
     seen, _ = members(ensemble)
     assert [m.model_number for m in seen] == [m.number * 2 // len(seen) for m in seen]
+
+
+ALL = [
+    Independent(3),
+    Dropout(2, 2),
+    Dropout(2, 2, mask="per-sample"),
+    Dropout(2, 2, scope="q-only"),
+    Lora(2, 2, rank=2, epochs=1),
+    Checkpoints(2, 2),
+    Projections(2, 2),
+]
+
+
+@pytest.mark.parametrize("ensemble", ALL)
+def test_members_are_made_when_they_are_asked_for(ensemble, view):
+    task = view()
+    next(ensemble.members(task))
+    assert task.meter.models_trained == 1
+    assert len(task.meter.adapters) == isinstance(ensemble, Lora)
+
+
+class Held:
+    """What a run holds of tensors that were noted, as long as somebody has them."""
+
+    def __init__(self):
+        self.models, self.rest, self.bytes_of_models = [], [], []
+
+    def bytes_of(self, references):
+        storages = [tensor.untyped_storage() for r in references if (tensor := r()) is not None]
+        return sum({s.data_ptr(): s.nbytes() for s in storages}.values())
+
+    def note(self, member):
+        """Note a member that starts; nothing may be there of what members before it have returned."""
+        tensors = (*member.parameters.values(), *member.statistics.values(), *member.model.parameters())
+        self.models += [weakref.ref(t) for t in (*tensors, *member.task.loaded())]
+        self.bytes_of_models.append(self.bytes_of(self.models))
+        assert self.bytes_of(self.rest) == 0
+        assert _table.cache_info().currsize == 0
+
+    def result(self):
+        tensor = torch.zeros(40, 120)
+        self.rest.append(weakref.ref(tensor))
+        return tensor
+
+
+@dataclass(frozen=True)
+class Watch(MemberMethod):
+    """Notes what is there when a member starts."""
+
+    held: Held
+    uses_q = uses_projection = True
+
+    def fit(self, member):
+        self.held.note(member)
+        return self.held.result()
+
+    def attribute(self, member, state):
+        for one in member.q_members:
+            one.targets(member.task.training)  # draws masks
+        return self.held.result()
+
+
+@pytest.fixture
+def _no_collection():
+    """Free only what nobody has: garbage that waits to be collected is memory."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("_no_collection")
+@pytest.mark.parametrize("ensemble", ALL)
+def test_memory_does_not_grow_with_the_ensemble(ensemble, view):
+    forget_masks()
+    held = Held()
+    execute(Watch(held), ensemble, view())
+    assert len(held.bytes_of_models) == ensemble.parts().members > 1
+    assert len(set(held.bytes_of_models)) == 1
 
 
 def test_q_only_is_declined_for_a_method_without_a_q_factor(view):

@@ -6,8 +6,9 @@ from itertools import count
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
-from tdabench import TaskData, gradients, projections
+from tdabench import Declined, TaskData, gradients, layers, projections
 from tdabench.baselines.grad_dot import GradDot
 from tdabench.baselines.trak import Trak
 from tdabench.ensembles import Independent, Lora
@@ -72,6 +73,48 @@ def images(*layers: nn.Module) -> nn.Sequential:
     return nn.Sequential(nn.Unflatten(1, (1, 8, 8)), *layers)
 
 
+class InFunctions(nn.Module):
+    """A layer whose weight is used once more, where no module is called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.last = nn.Linear(64, 64), nn.Linear(64, 10)
+
+    def forward(self, x):
+        return self.last(F.linear(self.inner(x).relu(), self.inner.weight))
+
+
+class Folded(nn.Module):
+    """A layer that is given ``[B * rows, ...]``."""
+
+    def __init__(self, layer: nn.Module, *shape: int) -> None:
+        super().__init__()
+        self.layer, self.shape = layer, shape
+        self.last = nn.LazyLinear(10)
+        self(torch.zeros(1, 64))
+
+    def forward(self, x):
+        return self.last(self.layer(x.reshape(-1, *self.shape)).reshape(len(x), -1).tanh())
+
+
+class TokensFirst(nn.Module):
+    """A linear layer on ``[T, B, d]``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.last = nn.Linear(8, 6), nn.Linear(48, 10)
+
+    def forward(self, x):
+        rows = self.inner(input=x.view(-1, 8, 8).transpose(0, 1)).relu()
+        return self.last(rows.transpose(0, 1).flatten(1))
+
+
+def changed_by_a_hook() -> nn.Module:
+    model = mlp()
+    model[0].register_forward_hook(lambda module, inputs, out: 2 * out)
+    return model
+
+
 class Odd(nn.Module):
     """A parameter of its own, and examples' rows passed through a layer all in one."""
 
@@ -104,16 +147,26 @@ FACTORED = {
     "running statistics": lambda: images(
         nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(72, 10), nn.BatchNorm1d(10)
     ),
+    "changed by a hook": changed_by_a_hook,
+}
+# The same, with examples that are not a layer's rows.
+FOLDED = {
+    "folded batch norm": lambda: Folded(nn.BatchNorm1d(8), 8),
+    "folded batch norm on tokens": lambda: Folded(nn.BatchNorm1d(4), 4, 4),
+    "folded batch norm on images": lambda: Folded(nn.BatchNorm2d(2), 2, 4, 4),
+    "folded convolution": lambda: Folded(nn.Conv2d(1, 3, 3), 1, 4, 4),
+    "tokens first": TokensFirst,
 }
 # Models with parameters that no layer of a known kind holds.
 LOOSE = {
     "called twice": CalledTwice,
+    "in functions": InFunctions,
     "tied": Tied,
     "own forward": lambda: nn.Sequential(Doubled(64, 16), nn.ReLU(), nn.Linear(16, 10)),
     "grouped": lambda: images(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3, groups=2), nn.Flatten(), nn.Linear(64, 10)),
     "own parameter": Odd,
 }
-ALL = {**FACTORED, **LOOSE}
+ALL = {**FACTORED, **FOLDED, **LOOSE}
 
 
 @pytest.fixture
@@ -159,8 +212,8 @@ def check_against_explicit(member) -> None:
     torch.testing.assert_close(ours[1].dot(ours[0]) / scale, expected, **CLOSE)
     torch.testing.assert_close(ours[0].dot(ours[1]) / scale, expected.T, **CLOSE)
     torch.testing.assert_close(ours[0].times(plain[1]) / scale, expected.T, **CLOSE)
-    for rows, layers in ours[1].by_layer():
-        torch.testing.assert_close(ours[0].times(layers) / scale, expected.T[:, rows], **CLOSE)
+    for rows, by_layer in ours[1].by_layer():
+        torch.testing.assert_close(ours[0].times(by_layer) / scale, expected.T[:, rows], **CLOSE)
     for g, p in zip(ours, plain, strict=True):
         torch.testing.assert_close(g.norms(), p.norm(dim=1), **CLOSE)
         torch.testing.assert_close(g.dense(), p, **CLOSE)
@@ -172,17 +225,72 @@ def test_gradients_equal_one_backward_pass_per_example(member_of, name, ensemble
     check_against_explicit(member_of(ALL[name], ensemble))
 
 
-@pytest.mark.parametrize("name", FACTORED)
+@pytest.mark.parametrize("name", [*FACTORED, *FOLDED])
 def test_gradients_of_adapters_equal_one_backward_pass_per_example(member_of, name):
-    check_against_explicit(member_of(FACTORED[name], "lora"))
+    check_against_explicit(member_of(ALL[name], "lora"))
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_only_what_no_layer_holds_is_loose(member_of, name):
     member = member_of(ALL[name])
-    loose = member.gradients(member.task.training, "loss").layout.loose
-    assert bool(loose) == (name in LOOSE)
-    assert "last.bias" not in loose
+    layout = member.gradients(member.task.training, "loss").layout
+    assert bool(layout.loose) == (name in LOOSE)
+    assert "last.bias" not in layout.loose
+    assert layout.way == ("together" if name in FACTORED else "mapped")
+
+
+@pytest.mark.parametrize("ensemble", ["plain", "lora"])
+def test_a_layout_is_found_once_for_all_members_of_a_kind(member_of, ensemble):
+    member = member_of(mlp, ensemble)
+    task = member.task
+    other = task.member(1) if ensemble == "plain" else task.adapter_member(0, 1, number=1, rank=3, epochs=1)
+    layouts = [m.gradients(e, of).layout for m in (member, other) for e in sets(task) for of in ("loss", "target")]
+    assert all(layout is layouts[0] for layout in layouts)
+    assert layouts[0].layers
+
+
+def test_a_layer_whose_factors_are_wrong_costs_time_and_no_exactness(member_of, monkeypatch):
+    def doubled(name, module, x, g, values):
+        yield from layers._layer_norm(name, module, x, 2 * g, values)
+
+    monkeypatch.setitem(layers._PIECES, nn.LayerNorm, doubled)
+    member = member_of(FACTORED["layer norm"])
+    assert member.gradients(member.task.training, "loss").layout.layers == {}
+    check_against_explicit(member)
+
+
+@pytest.mark.parametrize("quantity", ["loss", "target"])
+def test_what_vmap_has_no_rule_for_is_passed_one_example_after_another(member_of, quantity):
+    member = member_of(Odd)
+    monotone = getattr(member.task, f"{quantity}_function")
+
+    def by_numbers(logits, labels):
+        return monotone(logits, labels) * (2 if float(logits.detach().sum()) < 1e9 else 1)
+
+    setattr(member.task, f"{quantity}_function", by_numbers)
+    assert member.gradients(member.task.training, "loss").layout.way == "alone"
+    check_against_explicit(member)
+
+
+def test_a_model_that_calls_its_layers_otherwise_than_at_first_is_declined(member_of):
+    member = member_of(Turning)
+    member.gradients(member.task.training, "loss").norms()
+    member.model.turned = True
+    with pytest.raises(Declined, match="the model of small calls inner differently for different examples"):
+        member.gradients(member.task.training, "loss").norms()
+
+
+class Turning(nn.Module):
+    """Calls a layer once, or not at all."""
+
+    turned = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.last = nn.Linear(64, 64), nn.Linear(64, 10)
+
+    def forward(self, x):
+        return self.last(x if self.turned else self.inner(x))
 
 
 def all_of(member):
@@ -309,6 +417,68 @@ def tiny_music_transformer() -> nn.Module:
 NETWORKS = {"resnet": tiny_resnet, "nanoGPT": tiny_nano_gpt, "Music Transformer": tiny_music_transformer}
 
 
+class Gpt(nn.Module):
+    """Embedded positions, attention as a function, and a head that is tied to the embedding and defined first."""
+
+    def __init__(self, *, batched_positions: bool, tied_by: str) -> None:
+        super().__init__()
+        self.head = nn.Linear(8, VOCABULARY, bias=False)
+        self.tokens, self.positions = nn.Embedding(VOCABULARY, 8), nn.Embedding(LENGTH, 8)
+        self.norm, self.qkv = nn.LayerNorm(8), nn.Linear(8, 24)
+        self.batched_positions, self.tied_by = batched_positions, tied_by
+        if tied_by == "module":
+            self.head.weight = self.tokens.weight
+        elif tied_by == "function":
+            del self.head
+
+    def forward(self, x):
+        places = torch.arange(x.shape[1], device=x.device)
+        h = self.tokens(x) + self.positions(places[None] if self.batched_positions else places)
+        q, k, v = (t.unsqueeze(1) for t in self.qkv(self.norm(h)).chunk(3, -1))
+        h = h + F.scaled_dot_product_attention(q, k, v, is_causal=True).squeeze(1)
+        return F.linear(h, self.tokens.weight) if self.tied_by == "function" else self.head(h)
+
+
+class OfModules(nn.Module):
+    """An embedding, modules of torch's in turn, and a head."""
+
+    def __init__(self, *modules: nn.Module, batch_first: bool = True) -> None:
+        super().__init__()
+        self.tokens, self.body, self.head = nn.Embedding(VOCABULARY, 8), nn.ModuleList(modules), nn.LazyLinear(7)
+        self.batch_first = batch_first
+        self(torch.zeros(1, LENGTH, dtype=torch.int64))
+
+    def forward(self, x):
+        h = self.tokens(x) if self.batch_first else self.tokens(x).transpose(0, 1)
+        for module in self.body:
+            if isinstance(module, nn.MultiheadAttention):
+                h = h + module(h, h, h, need_weights=False)[0]
+            else:
+                h = module(h)
+                h = h[0] if isinstance(h, tuple) else h
+        return self.head(h if self.batch_first else h.transpose(0, 1))
+
+
+def encoder(*, batch_first: bool) -> nn.Module:
+    return nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=batch_first)
+
+
+#: Ordinary models, and how their examples are passed.
+ORDINARY = {
+    "positions": (lambda: Gpt(batched_positions=False, tied_by=""), "mapped"),
+    "batched positions": (lambda: Gpt(batched_positions=True, tied_by=""), "mapped"),
+    "tied head": (lambda: Gpt(batched_positions=True, tied_by="module"), "mapped"),
+    "head in a function": (lambda: Gpt(batched_positions=True, tied_by="function"), "mapped"),
+    "attention": (lambda: OfModules(nn.MultiheadAttention(8, 2, batch_first=True)), "mapped"),
+    "encoder": (lambda: OfModules(encoder(batch_first=True)), "mapped"),
+    "encoder, tokens first": (lambda: OfModules(encoder(batch_first=False), batch_first=False), "mapped"),
+    "LSTM": (lambda: OfModules(nn.LSTM(8, 5, batch_first=True)), "alone"),
+    "GRU": (lambda: OfModules(nn.GRU(8, 5, batch_first=True)), "alone"),
+    "over the batch": (lambda: OfModules(nn.MultiheadAttention(8, 2)), None),
+}
+SEQUENCES = {"nanoGPT", "Music Transformer", *ORDINARY}
+
+
 @pytest.fixture
 def network_view(small, view):
     """Return a factory of views of a task with a tiny network and made-up examples."""
@@ -324,8 +494,9 @@ def network_view(small, view):
             return Examples(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), split)
 
         recipe = Recipe(lr=0.01, momentum=0.9, batch_size=4, epochs=2)
-        task = replace(small, name=name, make_model=NETWORKS[name], n_train=N_TRAIN, n_queries=N_QUERIES, recipe=recipe)
-        if name != "resnet":
+        make_model = ORDINARY[name][0] if name in ORDINARY else NETWORKS[name]
+        task = replace(small, name=name, make_model=make_model, n_train=N_TRAIN, n_queries=N_QUERIES, recipe=recipe)
+        if name in SEQUENCES:
             recipe = replace(recipe, optimizer="adamw", beta2=0.99, schedule="linear")
             task = replace(task, loss=token_cross_entropy, target=MEAN_LOG_PROBABILITY, recipe=recipe)
         return view(task, TaskData(examples(N_TRAIN, "train"), examples(N_QUERIES, "queries")), store=name)
@@ -337,6 +508,36 @@ def network_view(small, view):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_gradients_of_networks_equal_one_backward_pass_per_example(network_view, name, mask):
     check_against_explicit(network_view(name).member(mask=mask))
+
+
+@pytest.mark.parametrize("name", [name for name, (_, way) in ORDINARY.items() if way])
+def test_gradients_of_ordinary_models_equal_one_backward_pass_per_example(network_view, name):
+    member = network_view(name).member()
+    layout = member.gradients(member.task.training, "loss").layout
+    assert layout.way == ORDINARY[name][1]
+    assert "positions" not in layout.loose
+    check_against_explicit(member)
+
+
+@pytest.mark.parametrize("name", ["encoder", "LSTM"])
+def test_gradients_of_adapters_on_ordinary_models(network_view, name):
+    check_against_explicit(network_view(name).adapter_member(0, 0, number=0, rank=2, epochs=2))
+
+
+def test_a_model_that_mixes_examples_is_declined(network_view):
+    member = network_view("over the batch").member()
+    with pytest.raises(Declined, match=r"another output when others are passed with it, .* without batch_first=True"):
+        member.gradients(member.task.training, "loss").norms()
+
+
+def test_kernels_are_left_as_they_were(network_view):
+    member = network_view("LSTM").member()
+    for enabled in (True, False):
+        torch.backends.mha.set_fastpath_enabled(enabled)
+        member.gradients(member.task.training, "loss").norms()
+        assert torch.backends.mha.get_fastpath_enabled() == enabled
+    torch.backends.mha.set_fastpath_enabled(True)
+    assert torch.backends.cudnn.enabled
 
 
 def test_gradients_exclude_running_statistics(network_view):
@@ -354,7 +555,7 @@ def test_gradients_of_adapters_on_networks_equal_one_backward_pass_per_example(n
     linear = [n for n, module in NETWORKS[name]().named_modules() if isinstance(module, nn.Linear)]
     assert set(member.parameters) == {p for n in linear for p in adapter_names(n)}
     assert all(p.any() for p in member.parameters.values())  # trained: up starts at zero
-    assert not member.gradients(task.training, "loss").layout.apart
+    assert member.gradients(task.training, "loss").layout.way == "together"
     check_against_explicit(member)
 
 

@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import nn
 from torch.func import functional_call, jacrev
+from torch.nn import functional
 
 from tdabench import Declined, Examples, TaskData, hessian
+from tdabench.kernels import differentiable
 from tdabench.targets import token_cross_entropy
 from tdabench.tasks.networks import resnet9
 from tdabench.tasks.transformers import music_transformer, nano_gpt
@@ -38,6 +40,37 @@ SEQUENCES = {
     "nanoGPT": lambda: nano_gpt(VOCABULARY, LENGTH, layers=1, width=4, heads=2, p=0.1),
     "Music Transformer": lambda: music_transformer(VOCABULARY, LENGTH, layers=1, width=4, heads=2, p=0.1),
 }
+
+
+class Attention(nn.Module):
+    """Embedded positions, attention as a function, and a head that is tied to the embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.positions = nn.Embedding(VOCABULARY, 4), nn.Embedding(LENGTH, 4)
+        self.qkv, self.head = nn.Linear(4, 12), nn.Linear(4, VOCABULARY)
+        self.head.weight = self.tokens.weight
+
+    def forward(self, x):
+        h = self.tokens(x) + self.positions(torch.arange(LENGTH))
+        q, k, v = (t.unsqueeze(1) for t in self.qkv(h).chunk(3, -1))
+        return self.head(h + functional.scaled_dot_product_attention(q, k, v, is_causal=True).squeeze(1))
+
+
+class OfModules(nn.Module):
+    """torch's own attention and recurrent layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(VOCABULARY, 4)
+        self.encoder = nn.TransformerEncoderLayer(4, 2, 6, dropout=0.0, batch_first=True)
+        self.recurrent, self.head = nn.LSTM(4, 3, batch_first=True), nn.Linear(3, VOCABULARY)
+
+    def forward(self, x):
+        return self.head(self.recurrent(self.encoder(self.tokens(x)))[0])
+
+
+SEQUENCES |= {"attention": Attention, "modules": OfModules}
 KINDS = ["gauss-newton", "hessian"]
 ENSEMBLES = ["plain", "shared", "per-sample", "lora"]
 
@@ -86,7 +119,8 @@ def outputs(member, examples):
     masks = member.mask_rows(batch)
 
     def at(parameters):
-        return functional_call(member.model, {**parameters, **member.statistics, **masks}, (batch.inputs,))
+        with differentiable(member.model, attention=True):  # torch.func needs them as well
+            return functional_call(member.model, {**parameters, **member.statistics, **masks}, (batch.inputs,))
 
     return at
 
@@ -240,8 +274,8 @@ def test_the_last_layer_is_a_block_of_the_whole(member_of, ensemble):
     )
 
 
-def test_a_model_without_a_linear_layer_has_no_last_one(member_of):
+def test_a_last_layer_without_a_parameter_is_declined(member_of):
     member = member_of("convolution")
     without = replace(member, parameters={k: p for k, p in member.parameters.items() if not k.startswith("5.")})
-    with pytest.raises(Declined, match="the model of small has no linear layer to differentiate"):
+    with pytest.raises(Declined, match="last linear layer of the model of small, 5, has no weight that is different"):
         without.last_layer()

@@ -317,8 +317,8 @@ def test_what_fit_leaves_is_what_serving_needs(view):
         bytes_of[name_of(method)] = task.meter.state_bytes
     assert bytes_of == {
         "Explicit": 4 * 330**2,
-        "ConjugateGradient": 0,
-        "Lissa": 0,
+        "ConjugateGradient": 8,  # the ridge
+        "Lissa": 16,  # ridge and scale
         "Arnoldi": 4 * (4 * 2410 + 120 * 4),
     }
 
@@ -400,6 +400,43 @@ def test_what_does_not_fit_is_declined(view, monkeypatch):
     monkeypatch.setattr(arnoldi, "_MOST_BYTES", 100_000)
     with pytest.raises(Declined, match=r"200 directions of 2,410 parameters take 0\.0 GB; .*--set iterations=N"):
         execute(ArnoldiInfluence(), None, view())
+
+
+class Attending(nn.Module):
+    """Attention over the rows of an image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.head = nn.Linear(8, 24), nn.Linear(64, 10)
+
+    def forward(self, x):
+        q, k, v = (t.unsqueeze(1) for t in self.qkv(x.view(-1, 8, 8)).chunk(3, -1))
+        return self.head(nn.functional.scaled_dot_product_attention(q, k, v).flatten(1))
+
+
+@pytest.mark.parametrize("method", [ExplicitInfluence(), *QUICK[1:]], ids=name_of)
+def test_every_solver_runs_on_attention(view, small, method):
+    scores = execute(method, None, view(replace(small, make_model=Attending)))
+    assert scores.isfinite().all()
+    assert scores.std() > 0
+
+
+class Tied(nn.Module):
+    """Two layers, one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(64, 64), nn.Linear(64, 64)
+        self.last.weight = self.first.weight
+
+    def forward(self, x):
+        return self.last(self.first(x).relu())
+
+
+def test_the_last_layer_is_declined_where_its_weight_is_another_s_too(view, small):
+    for method in QUICK:
+        with pytest.raises(Declined, match="last, shares its weight with another part of the model"):
+            execute(replace(method, layers="last"), None, view(replace(small, make_model=Tied)))
 
 
 def test_the_last_layer_of_a_model_without_one_is_declined(view, small):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tdabench import provenance
 from tdabench.errors import OptionError, UnknownNameError, UsageError
 from tdabench.jobs import Job, plan
 
@@ -37,6 +38,7 @@ def key(job: Job) -> str:
         {"method": f"{METHODS}:Slow", "options": {}},
         {"threads": 2},
         {"tune_s": 1.5},
+        {"tune_s": None},
     ],
 )
 def test_key_changes_with_what_decides(job, key, change):
@@ -72,6 +74,26 @@ def test_key_changes_with_the_method_source_and_not_with_its_folder(job, tmp_pat
     assert plan(replace(job, method=f"{copy}:Good")).key != same.key
 
 
+def test_key_changes_with_the_versions_of_torch_and_of_the_method_s_library(job, key, monkeypatch):
+    found = {"torch": "2.99.0", "kronfluence": "1.0"}
+    monkeypatch.setattr(provenance, "versions", lambda *names: {name: found[name] for name in names})
+    newer = plan(job)
+    assert newer.key != key
+    found["kronfluence"] = "1.1"
+    assert plan(job).key == newer.key, "it calls no library"
+    peer = replace(job, method="kronfluence-ek-fac", options={})
+    before = plan(peer).key
+    found["kronfluence"] = "1.2"
+    assert plan(peer).key != before
+
+
+def test_models_of_another_version_of_torch_are_not_found(job):
+    planned = plan(job)
+    other = replace(planned, versions={"torch": "2.99.0"})
+    assert other.models_folder != planned.models_folder
+    assert other.models_folder.name == "torch-2.99.0"
+
+
 def test_job_comes_back_from_its_file(job):
     assert Job.from_json(job.to_json()) == job
 
@@ -83,13 +105,30 @@ def test_run_id_is_a_readable_file_name(job):
     assert len(plan(replace(job, ensemble="dropout(models=1, masks=1, scope=all, mask=shared)")).run_id) < 140
 
 
+@pytest.mark.parametrize(
+    ("options", "tune_s", "options_from"),
+    [
+        ({}, 0.0, "defaults"),
+        ({"skew": "0"}, 0.0, "defaults"),
+        ({"skew": "0.5"}, 0.0, "given"),
+        ({"skew": "0.5"}, 1.5, "tuned"),
+        ({}, None, "tuned"),
+    ],
+)
+def test_a_plan_knows_where_its_options_come_from(job, options, tune_s, options_from):
+    assert plan(replace(job, options=options, tune_s=tune_s)).options_from == options_from
+    assert plan(replace(job, method="grad-dot", options={})).options_from is None
+
+
+@pytest.mark.parametrize("tune_s", [0.0, 0.1 + 0.2, None])
 @pytest.mark.parametrize("ensemble", [None, "dropout(models=1, masks=3, mask=per-sample)"])
 @pytest.mark.parametrize(("method", "options"), [("trak", {}), ("random", {}), (f"{METHODS}:Good", {"skew": "1e-05"})])
-def test_replay_command_gives_the_same_job(job, ensemble, method, options, monkeypatch):
+def test_replay_command_gives_the_same_job(job, ensemble, method, options, tune_s, monkeypatch):
     from tdabench import cli
     from tdabench.cli import measure
 
-    planned = plan(replace(job, method=method, options=options, ensemble=ensemble))
+    tune_s = 0.0 if method == "random" else tune_s  # it has nothing to tune
+    planned = plan(replace(job, method=method, options=options, ensemble=ensemble, tune_s=tune_s))
     words = shlex.split(planned.command)
     assert words[:2] == ["tdabench", "run"]
     assert str(METHODS.parent) not in planned.command, "a command names no folder of this machine"
@@ -98,7 +137,8 @@ def test_replay_command_gives_the_same_job(job, ensemble, method, options, monke
     monkeypatch.chdir(METHODS.parent)
     settings = measure.parse_settings(given["settings"])
     again = Job(given["task"], given["method"], settings, given["ensemble"], given["seed"])
-    assert plan(replace(again, threads=given["threads"], device=given["device"])).key == planned.key
+    charged = 0.0 if given["tune_s"] is None else measure.parse_seconds(given["tune_s"])
+    assert plan(replace(again, threads=given["threads"], device=given["device"], tune_s=charged)).key == planned.key
 
 
 def test_mistakes_are_found_before_anything_runs(job):

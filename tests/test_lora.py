@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import gc
+import weakref
+
 import torch
 from torch import nn
 from torch.func import functional_call
@@ -69,3 +72,50 @@ def test_the_given_parameters_are_adapted_not_the_model_s_own():
     copy = adapted_model(base, dict(other.named_parameters()), 2)
     x = torch.randn(4, 7)
     torch.testing.assert_close(copy(x), other(x).detach())
+
+
+def storages(model: nn.Module) -> set[int]:
+    return {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
+
+
+def test_adapters_share_the_model_they_are_on():
+    base = nn.Sequential(nn.Linear(7, 5), nn.BatchNorm1d(5), nn.Linear(5, 3))
+    trained = {name: value.clone() for name, value in base.state_dict().items()}
+    copies = [adapted_model(base, trained, 2) for _ in range(3)]
+    of_model = {t.untyped_storage().data_ptr() for t in trained.values()}
+    assert storages(copies[0]) & storages(copies[1]) & storages(copies[2]) == of_model
+    assert not storages(copies[0]) & storages(base)
+
+
+def test_layers_that_share_a_weight_go_on_sharing_it():
+    base, other = (nn.Sequential(nn.Embedding(6, 4), nn.Linear(4, 6, bias=False)) for _ in range(2))
+    for one in (base, other):
+        one[1].weight = one[0].weight
+    copy = adapted_model(base, dict(other.named_parameters()), 2)
+    tokens = torch.tensor([0, 5, 3])
+    torch.testing.assert_close(copy(tokens), other(tokens).detach())
+    assert copy[0].weight.data_ptr() == copy[1].parametrizations.weight.original.data_ptr()
+
+
+def test_an_adapted_model_is_freed_as_soon_as_nobody_has_it():
+    gc.disable()
+    try:
+        _, copy = adapted()
+        layers = [weakref.ref(module) for module in copy.modules()]
+        del copy
+        assert not any(layer() for layer in layers)
+    finally:
+        gc.enable()
+
+
+def test_a_layer_of_a_class_of_its_own_keeps_what_it_does():
+    class Doubled(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 2 * super().forward(x)
+
+    base = nn.Sequential(Doubled(4, 3), nn.Linear(3, 2))
+    copy = adapted_model(base, dict(base.named_parameters()), 2)
+    x = torch.randn(5, 4)
+    torch.testing.assert_close(copy(x), base(x).detach())
+    assert isinstance(copy[0], Doubled)
+    assert not isinstance(copy[1], Doubled)

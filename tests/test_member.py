@@ -8,6 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torch.func import functional_call
+from torch.nn import functional
+
+from tdabench import Declined
+from tdabench.lora import adapter_names
 
 MASKS = {"none": None, "shared": (0, False), "per-sample": (0, True)}
 
@@ -96,6 +100,79 @@ def test_the_q_factor_is_taken_at_the_member_itself_unless_said_otherwise(member
     assert mine.q_members == (mine,)
     assert mine.with_q(others).q_members == others
     assert mine.q_members == (mine,)
+
+
+class HeadFirst(nn.Module):
+    """Defines its last layer first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.body = nn.Linear(32, 10), nn.Linear(64, 32)
+
+    def forward(self, x):
+        return self.head(self.body(x).relu())
+
+
+class Shared(nn.Module):
+    """A head that has the weight of the first layer; by a module, or in a function without one of its own."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__()
+        if where == "head first":
+            self.head, self.first = nn.Linear(64, 64), nn.Linear(64, 64)
+        else:
+            self.first, self.middle, self.head = nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, 64)
+        if where == "in a function":
+            del self.head
+        else:
+            self.head.weight = self.first.weight
+
+    def forward(self, x):
+        h = self.first(x).relu()
+        h = self.middle(h).relu() if hasattr(self, "middle") else h
+        return self.head(h) if hasattr(self, "head") else functional.linear(h, self.first.weight)
+
+
+class Convolved(nn.Module):
+    """A linear layer in the middle; the outputs are made by a convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.last = nn.Linear(1, 1), nn.Conv2d(1, 10, 8)
+
+    def forward(self, x):
+        x = x.view(-1, 1, 8, 8)
+        return self.last(x * self.gate(x.mean((2, 3)))[:, :, None, None]).flatten(1)
+
+
+@pytest.mark.parametrize("ensemble", ["plain", "lora"])
+def test_the_last_layer_is_the_one_that_is_called_last(view, small, ensemble):
+    task = view(replace(small, make_model=HeadFirst))
+    mine = task.member() if ensemble == "plain" else task.adapter_member(0, 0, number=0, rank=2, epochs=1)
+    last = mine.last_layer()
+    wanted = ["head.weight", "head.bias"] if ensemble == "plain" else list(adapter_names("head"))
+    assert sorted(last.parameters) == sorted(wanted)
+    assert {*last.parameters, *last.statistics} == {*mine.parameters, *mine.statistics}
+    whole, part = (m.gradients(task.queries, "target") for m in (mine, last))
+    assert last.last_layer().parameters.keys() == last.parameters.keys()
+    places = torch.cat([torch.arange(s.start, s.stop) for k, s in whole._places.items() if k in last.parameters])
+    torch.testing.assert_close(part.dense(), whole.dense()[:, places])
+
+
+@pytest.mark.parametrize(
+    ("make_model", "reason"),
+    [
+        (lambda: Shared("head last"), "small, head, shares its weight with another part of the model"),
+        (lambda: Shared("head first"), "small, head, shares its weight with another part of the model"),
+        (lambda: Shared("in a function"), r"small, middle, is not all .*: first.weight comes beside or after it"),
+        (Convolved, r"small, gate, is not all .*: last.weight comes beside or after it"),
+    ],
+    ids=["tied", "tied, head first", "in a function", "convolution"],
+)
+def test_a_last_layer_that_cannot_be_taken_alone_is_declined(view, small, make_model, reason):
+    mine = view(replace(small, make_model=make_model)).member()
+    with pytest.raises(Declined, match=reason):
+        mine.last_layer()
 
 
 def normalised_model() -> nn.Module:

@@ -6,9 +6,12 @@ import mmap
 
 import numpy as np
 import pytest
+import torch
 
 from tdabench import memory
 from tdabench.memory import PeakMemory, peak_bytes, release_unused, reset_peak, resident_bytes
+from tdabench.timing import peak_of
+from tdabench.worker import _highest
 
 MB = 2**20
 
@@ -75,3 +78,72 @@ def test_without_the_kernels_file_the_error_says_so(monkeypatch, tmp_path):
     monkeypatch.setattr(memory, "_STATUS", status)
     with pytest.raises(RuntimeError, match="measured on Linux only"):
         resident_bytes()
+
+
+class Device:
+    """Counts as a CUDA device does: what is reserved stays so until the cache is emptied."""
+
+    def __init__(self, monkeypatch):
+        self.now = self.most = self.cached = self.most_cached = 0
+        counters = {
+            "memory_allocated": lambda _: self.now,
+            "max_memory_allocated": lambda _: self.most,
+            "max_memory_reserved": lambda _: self.most_cached,
+            "reset_peak_memory_stats": lambda _: self.reset(),
+            "empty_cache": self.empty,
+        }
+        for name, counter in counters.items():
+            monkeypatch.setattr(torch.cuda, name, counter)
+
+    def use(self, size: int, keep: int = 0) -> None:
+        """Allocate, and free all but a part."""
+        self.most = max(self.most, self.now + size)
+        self.cached = max(self.cached, self.now + size)
+        self.most_cached = max(self.most_cached, self.cached)
+        self.now += keep
+
+    def reset(self) -> None:
+        self.most, self.most_cached = self.now, self.cached
+
+    def empty(self) -> None:
+        self.cached = self.now
+
+
+def test_each_phase_has_its_own_peak_on_a_device(monkeypatch):
+    device = Device(monkeypatch)
+    device.use(5_000)  # warm-up
+    device.now = 40  # the data
+    peaks = PeakMemory("cuda")
+    for phase, size, keep in [("fit", 60, 10), ("train", 900, 0), ("fit", 70, 0), ("attribute", 30, 0)]:
+        device.use(size, keep)
+        peaks.note(phase)
+    assert peaks.allocated == {"fit": 120, "train": 950, "attribute": 80}
+    assert peaks.reserved == {"fit": 120, "train": 950, "attribute": 120}
+
+
+def test_without_a_device_none_is_asked(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda *_: 1 / 0)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: 1 / 0)
+    peaks = PeakMemory()
+    peaks.note("train")
+    assert (peaks.allocated, peaks.reserved) == ({}, {})
+
+
+def test_a_run_s_peak_is_that_of_fit_and_attribute():
+    assert _highest({"train": 9, "harness": 8, "fit": 5, "attribute": 3}) == 5
+    assert _highest({"train": 9, "fit": 5, "attribute": 6}) == 6
+    assert _highest({}) == 0
+
+
+def test_the_peak_of_a_call_is_that_of_the_device_it_runs_on(monkeypatch):
+    device = Device(monkeypatch)
+    device.use(5_000)
+    device.now = 40
+    assert peak_of(lambda: device.use(70, 20), torch.device("cuda")) == 70
+    assert peak_of(lambda: None, torch.device("cuda")) == 0
+
+
+def test_the_peak_of_a_call_on_the_processor_is_resident_memory():
+    if not reset_peak():
+        pytest.skip("the kernel does not let this process reset its high-water mark")
+    assert peak_of(lambda: touch(32 * MB), torch.device("cpu")) == pytest.approx(32 * MB, rel=0.2)

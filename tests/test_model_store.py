@@ -17,7 +17,7 @@ def store(tmp_path):
 
 
 def test_what_is_trained_is_what_is_loaded(store):
-    _, trained = store.train("model-0-0", lambda: PARAMETERS)
+    trained = store.train("model-0-0", lambda: PARAMETERS)
     loaded, again = store.load("model-0-0")
     assert again == trained
     assert loaded.keys() == PARAMETERS.keys()
@@ -29,10 +29,23 @@ def test_seconds_are_those_of_training_and_bytes_those_of_the_file(store):
         time.sleep(0.05)
         return PARAMETERS
 
-    _, trained = store.train("model-0-0", slow)
+    trained = store.train("model-0-0", slow)
     assert 0.05 <= trained.seconds < 5
     assert trained.storage_bytes == (store.folder / "model-0-0.safetensors").stat().st_size
     assert trained.storage_bytes >= 4 * 12 + 8 * 4
+
+
+def test_processor_seconds_are_kept_beside_the_wall_clock(store):
+    def slow():
+        end = time.process_time() + 0.03
+        while time.process_time() < end:
+            pass
+        time.sleep(0.05)
+        return PARAMETERS
+
+    trained = store.train("model-0-0", slow)
+    assert 0.03 <= trained.cpu_seconds <= trained.seconds - 0.04
+    assert store.find("model-0-0") == trained
 
 
 def test_what_is_not_there_is_none(store):
@@ -45,6 +58,7 @@ def test_a_damaged_checkpoint_counts_as_none(store, damage):
     path = store.folder / "model-0-0.safetensors"
     path.write_bytes(damage(path.read_bytes()))
     assert store.load("model-0-0") is None
+    assert store.find("model-0-0") is None
 
 
 def test_a_checkpoint_without_its_seconds_counts_as_none(store):
@@ -57,7 +71,7 @@ def test_a_checkpoint_without_its_seconds_counts_as_none(store):
 
 def test_slices_of_larger_arrays_are_stored_alone(store):
     whole = torch.randn(1000, 4)
-    _, trained = store.train("row", lambda: {"w": whole[3], "t": whole[:4].T})
+    trained = store.train("row", lambda: {"w": whole[3], "t": whole[:4].T})
     assert trained.storage_bytes < 500
     assert torch.equal(store.load("row")[0]["t"], whole[:4].T)
 

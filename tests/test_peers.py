@@ -6,13 +6,17 @@ import logging
 import sys
 import warnings
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
 from tdabench import Declined, TaskData
+from tdabench.baselines.ek_fac import EkFac
 from tdabench.baselines.grad_dot import GradDot
+from tdabench.baselines.peers import bench
 from tdabench.baselines.peers.bench import measure_all, summarise
 from tdabench.baselines.peers.captum import CaptumTracIn
 from tdabench.baselines.peers.contests import Contest, Entry, Measured, judge, ratios
@@ -22,8 +26,10 @@ from tdabench.baselines.peers.library import model_of, quiet
 from tdabench.baselines.peers.traker import TrakerTrak
 from tdabench.baselines.trak import Trak
 from tdabench.ensembles import Dropout, Independent, Lora
+from tdabench.errors import MissingGroundTruthError
 from tdabench.execution import execute
 from tdabench.jobs import Job, plan
+from tdabench.records import parse_record
 from tdabench.runner import run
 
 PLANTED, QUERY = 17, 3
@@ -133,12 +139,26 @@ def test_parameters_of_every_kind_are_taken_once(view, small, method, model):
     torch.testing.assert_close(execute(method, None, task), execute(GradDot(), None, task), rtol=1e-3, atol=1e-4)
 
 
-def test_kronfluence_leaves_normalisation_layers_out(view, small):
+@pytest.mark.parametrize(("network", "least"), [("statistics", 0.9), ("resnet", 0.999), ("transformer", 0.99)])
+def test_kronfluence_takes_linear_and_convolutional_layers_and_leaves_others_out(
+    view, small, network_task, network, least
+):
     need(KronfluenceIdentity())
-    task = view(with_statistics(small))
+    task = view(with_statistics(small)) if network == "statistics" else network_task(network)
     scores, whole = execute(KronfluenceIdentity(), None, task), execute(GradDot(), None, task)
-    assert 0.9 < correlation(scores, whole) < 1
-    assert (scores - whole).abs().max() > 0.01 * whole.abs().max()
+    part = products_of_linear_and_convolutional_layers(task.member())
+    torch.testing.assert_close(scores / whole.abs().max(), part / whole.abs().max(), rtol=1e-3, atol=1e-4)
+    assert least < correlation(scores, whole) < 1 - 1e-6
+    assert (scores - whole).abs().max() > 0.005 * whole.abs().max()
+
+
+def products_of_linear_and_convolutional_layers(member) -> torch.Tensor:
+    """Return the part of Grad-Dot's scores that comes from these layers, from whole gradients."""
+    taken = {n for n, m in member.model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
+    columns = [torch.full((p.numel(),), k.rpartition(".")[0] in taken) for k, p in member.parameters.items()]
+    gradients = member.gradients(member.task.queries, "target"), member.gradients(member.task.training, "loss")
+    queries, training = (g.dense()[:, torch.cat(columns)] for g in gradients)
+    return -queries @ training.T
 
 
 def test_dattri_s_projection_of_one_run_does_not_leak_into_the_next(view):
@@ -198,8 +218,6 @@ def test_trak_multiplies_means_as_the_libraries_do(view, method):
 
 def test_ek_fac_of_kronfluence_is_ours_at_equal_damping_and_labels(view):
     need(KronfluenceEkFac())
-    from tdabench.baselines.ek_fac import EkFac
-
     ours = execute(EkFac(damping=0.1, labels="true"), None, view())
     theirs = execute(KronfluenceEkFac(damping=None, fisher="empirical"), None, view())
     assert correlation(theirs, ours) > 0.999
@@ -219,6 +237,21 @@ def test_dattri_s_ek_fac_rotates_by_the_transposed_eigenvectors(view):
 
     assert off_diagonal(basis.T @ factor @ basis) < 1e-4
     assert off_diagonal(basis @ factor @ basis.T) > 0.1
+
+
+@pytest.mark.parametrize(("bias", "expected"), [(False, 0.77), (True, 0.69)])
+def test_dattri_s_ek_fac_is_not_ek_fac_on_one_layer_at_equal_damping(view, small, bias, expected):
+    """The figures of docs/agreement.md."""
+    need(DattriEkFac())
+
+    def make_model() -> nn.Module:
+        return nn.Sequential(nn.Linear(64, 10, bias=bias))
+
+    task = view(replace(small, name="small-layer", make_model=make_model))
+    (basis,) = EkFac(labels="true").fit(task.member()).values()
+    ours = execute(EkFac(damping=0.1, labels="true"), None, task)
+    theirs = execute(DattriEkFac(damping=0.1 * float(basis.values.mean())), None, task)
+    assert correlation(theirs, ours) == pytest.approx(expected, abs=0.03)
 
 
 @pytest.fixture
@@ -292,3 +325,21 @@ def test_a_method_that_is_not_there_is_said_to_be_so(small_reference, tmp_path):
     entry = Entry("nobody-s-method")
     found = measure_all(small_reference, [entry], 1, tmp_path, 60)
     assert summarise(found[entry]).reason == "not registered"
+
+
+def test_costs_stand_where_a_task_has_no_ground_truth(tmp_path, monkeypatch):
+    def missing(*_):
+        raise MissingGroundTruthError("small has no ground truth")
+
+    record = parse_record((Path(__file__).parent / "golden" / "record.json").read_text(), tmp_path)
+    monkeypatch.setattr(bench, "evaluate_run", missing)
+    measured = summarise([(tmp_path, record)])
+    assert (measured.reason, measured.lds, measured.serve_s) == (None, None, (3.25,))
+    assert [v.of for v in judge(CONTEST, measured, measured)] == ["time", "memory"]
+
+
+@pytest.mark.parametrize(("said", "reason"), [("", "the process ended with code -9"), ("a\nb\n", "b")])
+def test_a_metric_s_process_that_was_killed_is_a_reason(monkeypatch, said, reason):
+    ended = SimpleNamespace(returncode=-9, stdout="", stderr=said)
+    monkeypatch.setattr(bench.subprocess, "run", lambda *_, **__: ended)
+    assert bench.time_metric(bench.LDS_JOB.ours, 1).reason == f"failed: {reason}"

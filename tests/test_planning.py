@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import pickle
 import re
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -13,12 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from tdabench import MemberMethod, Method, gradients, planning
+from tdabench import MemberMethod, Method, gradients, member, planning
 from tdabench.baselines import astra
 from tdabench.baselines.influence import definition
 from tdabench.calibration import Bench, Rates, Training, sizes_of
 from tdabench.ensembles import parse_ensemble
 from tdabench.errors import Declined
+from tdabench.estimates import Total
 from tdabench.execution import execute
 from tdabench.jobs import Job
 from tdabench.options import make
@@ -276,16 +280,90 @@ def test_a_run_that_would_be_declined_is_not_estimated(small):
     assert found.work is None
 
 
+GROWN = [
+    ("independent(models=2)", "independent(models=9)"),
+    ("dropout(models=1, masks=2)", "dropout(models=4, masks=5)"),
+    ("projections(models=1, seeds=2)", "projections(models=3, seeds=3)"),
+    ("checkpoints(models=1, last=2)", "checkpoints(models=2, last=3)"),
+    ("lora(models=1, adapters=2, rank=2, epochs=1)", "lora(models=3, adapters=3, rank=2, epochs=1)"),
+]
+
+
+@pytest.mark.parametrize(("small_one", "large_one"), GROWN)
+def test_the_peak_does_not_grow_with_the_ensemble(small_one, large_one, bench):
+    alone, *ensembles = (estimated("trak", kind, bench) for kind in (None, small_one, large_one))
+    assert ensembles[0].peak_bytes == ensembles[1].peak_bytes
+    adapted = "lora" in small_one
+    mean = 4 * 120 * 40
+    if not adapted:
+        assert ensembles[0].peak_bytes == alone.peak_bytes + mean
+    else:  # gradients are smaller, but the model is there all the same
+        assert ensembles[0].peak_bytes > bench.file_bytes() + bench.file_bytes(2) + mean
+
+
+def test_a_bank_is_held_as_a_whole(bench):
+    assert estimated("datamodels", None, bench).peak_bytes > 4 * bench.file_bytes()
+
+
+def test_the_size_of_a_checkpoint_is_known_before_it_is_trained(bench, view):
+    task = view()
+    task.train_adapter(0, 0, rank=2, epochs=1)
+    (model,), (adapter,) = task.meter.models.values(), task.meter.adapters.values()
+    # Seconds are written with as many digits as they have.
+    assert bench.file_bytes() == pytest.approx(model.storage_bytes, abs=24)
+    assert bench.file_bytes(2) == pytest.approx(adapter.storage_bytes, abs=24)
+
+
 def test_several_runs_are_charged_for_a_model_once(small, cache, monkeypatch):
     monkeypatch.setattr(planning, "start_s", lambda: 2.0)
     one = Job(SMALL, "grad-dot", {})
     jobs = [one, replace(one, method="trak"), replace(one, method=f"{MODULE}:Silent"), replace(one, task="unknown")]
+    alone = planning.estimate_job(one)  # with what the others are estimated with, too
     total = planning.estimate_jobs(jobs)
-    alone = planning.estimate_job(one)
     assert (total.runs, total.unknown, total.start_s) == (4, 2, 8.0)
     assert total.train_s == alone.train_s
     assert total.seconds == total.train_s + total.serve_s + total.start_s
     assert total.serve_s > alone.serve_s
+
+
+def test_estimating_several_runs_leaves_nothing_behind(small, monkeypatch):
+    monkeypatch.setattr(planning, "start_s", lambda: 2.0)
+    planning.estimate_jobs([Job(SMALL, "grad-dot", {}, "dropout(models=1, masks=2, mask=per-sample)")])
+    assert planning._bench.cache_info().currsize == 0
+    assert member._table.cache_info().currsize == 0
+
+
+class Apart:
+    """Stands for a pool of one process: what goes in and out of it is copied."""
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        """End."""
+
+    def submit(self, run, jobs):
+        assert self.workers == 1
+        done = Future()
+        run, jobs = pickle.loads(pickle.dumps((run, jobs)))
+        if jobs[0].task == "killed":
+            done.set_exception(BrokenProcessPool())
+        else:
+            done.set_result(pickle.loads(pickle.dumps(Total(len(jobs), 1.0, 2.0, 3.0, 0))))
+        return done
+
+
+def test_runs_on_a_device_are_estimated_in_a_process_of_their_own(monkeypatch):
+    monkeypatch.setattr(planning, "local_pool", Apart)
+    monkeypatch.setattr(planning, "_bench", lambda *_: pytest.fail("estimated in this process"))
+    monkeypatch.setattr(planning, "start_s", lambda: 5.0)
+    there = Job(SMALL, "grad-dot", {}, device="cuda")
+    assert planning.estimate_jobs([there, there]) == Total(2, 1.0, 2.0, 3.0, 0)
+    killed = planning.estimate_jobs([replace(there, task="killed")])
+    assert (killed.runs, killed.unknown, killed.seconds) == (1, 1, 5.0)
 
 
 def test_a_suite_says_how_long_it_will_take(capsys, small, monkeypatch):

@@ -6,8 +6,11 @@ import getpass
 import json
 import os
 import re
+import shutil
 import socket
 from pathlib import Path
+
+import pytest
 
 from tdabench import provenance
 
@@ -56,3 +59,41 @@ def test_cpu_name_falls_back_where_the_kernel_tells_nothing(monkeypatch):
         assert provenance.cpu_name()
     finally:
         provenance.cpu_name.cache_clear()
+
+
+@pytest.fixture
+def copied(monkeypatch, tmp_path) -> Path:
+    """Put copies of the sources in place of the package's own, and return their folder."""
+    for package in ("tdabench", "tdabench.tasks", "tdabench.baselines"):
+        copy = tmp_path / package
+        shutil.copytree(provenance._folder(package), copy, ignore=lambda _, names: {n for n in names if skipped(n)})
+    monkeypatch.setattr(provenance, "_folder", tmp_path.joinpath)
+    return tmp_path
+
+
+def skipped(name: str) -> bool:
+    return ("." in name and not name.endswith(".py")) or name in ("__pycache__", "ground_truth", "slices")
+
+
+@pytest.mark.parametrize(
+    ("file", "counts"),
+    [
+        ("tdabench/gradients.py", True),
+        ("tdabench/datasets/mnist.py", True),
+        ("tdabench.tasks/networks.py", True),
+        ("tdabench.baselines/influence/definition.py", True),
+        ("tdabench.baselines/peers/library.py", True),
+        ("tdabench.baselines/trak.py", False),
+        ("tdabench.baselines/influence/lissa.py", False),
+        ("tdabench.tasks/mnist_mlp/__init__.py", False),
+        ("tdabench/board/page.py", False),
+        ("tdabench/cli/measure.py", False),
+    ],
+)
+def test_the_hash_of_the_sources_is_of_what_runs_share(copied, file, counts):
+    hash_of = provenance.sources_sha256.__wrapped__
+    before = hash_of()
+    assert re.fullmatch("[0-9a-f]{12}", before)
+    with (copied / file).open("a") as opened:
+        opened.write("# changed\n")
+    assert (hash_of() != before) == counts

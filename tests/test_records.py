@@ -129,6 +129,46 @@ def test_an_ok_run_without_what_the_board_reads_is_refused(part):
         parse_record(json.dumps(golden() | {part: None}), WHERE)
 
 
+def timed(machine: dict, trainings: dict, **cpu: float) -> Record:
+    """Return the golden record, which served for 2 s and 1.25 s, with other processor seconds."""
+    value = golden() | {"cpu_phases": cpu, "trainings": trainings}
+    value["machine"] |= machine
+    return parse_record(json.dumps(value), WHERE)
+
+
+def training(wall_s: float, cpu_s: float) -> dict:
+    return {"wall_s": wall_s, "cpu_s": cpu_s}
+
+
+def test_a_busy_machine_is_seen_by_the_processor_s_share_of_serving_and_of_each_training():
+    quiet = {"model-0-0": training(10, 9.5)}
+    assert timed({}, quiet, fit=1.9, attribute=1.2).busy() == {}
+    assert timed({}, quiet, fit=1.9, attribute=1.2).warnings() == []
+    assert timed({}, quiet, fit=2.0, attribute=0.6).busy() == {"serving": 0.8}
+    trainings = {**quiet, "model-0-1": training(10, 4)}
+    record = timed({}, trainings, fit=2.0, attribute=0.6, harness=0.0)
+    assert record.busy() == {"serving": 0.8, "training model-0-1": 0.4}
+    assert record.warnings() == [
+        "The machine was busy: the process had the processor for 80% of serving, 40% of training model-0-1. "
+        "Its times are too long."
+    ]
+
+
+def test_a_warning_names_three_times_and_counts_the_others():
+    record = timed({}, {f"model-0-{i}": training(10, 4) for i in range(5)}, fit=2.0, attribute=1.25)
+    (warning,) = record.warnings()
+    assert "40% of training model-0-2 and 2 more." in warning
+
+
+@pytest.mark.parametrize("machine", [{"threads": 2}, {"device": "cuda"}])
+def test_several_threads_and_accelerators_are_not_judged_by_processor_seconds(machine):
+    assert timed(machine, {"model-0-0": training(10, 1)}, fit=0.1, attribute=0.1).busy() == {}
+
+
+def test_milliseconds_of_the_disk_are_not_a_busy_machine():
+    assert timed({}, {"model-0-0": training(0.012, 0.003)}, fit=2.0, attribute=1.25).busy() == {}
+
+
 def test_a_run_that_is_not_ok_says_why():
     with pytest.raises(FileFormatError, match="failed has a reason"):
         parse_record(json.dumps(golden() | {"status": "failed", "reason": None}), WHERE)

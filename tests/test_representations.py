@@ -146,6 +146,43 @@ def test_the_last_layer_is_the_one_that_is_called_last(view, small, small_data):
     assert member.representations(member.task.queries).shape == (40, 32)
 
 
+class Functional(nn.Module):
+    """Makes its outputs by a function of a parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(64, 32), nn.Parameter(torch.randn(10, 32) / 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(self.body(x).relu(), nn.functional.normalize(self.head))
+
+
+def test_what_is_given_to_a_layer_before_the_last_weights_is_no_representation(view, small, small_data):
+    member = view(replace(small, make_model=Functional), small_data).member()
+    with pytest.raises(Declined, match=r"model of small, body, .*: head comes beside or after it"):
+        member.representations(member.task.queries)
+
+
+class RowsFirst(nn.Module):
+    """Gives its last layer ``[8, B, 8]``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(8, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x.view(-1, 8, 8).transpose(0, 1)).mean(0)
+
+
+@pytest.mark.parametrize("n", [5, 8])
+def test_rows_that_are_not_examples_are_declined_whatever_their_number(view, small, small_data, n):
+    member = view(replace(small, make_model=RowsFirst), small_data).member()
+    queries = member.task.queries
+    some = Examples(queries.inputs[:n], queries.labels[:n], "queries")
+    with pytest.raises(Declined, match="no linear layer that is given one row per example"):
+        member.representations(some)
+
+
 def test_a_model_without_a_linear_layer_is_declined(view, small, small_data):
     plain = replace(
         small, make_model=lambda: nn.Sequential(nn.Unflatten(1, (1, 64)), nn.Conv1d(1, 10, 64), nn.Flatten())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from tdabench.files import write_arrays
 from tdabench.ground_truth import read_ground_truth
 from tdabench.lds import lds_per_query
 from tdabench.records import read_record
-from tdabench.results import evaluate_run, evaluator_of, find_runs, read_rows
+from tdabench.results import evaluate_run, evaluator_of, find_runs, read_runs
 
 GOLDEN = Path(__file__).parent / "golden" / "record.json"
 
@@ -71,26 +72,37 @@ def test_runs_without_quality(write_run, small, small_truth_folder):
         assert evaluate_run(folder, read_record(folder)) is None
 
 
-def test_rows_are_ranked_within_their_task_and_unknown_tasks_pass(write_run, small, small_truth_folder):
+def test_runs_are_evaluated_and_unknown_tasks_pass(write_run, small, small_truth_folder):
     truth = read_ground_truth(small)
     perfect = perfect_scores(truth)
     best, worst = write_run("best", perfect), write_run("worst", -perfect)
     failed = write_run("failed", None, status="failed", reason="it broke", costs=None)
     stranger = write_run("stranger", np.zeros((2, 2)), task="a-task-that-is-not-here")
     seen = []
-    rows, tasks = read_rows([worst, best, failed, stranger], on_row=seen.append)
-    assert [r.rank_group for r in rows] == [2, 1, None, None]
-    assert rows[1].evaluation.lds == pytest.approx(1)
+    runs, tasks = read_runs([worst, best, failed, stranger], on_run=seen.append)
+    assert [run.record.run_id for run in runs] == ["worst", "best", "failed", "stranger"]
+    assert [run.evaluation is None for run in runs] == [False, False, True, True]
+    assert runs[1].evaluation.lds == pytest.approx(1)
     assert [t.name for t in tasks] == ["small"]
     assert (tasks[0].n_subsets, tasks[0].n_seeds, tasks[0].n_queries) == (8, 4, 32)
     assert len(seen) == 4
+
+
+def test_a_task_without_ground_truth_is_known_and_says_so(write_run, small, monkeypatch, tmp_path):
+    unbuilt = replace(small, folder=tmp_path / "no-truth")
+    monkeypatch.setattr(results, "find_task", lambda name: unbuilt)
+    runs, (info,) = read_runs([write_run("a", np.zeros((40, 120)))])
+    assert (runs[0].record.status, runs[0].lds) == ("ok", None)
+    assert (info.name, info.version, info.n_queries, info.ceiling) == ("small", small.version, 32, None)
+    assert not info.has_truth
+    assert info.no_score == "no LDS: this version of the task has no ground truth yet"
 
 
 def test_scores_that_changed_are_not_evaluated(write_run, small_truth_folder):
     folder = write_run("a", np.zeros((40, 120)))
     write_arrays(folder / "scores.safetensors", {"scores": np.ones((40, 120), dtype=np.float32)})
     with pytest.raises(FileFormatError, match="not the file that its record was written for"):
-        read_rows([folder])
+        read_runs([folder])
 
 
 def test_unfinished_folders_are_left_out(write_run, tmp_path):
@@ -105,3 +117,11 @@ def test_unfinished_folders_are_left_out(write_run, tmp_path):
 
 def test_an_evaluator_is_made_once(small, small_truth_folder):
     assert evaluator_of("small") is evaluator_of("small")
+
+
+def test_what_a_tuning_tried_is_no_result(write_run, tmp_path):
+    write_run("a", None)
+    write_run(".tuning/candidate", None)
+    assert [p.name for p in find_runs(tmp_path / "runs")] == ["a"]
+    with pytest.raises(UsageError, match=r"\.tuning holds what `tdabench tune` tried, .*Give .*runs,"):
+        find_runs(tmp_path / "runs" / ".tuning")

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from tdabench import errors, runner
+from tdabench import errors, provenance, runner
 from tdabench.errors import DataError, UnknownNameError
 from tdabench.jobs import Job, Plan, plan
 from tdabench.records import Record, read_record
@@ -113,7 +113,7 @@ def test_the_tenth_attempt_comes_after_the_second(two_attempts, tmp_path):
 def test_progress_names_the_phases_in_order(two_attempts):
     phases = [event["phase"] for event in two_attempts.events if "phase" in event]
     assert phases[0] == "harness"
-    assert phases.index("fit") < phases.index("train") < phases.index("attribute")
+    assert phases.index("attribute") < phases.index("fit") < phases.index("train"), "members are fitted one by one"
     assert {"done": 1, "total": 1} in two_attempts.events
 
 
@@ -316,7 +316,7 @@ def test_killing_the_launcher_ends_the_worker(hanging, tmp_path, small_reference
 def test_a_worker_whose_launcher_is_gone_runs_nothing(planned, tmp_path):
     job = tmp_path / "job.json"
     job.write_text(planned("Good").job.to_json())
-    words = [sys.executable, "-m", "tdabench.worker", str(job), str(tmp_path), "2", "1"]
+    words = [sys.executable, "-m", "tdabench.worker", str(job), str(tmp_path), "2", "1", "key"]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert names(tmp_path) == ["job.json"]
@@ -344,14 +344,62 @@ def test_an_unknown_option_is_found_before_a_process_starts(planned):
         planned("Fails", hwo="raise")
 
 
-def test_memory_kills_are_counted_where_the_kernel_tells(monkeypatch, tmp_path):
-    events = tmp_path / "memory.events"
-    monkeypatch.setattr(runner, "_CGROUP_EVENTS", events)
+@pytest.fixture
+def kernel(monkeypatch, tmp_path) -> Path:
+    """Put a folder in place of /proc and /sys/fs/cgroup, for a process in the group user/session."""
+    monkeypatch.setattr(runner, "_PROC", tmp_path / "proc")
+    monkeypatch.setattr(runner, "_CGROUPS", tmp_path / "groups")
+    (tmp_path / "proc" / "self").mkdir(parents=True)
+    (tmp_path / "groups" / "user" / "session").mkdir(parents=True)
+    (tmp_path / "proc" / "self" / "cgroup").write_text("4:memory:/elsewhere\n0::/user/session\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize("counter", ["proc/vmstat", "groups/memory.events", "groups/user/session/memory.events"])
+def test_memory_kills_are_counted_wherever_the_kernel_tells(kernel, counter):
     assert runner._out_of_memory_kills() == 0
-    events.write_text("low 0\noom 3\noom_kill 2\n")
+    (kernel / counter).write_text("low 0\noom 3\noom_kill 2\noom_kill_x 9\n")
     assert runner._out_of_memory_kills() == 2
+
+
+def test_a_run_that_was_killed_for_memory_is_told_from_one_that_was_killed(tmp_path):
     assert runner._result(tmp_path, -9, out_of_memory=True)["status"] == "out-of-memory"
     assert runner._result(tmp_path, -9, out_of_memory=False)["status"] == "failed"
+
+
+@pytest.mark.skipif(not Path("/proc/vmstat").exists(), reason="the kernel keeps no counts here")
+def test_this_kernel_tells_of_memory_kills():
+    assert "oom_kill " in runner._text(runner._PROC / "vmstat")
+
+
+# --- code that changes
+
+
+def test_a_method_that_is_edited_after_the_plan_is_refused_and_leaves_no_row(small_reference, tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(METHODS.read_text())
+    job = plan(Job(small_reference, f"{file}:Good", {}))
+    file.write_text(METHODS.read_text() + "\n# edited while a suite runs\n")
+    with pytest.raises(
+        errors.UsageError, match=r"code of mine.py:Good or of small, .* changed .* give the command again"
+    ):
+        run(job, tmp_path / "runs")
+    assert names(tmp_path / "runs") == []
+
+
+def test_the_record_names_the_sources_that_ran(two_attempts):
+    assert two_attempts.first[1].provenance.sources_sha256 == provenance.sources_sha256()
+
+
+def test_processor_seconds_stand_beside_the_wall_clock(two_attempts, training_run, slow_run):
+    record = two_attempts.first[1]
+    assert record.cpu_phases.keys() == record.phases.keys()
+    assert set(record.trainings) == {"model-5-0"}
+    assert sum(t.wall_s for t in training_run.trainings.values()) == pytest.approx(training_run.costs.train_s)
+    assert set(training_run.trainings) == {"model-7-0", "model-7-1"}
+    for trained in training_run.trainings.values():
+        assert 0 < trained.cpu_s < 1.05 * trained.wall_s
+    assert slow_run.busy()["serving"] < 0.5, "it sleeps, which looks like waiting for the processor"
 
 
 # --- what a method is handed

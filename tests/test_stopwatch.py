@@ -65,6 +65,23 @@ def test_the_time_of_an_edge_goes_to_the_harness():
     assert watch.phases == {"attribute": 1, "fit": 2, HARNESS: 1.5}
 
 
+def test_processor_seconds_are_split_into_the_same_phases():
+    clock, cpu = Clock(), Clock()
+    watch = Stopwatch(clock=clock, cpu_clock=cpu, on_edge=lambda _: cpu.sleep(0.25))
+
+    def work(wall: float, own: float) -> None:
+        clock.sleep(wall)
+        cpu.sleep(own)
+
+    with watch.phase("attribute"):
+        work(1, 0.5)
+        with watch.phase("fit"):
+            work(4, 4)
+        work(2, 2)
+    assert watch.phases == {"attribute": 3, "fit": 4, HARNESS: 0}
+    assert watch.cpu_phases == {"attribute": 2.5, "fit": 4, HARNESS: 0.75}
+
+
 def test_queued_work_is_charged_to_the_phase_that_queued_it():
     clock = Clock()
     queue = []

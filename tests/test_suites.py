@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
+from importlib.metadata import entry_points
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tdabench.ensembles import parse_ensemble
+from tdabench.cli.measure import note_without_truth
+from tdabench.ensembles import KINDS, parse_ensemble
 from tdabench.errors import FileFormatError, UnknownNameError
-from tdabench.registry import METHODS, TASKS, names
+from tdabench.registry import METHODS, TASKS, find_task, names
 from tdabench.suites import find_suite, suite_names
 
 TEXT = """
@@ -57,6 +62,74 @@ def test_shipped_suites_name_what_exists_and_no_run_twice(name):
         assert job.method in names(METHODS)
         assert job.ensemble is None or parse_ensemble(job.ensemble).size >= 1
     assert len({(j.task, j.method, j.ensemble, j.seed) for j in suite.jobs}) == len(suite.jobs)
+
+
+def pairs_of(suite, task):
+    return {(job.method, job.ensemble or "") for job in suite.jobs if job.task == task}
+
+
+def left_out_by(what):
+    """Read ``METHODS`` or ``METHODS under ENSEMBLES``, where an ensemble may be a kind; return a test of pairs."""
+    words = re.compile(r"[a-z][\w-]*(?:\([^)]*\))?")
+    methods, _, ensembles = (words.findall(part) for part in what.partition(" under "))
+
+    def covers(method, ensemble):
+        if method not in methods or bool(ensemble) != bool(ensembles):
+            return False
+        return not ensemble or bool({"any", ensemble, ensemble.partition("(")[0]} & {*ensembles})
+
+    return covers
+
+
+def left_out(suite, task):
+    return [left_out_by(what) for what, _ in suite.left_out_of(task)]
+
+
+OWN_METHODS = {point.name for point in entry_points(group=METHODS) if ".peers." not in point.value}
+CPU_TASKS = [name for name in names(TASKS) if not find_task(name).needs_cuda]
+
+
+@pytest.mark.parametrize("task", CPU_TASKS)
+@pytest.mark.parametrize("name", ["standard", "tasks"])
+def test_what_runs_on_the_lightest_task_runs_everywhere_or_is_left_out_with_a_reason(name, task):
+    suite = find_suite(name)
+    missing = pairs_of(suite, "digits-mlp") - pairs_of(suite, task)
+    entries = left_out(suite, task)
+    assert sorted(pair for pair in missing if not any(covers(*pair) for covers in entries)) == []
+
+
+@pytest.mark.parametrize("task", CPU_TASKS)
+@pytest.mark.parametrize("name", ["standard", "tasks"])
+def test_nothing_is_said_to_be_left_out_that_runs(name, task):
+    suite = find_suite(name)
+    assert [pair for pair in pairs_of(suite, task) if any(covers(*pair) for covers in left_out(suite, task))] == []
+
+
+@pytest.mark.parametrize("name", ["standard", "tasks"])
+def test_suites_of_every_method_and_kind_of_ensemble_have_them(name):
+    suite = find_suite(name)
+    assert {job.task for job in suite.jobs} == {*CPU_TASKS}
+    assert {method for method, _ in pairs_of(suite, "digits-mlp")} == OWN_METHODS
+    for task in CPU_TASKS:
+        kinds = {ensemble.partition("(")[0] for method, ensemble in pairs_of(suite, task)}
+        assert name != "tasks" or {"", *KINDS} <= kinds
+
+
+def test_the_luck_of_a_model_is_measured_where_ensembles_are_compared():
+    suite = find_suite("standard")
+    for task in ("digits-mlp", "mnist-mlp", "etudes-music-transformer"):
+        seeds = {}
+        for job in (job for job in suite.jobs if job.task == task):
+            if job.method == "trak" or (job.method in ("grad-dot", "logra") and not job.ensemble):
+                seeds.setdefault((job.method, job.ensemble), []).append(job.seed)
+        assert len(seeds) == 21
+        assert {tuple(s) for s in seeds.values()} == {(0, 1, 2, 3, 4)}
+
+
+def test_tasks_without_ground_truth_are_named_before_a_suite_starts(small, small_truth_folder, tmp_path, capsys):
+    note_without_truth([small, replace(small, name="unbuilt", folder=tmp_path)])
+    said = capsys.readouterr().err
+    assert said == "unbuilt has no ground truth yet: its runs will have costs, and no LDS until it is built.\n"
 
 
 def test_unknown_suite():

@@ -367,6 +367,36 @@ def test_outputs_do_not_depend_on_the_batch_of_queries(small, small_data, counti
     torch.testing.assert_close(target_outputs(task, data, trained), whole, rtol=1e-4, atol=1e-5)
 
 
+class OnRows(nn.Module):
+    """A module of torch's on the rows of an image."""
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body, self.last = body, nn.Linear(64, 10)
+
+    def forward(self, x):
+        rows = x.view(-1, 8, 8)
+        out = self.body(rows, rows, rows) if isinstance(self.body, nn.MultiheadAttention) else self.body(rows)
+        return self.last((out[0] if isinstance(out, tuple) else out).flatten(1))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        lambda: nn.MultiheadAttention(8, 2, batch_first=True),
+        lambda: nn.TransformerEncoderLayer(8, 2, 8, dropout=0.0, batch_first=True),
+        lambda: nn.LSTM(8, 8, batch_first=True),
+    ],
+    ids=["attention", "encoder", "LSTM"],
+)
+def test_replicas_of_torchs_sequence_modules_do_not_depend_on_who_trains_beside(small, small_data, body):
+    recipe = replace(small.recipe, epochs=1)
+    task = replace(small, name="modules", make_model=lambda: OnRows(body()), recipe=recipe)
+    masks = task.subset_masks()[:2]
+    alone = in_groups(task, small_data, masks, 1, "ground-truth", 0)
+    assert_same(alone, together(task, small_data, masks, "ground-truth", 0))
+
+
 @pytest.fixture(params=["normalised", "sequences"])
 def half_precise(request, small, small_data, counting):
     """Return a task whose recipe asks for bfloat16, and its data."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,13 +13,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tdabench import ground_truth
+from tdabench import ground_truth, runner
+from tdabench import tuned as tuned_module
 from tdabench.errors import FileFormatError, UsageError
 from tdabench.ground_truth import read_ground_truth, write_ground_truth
 from tdabench.jobs import Job, plan
-from tdabench.registry import find_method
+from tdabench.options import make
+from tdabench.records import read_record
+from tdabench.registry import METHODS as METHOD_GROUP
+from tdabench.registry import TASKS, find_method, find_task, names
+from tdabench.results import find_runs
 from tdabench.runner import find_run
-from tdabench.tuning import Candidate, Tuned, grid_of, read_tuned, search, tune, with_tuned_options, write_tuned
+from tdabench.tuned import Candidate, Remark, Tuned, lines, read_tuned, with_tuned_options, write_tuned
+from tdabench.tuning import grid_of, search, tune
 
 METHODS = Path(__file__).parent / "methods_for_runner.py"
 GOOD = f"{METHODS}:Good"
@@ -47,8 +55,22 @@ def test_every_value_is_tried_and_the_best_is_chosen(tuned, small):
     assert tuned.options == best.options
     assert tuned.options == {"skew": 0.0}, "gradients are better than noise"
     assert tuned.task_version == small.version
-    assert tuned.tune_s == pytest.approx(sum(c.serve_s for c in tuned.candidates))
-    assert tuned.tune_s > 0
+    assert tuned.tune_s == pytest.approx(sum(c.charged_s for c in tuned.candidates), abs=1e-9)
+    assert all(c.charged_s > 0 for c in tuned.candidates)
+    assert tuned.grid == {"skew": [1.0, 0.0, 0.5]}
+
+
+def test_candidates_are_where_no_board_reads_them(tuned, runs):
+    """Each has scores for the reported queries; the best of them there would be a free choice on what is reported."""
+    assert find_runs(runs) == []
+    assert len(list((runs / ".tuning").glob("*/record.json"))) == 3
+    with pytest.raises(UsageError, match=r"\.tuning holds what `tdabench tune` tried, which is no result. Give .*runs"):
+        find_runs(runs / ".tuning")
+
+
+def test_a_candidate_is_charged_with_its_serving_time(tuned, runs):
+    served = {r.options["skew"]: r.costs.serve_s for r in map(read_record, (runs / ".tuning").iterdir())}
+    assert {c.options["skew"]: c.charged_s for c in tuned.candidates} == pytest.approx(served, abs=1e-6)
 
 
 def corrupted_truth(small, folder: Path, queries: np.ndarray) -> None:
@@ -83,68 +105,234 @@ def test_the_choice_is_stored_without_folders_and_used(tuned, own_task, small_re
     path = write_tuned(own_task, GOOD, tuned)
     assert path == own_task.folder / "tuned.json"
     assert list(json.loads(path.read_text())) == [SHOWN]
-    job = with_tuned_options(Job(small_reference, GOOD, {}), own_task)
-    assert (job.options, job.tune_s) == (tuned.options, tuned.tune_s)
+    job, remark = with_tuned_options(Job(small_reference, GOOD, {}), own_task)
+    assert (job.options, job.tune_s, remark) == (tuned.options, tuned.tune_s, None)
     other = tuned.model_copy(update={"tune_s": 1.0})
     write_tuned(own_task, "trak", other)
     assert read_tuned(own_task) == {SHOWN: tuned, "trak": other}
+
+
+def test_the_file_has_a_line_a_fact_and_a_line_a_candidate(tuned, own_task):
+    stored = write_tuned(own_task, GOOD, tuned).read_text().splitlines()
+    assert '    "options": {"skew": 0.0},' in stored
+    assert sum('"tuning_lds"' in line for line in stored) == 3
+    assert len(stored) < 20
+
+
+def test_choices_stored_at_the_same_time_are_all_kept(tuned, own_task, monkeypatch):
+    read = read_tuned
+
+    def read_slowly(task):
+        stored = read(task)
+        time.sleep(0.02)
+        return stored
+
+    monkeypatch.setattr(tuned_module, "read_tuned", read_slowly)
+    methods = {f"method-{i}" for i in range(4)}
+    with ThreadPoolExecutor(4) as executor:
+        list(executor.map(lambda method: write_tuned(own_task, method, tuned), methods))
+    assert read(own_task).keys() == methods
 
 
 def test_a_tuned_run_is_not_the_candidate_that_won(tuned, runs, own_task, small_reference):
     """The candidate was measured with nothing charged for tuning; taking it for the tuned run would be free tuning."""
     write_tuned(own_task, GOOD, tuned)
     candidate = plan(Job(small_reference, GOOD, tuned.options))
-    assert find_run(candidate, runs) is not None
-    assert find_run(plan(with_tuned_options(Job(small_reference, GOOD, {}), own_task)), runs) is None
+    assert find_run(candidate, runs / ".tuning") is not None
+    job, _ = with_tuned_options(Job(small_reference, GOOD, {}), own_task)
+    assert find_run(plan(job), runs / ".tuning") is None
+
+
+def test_a_job_whose_method_has_nothing_to_tune_is_left_alone(own_task, small_reference):
+    job = Job(small_reference, "random", {})
+    assert with_tuned_options(job, own_task) == (job, None)
+    assert plan(job).options_from is None
+
+
+def test_a_method_that_was_never_tuned_is_named(own_task, small_reference):
+    job = Job(small_reference, GOOD, {})
+    again, remark = with_tuned_options(job, own_task)
+    assert again == job
+    assert lines([remark]) == [
+        f"small: not tuned, so at the defaults: {GOOD}. Choose with `tdabench tune small METHOD`."
+    ]
+    assert with_tuned_options(job, own_task, defaults=True) == (job, None)
+    by_hand = replace(job, options={"skew": 0.5})
+    assert with_tuned_options(by_hand, own_task) == (by_hand, None)
 
 
 def test_options_that_are_given_win_and_cost_no_tuning(tuned, own_task, small_reference):
     write_tuned(own_task, GOOD, tuned)
     job = Job(small_reference, GOOD, {"skew": "0.3"})
-    assert with_tuned_options(job, own_task) == job
-    untouched = Job(small_reference, "trak", {})
-    assert with_tuned_options(untouched, own_task) == untouched
+    again, remark = with_tuned_options(job, own_task)
+    assert again == job
+    assert plan(again).options_from == "given"
+    assert lines([remark]) == [f"small: --set differs from the tuned options, so none of these is used: {GOOD}."]
 
 
-def test_a_choice_for_another_version_of_the_task_is_ignored(tuned, own_task, small_reference):
-    write_tuned(own_task, GOOD, tuned.model_copy(update={"task_version": "0" * 16}))
-    assert read_tuned(own_task) == {}
+@pytest.mark.parametrize("defaults", [False, True])
+def test_options_that_are_given_and_equal_the_tuned_ones_are_charged_like_them(
+    tuned, own_task, small_reference, defaults
+):
+    write_tuned(own_task, GOOD, tuned)
+    job, remark = with_tuned_options(Job(small_reference, GOOD, {"skew": "0"}), own_task, defaults)
+    assert (job.tune_s, remark) == (tuned.tune_s, None)
+    assert plan(job).options_from == "tuned"
+    chosen, _ = with_tuned_options(Job(small_reference, GOOD, {}), own_task)
+    assert plan(job).key == plan(chosen).key
+
+
+def test_defaults_that_are_asked_for_cost_nothing_even_if_they_would_have_been_chosen(tuned, own_task, small_reference):
+    write_tuned(own_task, GOOD, tuned)
+    job, remark = with_tuned_options(Job(small_reference, GOOD, {}), own_task, defaults=True)
+    assert (job.options, job.tune_s, remark) == ({}, 0, None)
+    assert plan(job).options_from == "defaults"
+
+
+def test_a_choice_is_used_whole_or_not_at_all(tuned, own_task, small_reference):
+    """A ridge that was found beside one projection is not the best beside another."""
+    job = Job(small_reference, "trak", {})
+    grid = {k: list(v) for k, v in grid_of(find_method("trak"), "trak").items()}
+    changed = {"method_sha256": plan(job).method_sha256, "grid": grid}
+    write_tuned(own_task, "trak", tuned.model_copy(update={**changed, "options": {"projection": 1024, "ridge": 3.0}}))
+    for said, options, charged in [
+        ({}, {"projection": 1024, "ridge": 3.0}, True),
+        ({"ridge": "3"}, {"projection": 1024, "ridge": "3"}, True),
+        ({"ridge": "1"}, {"ridge": "1"}, False),
+        ({"projection": "512", "ridge": "3"}, {"projection": "512", "ridge": "3"}, False),
+    ]:
+        again, _ = with_tuned_options(replace(job, options=said), own_task)
+        assert (again.options, again.tune_s) == (options, tuned.tune_s if charged else 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"task_version": "0" * 16}, "tuned for another version of the task"),
+        ({"method_sha256": "0" * 64}, "tuned with other code of the method"),
+        ({"grid": {"skew": [1.0, 0.0]}}, "tuned over other values"),
+        ({"grid": {"skew": [1.0, 0.0, 0.5], "gone": [1]}}, "tuned over other values"),
+        ({"grid": {}, "options": {}}, "tuned over other values"),
+    ],
+)
+def test_a_choice_that_no_longer_holds_is_not_used_and_says_so(tuned, own_task, small_reference, change, problem):
+    write_tuned(own_task, GOOD, tuned.model_copy(update=change))
     job = Job(small_reference, GOOD, {})
-    assert with_tuned_options(job, own_task) == job
+    again, remark = with_tuned_options(job, own_task)
+    assert again == job
+    expected = f"small: {problem}, so the choice is not used: {GOOD}. Choose with `tdabench tune small METHOD`."
+    assert lines([remark]) == [expected]
+
+
+def test_seconds_of_another_machine_class_are_left_out_and_not_zero(tuned, own_task, small_reference):
+    write_tuned(own_task, GOOD, tuned.model_copy(update={"machine_class": "elsewhere"}))
+    job, remark = with_tuned_options(Job(small_reference, GOOD, {}), own_task)
+    assert (job.options, job.tune_s) == (tuned.options, None)
+    assert plan(job).options_from == "tuned"
+    assert "small: tuned on another machine class, so no tuning time is recorded: " in lines([remark])[0]
+
+
+def test_methods_share_a_line_where_they_share_a_remark():
+    remarks = [Remark("a: old", "x", "Do."), Remark("a: old", "y", "Do."), Remark("b: old", "x", ""), None]
+    assert lines([r for r in [*remarks, remarks[0]] if r]) == ["a: old: x, y. Do.", "b: old: x."]
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"trak": 1}', '{"trak": {}}', '{"trak": {"options": {"a": []}}}'])
 def test_a_broken_file_of_choices_says_what_to_do(own_task, text):
     own_task.folder.mkdir()
     (own_task.folder / "tuned.json").write_text(text)
-    with pytest.raises(FileFormatError, match=r"tuned.json is not a .*Tune again with `tdabench tune small METHOD`"):
+    with pytest.raises(FileFormatError, match=r"tuned.json is not a .*Remove the file, and tune again with `tdabench"):
         read_tuned(own_task)
 
 
-def test_a_failed_candidate_is_not_chosen(tuned, runs, small_reference, monkeypatch):
+def broken(record):
+    return record.model_copy(update={"status": "failed", "reason": "it broke", "costs": None, "process_s": 99.5})
+
+
+def test_a_failed_candidate_is_not_chosen_and_its_time_counts(tuned, runs, small_reference, monkeypatch):
     from tdabench import records
 
     real = records.read_record
-    broken = {"status": "failed", "reason": "it broke", "costs": None}
 
     def read(folder):
         record = real(folder)
-        return record.model_copy(update=broken) if record.options["skew"] == 0.0 else record
+        return broken(record) if record.options["skew"] == 0.0 else record
 
     monkeypatch.setattr(records, "read_record", read)
     again = tune(Job(small_reference, GOOD, {}), runs)
     assert [c.tuning_lds is None for c in again.candidates] == [False, True, False]
     assert again.options == {"skew": 0.5}
+    assert again.candidates[1].charged_s == 99.5
+    assert again.tune_s > 99.5
 
 
 def test_tuning_ends_where_nothing_works(tuned, runs, small_reference, monkeypatch):
     from tdabench import records
 
     real = records.read_record
-    broken = {"status": "failed", "reason": "it broke", "costs": None}
-    monkeypatch.setattr(records, "read_record", lambda folder: real(folder).model_copy(update=broken))
-    with pytest.raises(UsageError, match="Tuning stopped: none of 3 candidates ended as ok"):
+    monkeypatch.setattr(records, "read_record", lambda folder: broken(real(folder)))
+    with pytest.raises(UsageError, match=r"none of 3 candidates ended as ok; their logs are in .*/\.tuning"):
         tune(Job(small_reference, GOOD, {}), runs)
+
+
+@pytest.fixture
+def instead(tuned, runs, monkeypatch):
+    """Put results that are there in place of measuring; return the options that were asked for."""
+    asked = []
+    folder = next((runs / ".tuning").iterdir())
+
+    def run(planned, runs, *, timeout_s):
+        asked.append(planned.options)
+        return folder, read_record(folder)
+
+    monkeypatch.setattr(runner, "run", run)
+    return asked
+
+
+def test_what_was_set_is_stored_with_what_was_found(instead, small_reference, tmp_path):
+    budget = 4
+    found = tune(Job(small_reference, "trak", {"projection": "2048"}), tmp_path, budget=budget)
+    assert {options["projection"] for options in instead} == {2048}
+    assert [options["ridge"] for options in instead] == [0.01, 0.03, 0.1, 0.3]
+    assert found.options == {"projection": 2048, "ridge": 0.01}
+    assert found.grid.keys() == {"ridge"}
+
+
+def test_what_was_tuned_with_an_option_set_is_used_with_it(instead, own_task, small_reference, tmp_path):
+    write_tuned(own_task, "trak", tune(Job(small_reference, "trak", {"projection": "2048"}), tmp_path, budget=1))
+    job, remark = with_tuned_options(Job(small_reference, "trak", {}), own_task)
+    assert (job.options, remark) == ({"projection": 2048, "ridge": 0.01}, None)
+
+
+def test_nothing_left_to_tune_is_an_error(instead, small_reference, tmp_path):
+    with pytest.raises(UsageError, match=r"Nothing is left to tune: trak can tune projection, ridge\. Leave out"):
+        tune(Job(small_reference, "trak", {"projection": "512", "ridge": "1"}), tmp_path)
+    assert instead == []
+
+
+def test_a_damaged_file_ends_the_tuning_before_anything_is_measured(instead, small, small_reference, tmp_path):
+    stored = small.folder / "tuned.json"
+    stored.write_text("{")
+    try:
+        with pytest.raises(FileFormatError, match="Remove the file"):
+            tune(Job(small_reference, GOOD, {}), tmp_path)
+    finally:
+        stored.unlink()
+    assert instead == []
+
+
+def test_a_killed_candidate_is_charged_with_the_time_of_its_process(small_reference, small_truth_folder, tmp_path):
+    _, record = runner.run(plan(Job(small_reference, f"{METHODS}:Slow", {})), tmp_path, timeout_s=0.3)
+    assert record.status == "timeout"
+    assert record.costs is None
+    assert 0.3 <= record.process_s < 30
+
+
+def test_choices_that_ship_are_of_methods_and_options_that_are_there():
+    for name in names(TASKS):
+        for method, tuned in read_tuned(find_task(name)).items():
+            assert method in names(METHOD_GROUP)
+            make(find_method(method), method, tuned.options)
 
 
 def test_the_timeout_reaches_the_candidates(small_reference, small_truth_folder, tmp_path, monkeypatch):
@@ -164,7 +352,7 @@ def test_grid():
 
 def searched(grid, start, score, budget):
     def measure(options):
-        return Candidate(options=options, tuning_lds=score(**options), serve_s=1.0)
+        return Candidate(options=options, tuning_lds=score(**options), charged_s=1.0)
 
     return [c.options for c in search(grid, start, measure, budget)]
 

@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tdabench import provenance, verification
-from tdabench.errors import GroundTruthError
+from tdabench.errors import GroundTruthError, UsageError
 from tdabench.ground_truth import GroundTruth, read_ground_truth, write_ground_truth
 from tdabench.retraining import retrain, rounding_difference
+from tdabench.task import TaskData
 from tdabench.verification import OTHER_MACHINE_TOLERANCE, SAME_MACHINE_TOLERANCE, choose_replicas, tolerance, verify
 
 ALL = 32
@@ -105,6 +106,23 @@ def test_a_retraining_that_diverges_here_is_no_agreement(small, small_truth_fold
     monkeypatch.setattr(verification, "retrain", lambda *_: torch.full((1, 40), torch.nan))
     (check,) = verify(small, 1)
     assert not check.passed
+
+
+def test_a_task_that_needs_a_gpu_is_refused_on_a_cpu_once_its_files_are_checked(small, small_truth_folder, monkeypatch):
+    monkeypatch.setattr(verification, "retrain", lambda *_: pytest.fail("retrained"))
+    huge = replace(small, needs_cuda=True)
+    with pytest.raises(UsageError, match=r"files of small are whole.*`tdabench ground-truth verify .*--device cuda`"):
+        verify(huge, 1, folder=small_truth_folder)
+    with pytest.raises(GroundTruthError, match="masks"):
+        verify(replace(huge, plan=replace(small.plan, n_subsets=9)), 1, folder=small_truth_folder)
+
+
+def test_replicas_are_retrained_on_the_device_that_is_asked_for(small, small_truth_folder, monkeypatch):
+    asked = []
+    monkeypatch.setattr(TaskData, "to", lambda data, device: asked.append(device) or data)
+    (check,) = verify(replace(small, needs_cuda=True), 1, folder=small_truth_folder, device="cuda")
+    assert check.passed
+    assert asked == ["cuda"]
 
 
 WRONG = torch.arange(120) % 10 == 0

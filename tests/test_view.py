@@ -6,10 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from tdabench import MemberMethod
+from tdabench import MemberMethod, Method
 from tdabench import view as view_module
-from tdabench.ensembles import Independent
+from tdabench.ensembles import Checkpoints, Independent, Lora
+from tdabench.errors import StorageError
 from tdabench.execution import execute
+from tdabench.memory import PeakMemory, reset_peak
+from tdabench.meter import FIT, TRAIN, Meter
+from tdabench.model_store import ModelStore
 from tdabench.trainer import train_replicas
 
 
@@ -62,10 +66,134 @@ def test_training_is_the_phase_train_and_loading_is_not(view):
     assert "train" not in cached.meter.stopwatch.phases
 
 
+@pytest.fixture
+def loads(monkeypatch):
+    """List the checkpoints that are loaded."""
+    names = []
+    load = ModelStore.load
+
+    def noted(store, name):
+        found = load(store, name)
+        if found is not None:
+            names.append(name)
+        return found
+
+    monkeypatch.setattr(ModelStore, "load", noted)
+    return names
+
+
+ASKED = {
+    "a model": lambda task: task.train(0),
+    "checkpoints": lambda task: task.train_run(0, [1, 3]),
+    "an adapter": lambda task: task.train_adapter(0, 0, rank=2, epochs=1),
+    "a bank": lambda task: task.retrain(torch.eye(task.n_train, dtype=torch.bool)[:4] == 0, "bank"),
+}
+
+
+@pytest.mark.parametrize("what", ASKED)
+def test_what_was_just_trained_is_loaded_like_what_was_there(what, view, loads):
+    ASKED[what](view())
+    cold = list(loads)
+    ASKED[what](view())
+    assert cold == loads[len(cold) :] != []
+
+
+@pytest.mark.parametrize("ensemble", [Independent(2), Lora(2, 2, rank=2, epochs=1), Checkpoints(2, 2)])
+def test_a_first_run_has_the_phases_of_the_next_and_training(view, ensemble):
+    seen = []
+    for _ in range(2):
+        seen.append([])
+        execute(KeepsEverything(), ensemble, view(meter=Meter(on_phase=seen[-1].append)))
+    cold, warm = seen
+    assert cold.count(TRAIN) == (6 if isinstance(ensemble, Lora) else 2)
+    assert [phase for phase in cold if phase != TRAIN] == warm
+    assert warm.count(FIT) == ensemble.size
+
+
+def test_the_memory_of_training_is_not_that_of_fit(view, monkeypatch):
+    if not reset_peak():
+        pytest.skip("the kernel does not let this process reset its high-water mark")
+    train = view_module.train_replicas
+    monkeypatch.setattr(view_module, "train_replicas", lambda *a, **k: torch.ones(2**24) is not None and train(*a, **k))
+    memory = PeakMemory()
+    task = view(meter=Meter(memory=memory))
+    with task.meter.phase(FIT):
+        task.member(0)
+    assert memory.peaks["train"] > 60 * 2**20
+    assert memory.peaks["fit"] < 30 * 2**20
+
+
+def test_a_model_that_was_forgotten_is_loaded_again_and_charged_once(view, loads):
+    task = view()
+    first, charged = task.train(0), dict(task.meter.models)
+    assert {t.data_ptr() for t in task.loaded()} == {t.data_ptr() for t in first.values()}
+    task.forget(0)
+    assert not list(task.loaded())
+    assert same(task.train(0), first)
+    assert len(loads) == 2
+    assert task.meter.models == charged
+
+
+def test_charging_a_run_loads_nothing(view, loads):
+    task, other = view(), view()
+    task.charge_run(0, [1, 3])
+    assert not loads
+    other.train_run(0, [1, 3])
+    assert task.meter.runs == other.meter.runs
+
+
+def test_a_checkpoint_that_vanishes_during_the_run_is_one_clear_error(view, tmp_path):
+    task = view()
+    task.charge_run(0, [1, 3])
+    (tmp_path / "models" / "model-0-0-epoch-1.safetensors").unlink()
+    with pytest.raises(StorageError, match=r"model-0-0-epoch-1 in .* is gone or damaged\. Leave the folder alone"):
+        task.checkpoint_member(0, 1, number=0)
+
+
+def test_adapters_share_the_tensors_of_their_model(view):
+    task = view()
+    mine = [task.adapter_member(0, adapter, number=adapter, rank=2, epochs=1) for adapter in range(3)]
+    originals = {m.model[0].parametrizations.weight.original.data_ptr() for m in mine}
+    assert originals == {task.train(0)["0.weight"].data_ptr()}
+
+
+class KeepsTheModel(Method):
+    """Returns a model that is charged as a file, and as many bytes of its own."""
+
+    def fit(self, task):
+        return [*task.train(0).values(), torch.zeros(25)]
+
+    def attribute(self, task, state):
+        return torch.ones(task.n_queries, task.n_train)
+
+
+def test_a_model_that_fit_returns_is_stored_once(view):
+    task = view()
+    execute(KeepsTheModel(), None, task)
+    assert task.meter.state_bytes == 100
+
+
+class KeepsItsModule(MemberMethod):
+    """Keeps the module that is called, and with it what is under an adapter."""
+
+    def fit(self, member):
+        return list(member.model.state_dict().values())
+
+    def attribute(self, member, state):
+        return torch.ones(member.task.n_queries, member.task.n_train)
+
+
+def test_the_model_under_an_adapter_is_stored_once(view):
+    task = view()
+    execute(KeepsItsModule(), Lora(1, 2, rank=2, epochs=1), task)
+    assert task.meter.state_bytes == 2 * 4 * 2 * (64 + 32 + 32 + 10)  # the zero adapters that are in the two modules
+
+
 def test_a_damaged_checkpoint_is_trained_again(view, trainings, tmp_path):
     expected = view().train(0)
     (path,) = (tmp_path / "models").iterdir()
     whole = path.read_bytes()
+    path.unlink()  # what was loaded is read from the old file
     path.write_bytes(whole[: len(whole) // 2])
     assert same(view().train(0), expected)
     assert len(trainings) == 2
@@ -195,7 +323,9 @@ def test_a_run_is_charged_once_and_each_checkpoint_stored(view):
 
 def test_a_damaged_checkpoint_is_made_again_from_the_whole_run(view, trainings, tmp_path):
     run = view().train_run(0, [1, 2, 3])
-    (tmp_path / "models" / "model-0-0-epoch-1.safetensors").write_bytes(b"")
+    file = tmp_path / "models" / "model-0-0-epoch-1.safetensors"
+    file.unlink()  # what was loaded is read from the old file
+    file.write_bytes(b"")
     again = view().train_run(0, [1, 2, 3])
     assert len(trainings) == 2
     assert all(same(run[e], again[e]) for e in run)

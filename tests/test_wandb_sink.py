@@ -2,24 +2,24 @@ from __future__ import annotations
 
 import pytest
 
-from tdabench.board import Row
+from tdabench.board import Run
 from tdabench.errors import UsageError
 from tdabench.wandb_sink import send, summary
-from tests.board.conftest import FakeEvaluation, make_record
+from tests.board.conftest import make_evaluation, make_record
 
 
 def test_offline_runs_are_written_without_a_network(tmp_path, monkeypatch):
     pytest.importorskip("wandb", reason="install the wandb extra: pip install 'tdabench[wandb]'")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    rows = [Row(make_record(), FakeEvaluation(0.4, 0.3, 0.5)), Row(make_record(status="failed"), None)]
-    assert send(rows, "test", tmp_path) == 2
+    runs = [Run(make_record(), make_evaluation(0.4)), Run(make_record(status="failed"), None)]
+    assert send(runs, "test", tmp_path) == 2
     assert len(list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))) == 2
 
 
 def test_what_was_not_measured_is_left_out():
-    failed = summary(Row(make_record(status="failed"), None))
+    failed = summary(Run(make_record(status="failed"), None))
     assert failed == {"status": "failed"}
-    ok = summary(Row(make_record(), FakeEvaluation(0.4, 0.3, 0.5)))
+    ok = summary(Run(make_record(), make_evaluation(0.4)))
     assert ok["lds"] == 0.4
     assert ok["train_s"] == 12.5
 

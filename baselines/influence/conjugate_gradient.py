@@ -11,7 +11,7 @@ remains, ``|(H + ridge) x - grad f| / |grad f|``, is printed to the run's log. T
 Source: Hestenes & Stiefel 1952; Martens 2010, "Deep Learning via Hessian-free Optimization"; for influence, Koh & Liang
 2017; see :mod:`tdabench.baselines.influence.definition`.
 Cost per member: 32 products for the damping; per query and iteration one product with the Hessian, a forward and a
-backward pass and a half over the training set. Storage: nothing.
+backward pass and a half over the training set. Storage: the ridge.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ class Influence(tdabench.MemberMethod):
     curvature: Literal["gauss-newton", "hessian"] = tdabench.option(
         "gauss-newton", "gauss-newton: positive semi-definite; hessian: with the curvature of the network itself"
     )
-    layers: Literal["all", "last"] = tdabench.option("all", "all parameters, or those of the last linear layer")
+    layers: Literal["all", "last"] = tdabench.option("all", "all parameters, or those of the linear layer called last")
     sample: int | None = tdabench.option(
         None, "training examples that the Hessian is averaged over; all if none", low=1
     )
@@ -80,7 +80,7 @@ class Influence(tdabench.MemberMethod):
         if self.layers == "all":
             return sizes
         if sizes.last is None:
-            raise tdabench.Declined("the model has no linear layer to differentiate")
+            raise tdabench.Declined("the model has no last linear layer to differentiate alone")
         return sizes.last
 
     def seen(self, sizes: tdabench.Sizes) -> int:

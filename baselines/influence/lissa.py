@@ -16,7 +16,7 @@ above. So the largest eigenvalue is found by power iteration on several batches,
 Source: Agarwal et al. 2017, "Second-Order Stochastic Optimization for Machine Learning in Linear Time"; Koh & Liang
 2017; see :mod:`tdabench.baselines.influence.definition`.
 Cost per member: 32 products over the training set for the damping, ``10 * 10`` over a batch for the scale; per query
-``repeat * depth`` over a batch. Storage: nothing.
+``repeat * depth`` over a batch. Storage: two numbers.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ from tdabench.baselines.peers.contests import (
 )
 from tdabench.building import build
 from tdabench.cli.output import note, print_table
-from tdabench.errors import TdabenchError
+from tdabench.errors import MissingGroundTruthError, TdabenchError
 from tdabench.ground_truth import MANIFEST_FILE, ground_truth_folder
 from tdabench.jobs import Job, plan
 from tdabench.records import Record
@@ -55,9 +55,9 @@ def main(task: str, repeats: int, runs: Path, json_file: Path | None, timeout_s:
     try:
         _build_truth(task)
         records = measure_all(task, _entries(), repeats, runs, timeout_s)
+        measured = {entry: summarise(found) for entry, found in records.items()}
     except TdabenchError as error:
         raise click.ClickException(str(error)) from error
-    measured = {entry: summarise(found) for entry, found in records.items()}
     measured |= {entry: time_metric(entry, repeats) for entry in (LDS_JOB.ours, LDS_JOB.theirs)}
     rows = [(c, measured[c.ours], measured[c.theirs]) for c in (*CONTESTS, LDS_JOB)]
     judged = [judge(*row) for row in rows]
@@ -96,14 +96,20 @@ def measure_all(
 
 
 def summarise(runs: list[tuple[Path, Record]]) -> Measured:
-    """Return what an entry's runs came to; the quality is the first run's, as all have one seed."""
+    """Return what an entry's runs came to; the quality is the first run's, as all have one seed.
+
+    Costs stand also where the task has no ground truth yet, and so no run an LDS.
+    """
     if not runs:
         return Measured(reason="not registered")
     for _, record in runs:
         if record.status != "ok":
             return Measured(reason=f"{record.status}: {record.reason}")
     costs = [record.costs for _, record in runs if record.costs is not None]
-    evaluation = evaluate_run(*runs[0])
+    try:
+        evaluation = evaluate_run(*runs[0])
+    except MissingGroundTruthError:
+        evaluation = None
     return Measured(
         serve_s=tuple(c.serve_s for c in costs),
         peak_bytes=tuple(c.peak_host_bytes for c in costs),
@@ -123,7 +129,8 @@ def time_metric(entry: Entry, repeats: int) -> Measured:
     for _ in range(repeats):
         done = subprocess.run(command, env={**os.environ, **threads}, capture_output=True, text=True, check=False)
         if done.returncode != 0:
-            return Measured(reason=f"failed: {done.stderr.strip().splitlines()[-1]}")
+            said = done.stderr.strip().splitlines() or [f"the process ended with code {done.returncode}"]
+            return Measured(reason=f"failed: {said[-1]}")
         results.append(json.loads(done.stdout))
     seconds, peaks = tuple(r["serve_s"] for r in results), tuple(r["peak_bytes"] for r in results)
     return Measured(seconds, peaks, results[0]["lds"])

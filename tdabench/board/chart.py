@@ -33,7 +33,7 @@ COMPACT = Size("compact", 380, 290, 11.0, 4, sizes_labelled=False)
 GROWTH = Size("compact", 480, 350, 11.0, 8, sizes_labelled=False, ends_labelled=True)
 
 LEFT, RIGHT, TOP, BOTTOM = 40, 14, 30, 44
-LONGEST_LABEL = 34
+LONGEST_LABEL = 40
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 
@@ -70,7 +70,7 @@ def draw(
     Parameters
     ----------
     points
-        Runs of one task version and one machine class; ``on_front`` is taken as given, never computed here.
+        Rows of one task version and one machine class; ``on_front`` is taken as given, never computed here.
     ceiling
         The task's noise ceiling; None draws no line.
     name
@@ -134,7 +134,7 @@ def _grid(frame: Frame, axis: Axis) -> Iterable[Markup]:
 
 
 def _front(frame: Frame, points: Sequence[Point]) -> Iterable[Markup]:
-    """Step from run to run on the front; what lies under the steps is beaten."""
+    """Step from point to point on the front; what lies under the steps is beaten."""
     steps = _steps(frame, points)
     if not steps:
         return
@@ -149,7 +149,7 @@ def _front(frame: Frame, points: Sequence[Point]) -> Iterable[Markup]:
 
 
 def _steps(frame: Frame, points: Sequence[Point]) -> list[tuple[float, float]]:
-    """Return the places of the runs on the front, from left to right."""
+    """Return the places of the points on the front, from left to right."""
     return sorted({(frame.x(p.cost), frame.y(p.lds)) for p in points if p.on_front}, key=lambda s: (s[0], -s[1]))
 
 
@@ -210,7 +210,7 @@ def _mark(frame: Frame, point: Point) -> Markup:
 def _labels(
     frame: Frame, points: Sequence[Point], ceiling: float | None, predicted: Sequence[Predicted]
 ) -> Iterable[Markup]:
-    """Label the runs on the front, then sizes along the curves, each where it touches nothing; else not at all."""
+    """Label the points on the front, then sizes along the curves, each where it touches nothing; else not at all."""
     taken = [_around(frame, p) for p in points]
     taken += [_whisker_box(frame, p) for p in points if p.on_front]
     taken += _front_boxes(frame, points)
@@ -231,7 +231,7 @@ def _wanted(size: Size, points: Sequence[Point]) -> Iterable[tuple[Point, list[s
     """Say which labels a chart would like, most wanted first, each with shorter ways to say it."""
     ends = [p for p in points if p.on_front]
     for p in sorted(ends, key=lambda p: (p.members > 1, -p.lds, p.cost, p.anchor)):
-        shorter = [p.brief, f"×{p.members}"] if p.members > 1 else []
+        shorter = [p.brief, p.size] if p.members > 1 else []
         if not size.sizes_labelled:
             shorter = shorter[:1]  # a bare size says nothing without a curve to sit on
         yield p, [_shorten(text) for text in (p.label, *shorter)], "label"
@@ -241,7 +241,7 @@ def _wanted(size: Size, points: Sequence[Point]) -> Iterable[tuple[Point, list[s
     if size.sizes_labelled:
         for p in points:
             if p.members > 1 and not p.on_front:
-                yield p, [f"×{p.members}"], "size"
+                yield p, [p.size], "size"
 
 
 @dataclass(frozen=True)
@@ -256,7 +256,7 @@ class Place:
 
 
 def _free_place(frame: Frame, point: Point, text: str, taken: Sequence[Box]) -> Place | None:
-    """Try places around a point. Above and left of a run on the front there is nothing, by definition: try it first."""
+    """Try places around a point. Above and left of one on the front there is nothing, by definition: try it first."""
     x, y, font = frame.x(point.cost), frame.y(point.lds), frame.size.font
     width = _width(text, font)
     over, under = frame.y(point.high) - y - 5, frame.y(point.low) - y + font + 1

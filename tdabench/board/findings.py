@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from tdabench.board.rows import AXES, Axis, Row, TaskInfo, format_score, names
+from tdabench.board.names import names
+from tdabench.board.rows import AXES, Axis, Row, TaskInfo, format_score
 from tdabench.records import Machine
 
 # A reader takes in a handful of names; the table has the rest.
@@ -23,18 +24,19 @@ class Finding:
 
 
 def findings(task: TaskInfo, rows: Sequence[Row]) -> list[Finding]:
-    """Say which run is best, which are level with it, which of those is cheapest, and how far the ceiling is.
+    """Say which row is best, which are level with it, which of those is cheapest, and how far the ceiling is.
 
     Parameters
     ----------
     rows
-        Runs of the task's current version.
+        Rows of the task's current version.
     """
     scored = [(row, name) for row, name in zip(rows, names(rows), strict=True) if row.lds is not None]
     if not scored:
         return []
     best, name = max(scored, key=lambda pair: pair[0].lds or 0.0)
-    made = [Finding("Best", f"{name} ({_score(best)}{_share(best, task.ceiling)}).")]
+    one = "1 seed" if any(row.seeds for row, _ in scored) else ""  # beside others that have several
+    made = [Finding("Best", f"{name} ({_score(best, best.seeds or one)}{_share(best, task.ceiling)}).")]
     if best.rank_group is None:
         return made
     level = [pair for pair in scored if pair[0].rank_group == best.rank_group]
@@ -42,14 +44,13 @@ def findings(task: TaskInfo, rows: Sequence[Row]) -> list[Finding]:
     if others:
         made.append(Finding("Not distinguishable from it", f"{_listing(others)}."))
     elif len(scored) > 1:
-        made.append(Finding("Clear of the rest", "no other run is level with it within the uncertainty."))
+        made.append(Finding("Clear of the rest", "nothing else is level with it within the uncertainty."))
     return made + _cheapest([row for row, _ in level])
 
 
-def _score(row: Row) -> str:
-    e = row.evaluation
-    interval = f", 95 % interval {format_score(e.low)} to {format_score(e.high)}" if e else ""
-    return f"LDS {format_score(row.lds)}{interval}"
+def _score(row: Row, seeds: str) -> str:
+    low, high = map(format_score, row.interval)
+    return ", ".join(filter(None, (f"LDS {format_score(row.lds)}", seeds, f"95 % interval {low} to {high}")))
 
 
 def _share(row: Row, ceiling: float | None) -> str:
@@ -80,7 +81,7 @@ def _cheapest(level: Sequence[Row]) -> list[Finding]:
 
 
 def _least(members: Sequence[Row], axis: Axis) -> str | None:
-    """Name the cheapest run; None where all cost the same, which is no news."""
+    """Name the cheapest row; None where all cost the same, which is no news."""
     pairs = zip(members, names(members), strict=True)
     priced = [(cost, name) for row, name in pairs if (cost := axis.value(row)) is not None]
     if len({cost for cost, _ in priced}) < 2:
@@ -88,6 +89,27 @@ def _least(members: Sequence[Row], axis: Axis) -> str | None:
     cost = min(priced)[0]
     cheapest = [name for c, name in priced if c == cost]
     return f"in {axis.name.lower()}, {_listing(cheapest)} ({axis.text(cost)})"
+
+
+def seeds_used(configurations: Sequence[Collection[int]]) -> str:
+    """Say how many run seeds configurations have, and whether intervals hold the variation between trained models."""
+    several = [seeds for seeds in configurations if len(seeds) > 1]
+    if not several:
+        return (
+            "Every configuration was run with one seed, so intervals hold no variation between trained models: other"
+            " models may give another result."
+        )
+    known = ", ".join(map(str, sorted(set().union(*several))))
+    if len(several) == len(configurations):
+        return (
+            f"Every configuration was run with several seeds ({known}), so intervals hold the variation between trained"
+            " models."
+        )
+    return (
+        f"{len(several)} of {len(configurations)} configurations were run with several seeds ({known}), so their"
+        " intervals hold the variation between trained models. Those of the others, run with one seed, hold none: what"
+        " rests on them may be luck."
+    )
 
 
 def describe_machine(machine: Machine) -> str:

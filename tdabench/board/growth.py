@@ -17,6 +17,7 @@ from tdabench.ensembles import SIZES, format_ensemble
 from tdabench.saturation import predicted_lds
 
 _STEPS = 24
+_NONE = (None, None)
 
 
 class _MembersAxis(Axis):
@@ -55,7 +56,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Curve:
-    """The runs of one ensemble in several sizes, smallest first, and what was predicted of them."""
+    """The rows of one ensemble in several sizes, smallest first, and what was predicted of them."""
 
     label: str
     points: list[Point]
@@ -79,36 +80,36 @@ class Curve:
 def grown(
     rows: Sequence[Row], names: Sequence[str], anchors: Sequence[str], colour_of: Mapping[str, int]
 ) -> dict[str, list[Curve]]:
-    """Return, for every method that has an ensemble among the runs, its curves.
+    """Return, for every method that has an ensemble among the rows, its curves.
 
     Parameters
     ----------
     rows
-        Runs with an LDS, of one task version and machine class; ``names`` and ``anchors`` go with them.
+        Rows with an LDS, of one task version and machine class; ``names`` and ``anchors`` go with them.
     """
     drawn = points(rows, MEMBERS, [frozenset()] * len(rows), names, anchors, colour_of)
     families: dict[tuple[object, ...], list[tuple[Point, Row]]] = defaultdict(list)
     for point, row in zip(drawn, rows, strict=True):
         families[point.curve].append((point, row))
     of_method: dict[str, list[list[tuple[Point, Row]]]] = defaultdict(list)
-    for runs in families.values():
-        runs.sort(key=lambda run: (run[0].cost, run[0].anchor))
-        of_method[runs[0][1].record.method].append(runs)
+    for family in families.values():
+        family.sort(key=lambda pair: (pair[0].cost, pair[0].anchor))
+        of_method[family[0][1].record.method].append(family)
     return {
         method: _curves(some)
         for method, some in sorted(of_method.items())
-        if any(row.record.ensemble is not None for runs in some for _, row in runs)
+        if any(row.record.ensemble is not None for family in some for _, row in family)
     }
 
 
 def _curves(families: Sequence[Sequence[tuple[Point, Row]]]) -> list[Curve]:
-    """Name the curves of one method: by kind, models and variant, and by the largest run where that is not enough."""
-    labels = [_label([row for _, row in runs]) for runs in families]
+    """Name the curves of one method: by kind, models and variant, and by the largest row where that is not enough."""
+    labels = [_label([row for _, row in family]) for family in families]
     curves = []
-    for label, runs in zip(labels, families, strict=True):
-        last, rows = runs[-1][0], [row for _, row in runs]
+    for label, family in zip(labels, families, strict=True):
+        last, rows = family[-1][0], [row for _, row in family]
         full = label if labels.count(label) == 1 else last.title.partition("\n")[0]
-        drawn = [replace(p, label=f"{full} ×{last.members}", brief=label, title=_without_front(p)) for p, _ in runs]
+        drawn = [replace(p, label=f"{full} ×{last.members}", brief=label, title=_without_front(p)) for p, _ in family]
         curves.append(Curve(full, drawn, None if rows[0].record.ensemble is None else _predict(rows)))
     return sorted(curves, key=lambda curve: (curve.label, curve.points[0].anchor))
 
@@ -138,17 +139,17 @@ def _size(row: Row) -> tuple[float, float]:
 
 
 def _predict(rows: Sequence[Row]) -> Prediction | None:
-    """Predict a curve, smallest size first, from its smallest run and the correlations of its largest that has any."""
-    correlations = next((c for row in reversed(rows) if (c := row.record.correlations) is not None), None)
+    """Predict a curve, smallest size first, from its smallest row and the correlations of its largest that has any."""
+    within, between = next((c for row in reversed(rows) if (c := _correlations(row)) != _NONE), _NONE)
     sizes, lds = [_size(row) for row in rows], rows[0].lds
-    if correlations is None or lds is None or any(math.isnan(models) for models, _ in sizes):
+    if (within, between) == _NONE or lds is None or any(math.isnan(models) for models, _ in sizes):
         return None
     grows = _direction(rows[0].kind, sizes)
 
     def at(members: float) -> float | None:
         models, per_model = sizes[0]
         to = (members / per_model, per_model) if grows == "models" else (models, members / models)
-        return predicted_lds(lds, sizes[0], to, correlations.within, correlations.between)
+        return predicted_lds(lds, sizes[0], to, within, between)
 
     smallest, largest = (rows[i].record.members for i in (0, -1))
     steps = [smallest * (2 * largest / smallest) ** (i / _STEPS) for i in range(_STEPS + 1)]
@@ -156,7 +157,14 @@ def _predict(rows: Sequence[Row]) -> Prediction | None:
     at_largest, limit = at(largest), at(math.inf)
     if at_largest is None or limit is None or len(line) < 2:
         return None
-    return Prediction(line, at_largest, limit, correlations.within, correlations.between)
+    return Prediction(line, at_largest, limit, within, between)
+
+
+def _correlations(row: Row) -> tuple[float | None, float | None]:
+    """Return how members correlate within and between models, the mean over run seeds; None where that is not known."""
+    within = row.mean(lambda run: found.within if (found := run.record.correlations) else None)
+    between = row.mean(lambda run: found.between if (found := run.record.correlations) else None)
+    return within, between
 
 
 def _direction(kind: str, sizes: Sequence[tuple[float, float]]) -> str:

@@ -1,4 +1,4 @@
-"""How runs look on a chart: a colour for each method, a shape for each kind of ensemble, curves over size."""
+"""How rows look on a chart: a colour for each method, a shape for each kind of ensemble, curves over size."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from tdabench.board.names import codes
 from tdabench.board.rows import Axis, Row, format_score
+from tdabench.board.runs import configuration
 from tdabench.ensembles import SIZES
 
 # (light scheme, dark scheme). Chosen for at least 3:1 against the background, and to stay apart under the three common
@@ -31,12 +33,21 @@ SHAPES = {
     "checkpoints": "wedge",
     "projections": "hexagon",
 }
+# Flavours that are compared with their kind's default have a shape of their own; others share the kind's.
+FLAVOURS = {
+    ("dropout", "q-only"): "right",
+    ("dropout", "per-sample"): "left",
+    ("dropout", "q-only per-sample"): "bow",
+}
 OTHER_SHAPE = "cross"
 PATHS = {
     "circle": "M-5 0a5 5 0 1 0 10 0a5 5 0 1 0-10 0z",
     "square": "M-4.5-4.5h9v9h-9z",
     "triangle": "M0-5.8L5.6 4.2H-5.6z",
     "diamond": "M0-6.3L6.3 0L0 6.3L-6.3 0z",
+    "right": "M5.8 0L-4.2 5.6V-5.6z",
+    "left": "M-5.8 0L4.2 5.6V-5.6z",
+    "bow": "M-5.2-5L5.2 5V-5L-5.2 5z",
     "wedge": "M0 5.8L5.6-4.2H-5.6z",
     "hexagon": "M-5.4 0L-2.7-4.7H2.7L5.4 0L2.7 4.7H-2.7z",
     "cross": "M-1.8-5.4h3.6v3.6h3.6v3.6h-3.6v3.6h-3.6v-3.6h-3.6v-3.6h3.6z",
@@ -45,7 +56,7 @@ PATHS = {
 
 @dataclass(frozen=True)
 class Point:
-    """A run on one chart.
+    """A row on one chart.
 
     Attributes
     ----------
@@ -55,8 +66,10 @@ class Point:
         Index into the palette.
     curve
         Points that share it are joined, in order of ``members``.
+    label, brief, size
+        What it is called where there is room, where there is less, and beside its curve.
     anchor
-        The id of its row in the table.
+        The id of its place in the table.
     """
 
     cost: float
@@ -68,6 +81,7 @@ class Point:
     shape: str
     label: str
     brief: str
+    size: str
     title: str
     anchor: str
     curve: tuple[object, ...]
@@ -90,13 +104,13 @@ def colours(rows: Sequence[Row]) -> dict[str, int]:
     return {method: i % len(PALETTE) for i, method in enumerate(methods)}
 
 
-def shape_of(kind: str) -> str:
-    """Return the shape for a kind of ensemble."""
-    return SHAPES.get(kind, OTHER_SHAPE)
+def shape_of(kind: str, flavour: str = "") -> str:
+    """Return the shape for a kind of ensemble, or for a flavour of it."""
+    return FLAVOURS.get((kind, flavour)) or SHAPES.get(kind, OTHER_SHAPE)
 
 
 def curves(rows: Sequence[Row]) -> list[tuple[object, ...]]:
-    """Return for each run a key of its curve: runs that differ in nothing but size share it.
+    """Return for each row a key of its curve: rows that differ in nothing but size share it.
 
     Where two sizes vary (models and masks, say), each number of models is a curve of its own; one line through all of
     them would zigzag.
@@ -106,7 +120,7 @@ def curves(rows: Sequence[Row]) -> list[tuple[object, ...]]:
         families[_family(row)].append(i)
     keys: list[tuple[object, ...]] = [()] * len(rows)
     for family, members in families.items():
-        sizes = [_sizes(rows[i]) for i in members]
+        sizes = [rows[i].sizes for i in members]
         varying = [name for name in SIZES if len({s.get(name) for s in sizes}) > 1]
         for i, size in zip(members, sizes, strict=True):
             keys[i] = (*family, size.get("models")) if len(varying) > 1 else family
@@ -117,17 +131,10 @@ def _family(row: Row) -> tuple[object, ...]:
     record = row.record
     ensemble = record.ensemble
     if ensemble is None:
-        return ("single", record.run_id)
-    variant = tuple(sorted((k, repr(v)) for k, v in ensemble.options.items() if k not in _sizes(row)))
+        return ("single", *configuration(record))
+    variant = tuple(sorted((k, repr(v)) for k, v in ensemble.options.items() if k not in row.sizes))
     options = tuple(sorted((k, repr(v)) for k, v in record.options.items()))
-    return (record.method, options, ensemble.kind, variant, record.seed)
-
-
-def _sizes(row: Row) -> dict[str, int]:
-    ensemble = row.record.ensemble
-    options = ensemble.options if ensemble else {}
-    counts = {k: v for k, v in options.items() if isinstance(v, int) and not isinstance(v, bool)}
-    return {k: v for k, v in counts.items() if k in SIZES or v == row.record.members}
+    return (record.method, record.provenance.method_sha256, options, ensemble.kind, variant)
 
 
 def points(
@@ -138,27 +145,31 @@ def points(
     anchors: Sequence[str],
     colour_of: Mapping[str, int],
 ) -> list[Point]:
-    """Return the runs that have both an LDS and a cost on ``axis``, as points; the other sequences go with ``rows``."""
+    """Return the rows that have both an LDS and a cost on ``axis``, as points; the other sequences go with ``rows``."""
     made = []
-    for row, fronts, name, anchor, curve in zip(rows, on_fronts, names, anchors, curves(rows), strict=True):
+    facts = zip(rows, on_fronts, names, anchors, curves(rows), codes(rows), strict=True)
+    for row, fronts, name, anchor, curve, code in facts:
         cost, lds = axis.value(row), row.lds
-        if cost is None or lds is None or row.evaluation is None:
+        if cost is None or lds is None:
             continue
         on_front = axis.key in fronts
-        interval = f"{format_score(row.evaluation.low)} to {format_score(row.evaluation.high)}"
-        title = f"{name}\nLDS {format_score(lds)} (95 % interval {interval})\n{axis.label}: {axis.text(cost)}\n"
+        low, high = row.interval
+        interval = ", ".join(filter(None, (row.seeds, f"95 % interval {format_score(low)} to {format_score(high)}")))
+        size = f"{row.flavour} {row.times}".strip()
+        title = f"{name}\nLDS {format_score(lds)} ({interval})\n{axis.label}: {axis.text(cost)}\n"
         made.append(
             Point(
                 cost,
                 lds,
-                row.evaluation.low,
-                row.evaluation.high,
+                low,
+                high,
                 on_front,
                 colour_of[row.record.method],
-                shape_of(row.kind),
-                row.short,
-                f"{row.record.method} ×{row.record.members}",
-                title + ("on the front" if on_front else "beaten by a run on the front"),
+                shape_of(row.kind, row.flavour),
+                f"{row.short} ({code})" if code else row.short,
+                f"{row.kind} {size}",  # the colour says the method
+                size,
+                title + ("on the front" if on_front else "beaten by one on the front"),
                 anchor,
                 curve,
                 row.record.members,

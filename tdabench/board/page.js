@@ -4,9 +4,13 @@
 (() => {
   const all = (selector, within = document) => [...within.querySelectorAll(selector)];
   const data = JSON.parse(document.getElementById("data").textContent);
-  const runs = data.rows.map((cells) => Object.fromEntries(data.columns.map((name, i) => [name, cells[i]])));
+  const named = (names, lines) => lines.map((cells) => Object.fromEntries(names.map((name, i) => [name, cells[i]])));
+  const runs = named(data.columns, data.runs);
+  const rows = named(data.keys, data.rows);
+  for (const row of rows) row.runs = row.runs.map((i) => runs[i]);
   const axisNames = Object.keys(data.axes);
-  const textOf = (run) => [run.method, run.ensemble, run.ensemble_options, run.options, run.status, run.reason, run.run_id]
+  const searched = ["method", "ensemble", "ensemble_options", "options", "status", "reason", "run_id"];
+  const textOf = (row) => row.runs.flatMap((run) => searched.map((name) => run[name]))
     .filter((value) => value !== null).join(" ").toLowerCase();
 
   // --- The address keeps the axis, and the task whose control was used: "#axis=serve&task=digits-mlp".
@@ -32,7 +36,7 @@
     for (const charts of all(".charts")) charts.classList.toggle("one", key !== "all");
     for (const figure of all("figure")) figure.classList.toggle("chosen", figure.dataset.axis === key);
     for (const button of all(".axes button")) button.setAttribute("aria-pressed", String(button.dataset.axis === key));
-    const label = key === "all" ? "only runs on a front" : "only the front for " + data.axes[key];
+    const label = key === "all" ? "only what is on a front" : "only the front for " + data.axes[key];
     for (const check of all(".check span")) check.textContent = label;
     for (const view of views) view.show();
     hideTip();
@@ -45,7 +49,7 @@
       this.form = section.querySelector("form.tools");
       this.table = section.querySelector("table.runs");
       this.bodies = all(":scope > tbody", this.table);
-      this.runs = this.bodies.map((body) => runs[Number(body.dataset.row)]);
+      this.rows = this.bodies.map((body) => rows[Number(body.dataset.row)]);
       this.order = this.bodies.map((_, i) => i);
       this.sort = { key: null, descending: false };
       this.offer("method");
@@ -58,7 +62,7 @@
     }
 
     offer(name) {
-      const values = [...new Set(this.runs.map((run) => run[name]))].sort(compareText);
+      const values = [...new Set(this.rows.flatMap((row) => row.runs).map((run) => run[name]))].sort(compareText);
       for (const value of values) {
         const text = name === "ensemble" && value === "none" ? "none (one model)" : value;
         this.form.elements[name].append(new Option(text, value));
@@ -85,24 +89,24 @@
       for (const other of all("th[data-key]", this.table)) other.removeAttribute("aria-sort");
       if (this.sort.key) head.setAttribute("aria-sort", this.sort.descending ? "descending" : "ascending");
       this.table.classList.toggle("sorted", this.sort.key !== null);
-      this.order = sorted(this.runs, this.sort);
+      this.order = sorted(this.rows, this.sort);
       this.table.append(...this.order.map((i) => this.bodies[i]));
     }
 
-    passes(run) {
+    passes(row) {
       const wanted = this.form.elements;
       const words = wanted.text.value.toLowerCase().split(/\s+/).filter(Boolean);
-      const text = textOf(run);
+      const text = textOf(row);
       return words.every((word) => text.includes(word))
-        && ["method", "ensemble", "status"].every((name) => !wanted[name].value || run[name] === wanted[name].value)
-        && (!wanted.front.checked || (axis === "all" ? axisNames.some((key) => run["front_" + key]) : run["front_" + axis]));
+        && ["method", "ensemble", "status"].every((name) => !wanted[name].value || row.runs.some((run) => run[name] === wanted[name].value))
+        && (!wanted.front.checked || (axis === "all" ? axisNames.some((key) => row["front_" + key]) : row["front_" + axis]));
     }
 
     show() {
-      const passing = this.runs.map((run) => this.passes(run));
+      const passing = this.rows.map((row) => this.passes(row));
       passing.forEach((ok, i) => { this.bodies[i].hidden = !ok; });
       const shown = passing.filter(Boolean).length;
-      this.form.querySelector(".count").textContent = shown + " of " + this.runs.length + " runs";
+      this.form.querySelector(".count").textContent = shown + " of " + this.rows.length + " rows";
       this.section.querySelector(".no-match").hidden = shown > 0;
       const hidden = new Set(this.bodies.filter((body) => body.hidden).map((body) => "#" + body.id));
       for (const point of all("a.point", this.section)) {
@@ -123,8 +127,7 @@
     name(ending) { return this.section.dataset.task + "." + ending; }
 
     shown() {
-      const inOrder = this.order.filter((i) => !this.bodies[i].hidden).map((i) => this.runs[i]);
-      return inOrder.map((run) => Object.fromEntries(data.columns.map((name) => [name, run[name]])));
+      return this.order.filter((i) => !this.bodies[i].hidden).flatMap((i) => this.rows[i].runs);
     }
   }
 
@@ -143,7 +146,7 @@
     });
   }
 
-  // --- Export of what is shown. A text cell that a spreadsheet would run as a formula gets a quote in front.
+  // --- Export of the runs of what is shown. A text cell that a spreadsheet would run as a formula gets a quote in front.
   function csv(rows) {
     const cell = (value) => {
       if (value === null) return "";
@@ -164,7 +167,7 @@
     setTimeout(() => URL.revokeObjectURL(link.href), 1000);
   }
 
-  // --- Points: a tooltip, arrow keys from run to run, a click opens the run's row.
+  // --- Points: a tooltip, arrow keys from one to the next, a click opens its row.
   const tip = document.querySelector(".tip");
   function hideTip() { tip.hidden = true; }
 
@@ -179,8 +182,9 @@
     tip.style.top = (above > 4 ? above : box.bottom + 12) + scrollY + "px";
   }
 
-  function openRun(id) {
-    const body = document.getElementById(id);
+  function openRow(id) {
+    const found = document.getElementById(id);
+    const body = found && found.closest("tbody"); // a run is inside its row
     if (!body) return false;
     for (const other of all("tbody.picked")) other.classList.remove("picked");
     const older = body.closest("details.older");
@@ -219,7 +223,7 @@
       for (const name of ["mouseenter", "focus"]) point.addEventListener(name, () => showTip(point));
       for (const name of ["mouseleave", "blur"]) point.addEventListener(name, hideTip);
       point.addEventListener("click", (event) => {
-        if (openRun(point.getAttribute("href").slice(1))) event.preventDefault();
+        if (openRow(point.getAttribute("href").slice(1))) event.preventDefault();
       });
     }
   }
@@ -270,5 +274,5 @@
   addEventListener("hashchange", readAddress);
   chooseAxis(axis);
   readAddress();
-  if (location.hash.startsWith("#run-")) openRun(location.hash.slice(1));
+  if (location.hash.startsWith("#run-")) openRow(location.hash.slice(1));
 })();

@@ -14,11 +14,10 @@ from markupsafe import Markup
 
 from tdabench._version import __version__
 from tdabench.board import rows as board_rows
-from tdabench.board.findings import describe_machine
 from tdabench.board.marks import PALETTE, PATHS
 from tdabench.board.rows import AXES, Row, TaskInfo, in_order, on_fronts
 from tdabench.board.sections import make_sections
-from tdabench.board.table import COLUMNS, csv_text, flat_rows, json_text, results_frame
+from tdabench.board.table import COLUMNS, KEYS, csv_text, flat_rows, flat_runs, json_text, results_frame
 from tdabench.files import write_text
 
 _FOLDER = Path(__file__).parent
@@ -32,9 +31,9 @@ def render(rows: Sequence[Row], tasks: Sequence[TaskInfo], generated: str | None
     Parameters
     ----------
     rows
-        Runs of any tasks; their order does not matter.
+        Rows of any tasks, as :func:`tdabench.board.rows.rows_of` makes them of runs; their order does not matter.
     tasks
-        The tasks' current definitions, in the order of the page. Runs of a task that is not among them are shown too.
+        The tasks' current definitions, in the order of the page. Rows of a task that is not among them are shown too.
     generated
         A date to print. None prints none: the same rows are the same bytes.
     """
@@ -43,7 +42,8 @@ def render(rows: Sequence[Row], tasks: Sequence[TaskInfo], generated: str | None
     script = (_FOLDER / "page.js").read_text(encoding="utf-8")
     return _template().render(
         sections=make_sections(ordered, fronts, tasks),
-        n_runs=len(ordered),
+        n_rows=len(ordered),
+        n_runs=sum(len(row.runs) for row in ordered),
         n_classes=len({row.record.machine.machine_class for row in ordered}),
         generated=generated,
         version=__version__,
@@ -54,13 +54,24 @@ def render(rows: Sequence[Row], tasks: Sequence[TaskInfo], generated: str | None
         head_script=Markup(_HEAD_SCRIPT),
         script=Markup(script),
         script_hashes=[_script_hash(_HEAD_SCRIPT), _script_hash(script)],
-        data={"columns": COLUMNS, "rows": flat_rows(ordered, fronts), "axes": {a.key: a.label for a in AXES}},
+        data=_data(ordered, fronts),
         shapes=PATHS,
     )
 
 
+def _data(ordered: Sequence[Row], fronts: Sequence[frozenset[str]]) -> dict[str, Any]:
+    """Return what the page's script reads: the runs, which it exports, and the rows, which it sorts and filters."""
+    return {
+        "columns": COLUMNS,
+        "runs": flat_runs(ordered, fronts),
+        "keys": KEYS,
+        "rows": flat_rows(ordered, fronts),
+        "axes": {axis.key: axis.label for axis in AXES},
+    }
+
+
 def write(html: str, folder: Path, rows: Sequence[Row]) -> Path:
-    """Write ``index.html``, and the table of ``rows`` as ``results.csv`` and ``results.json``; return the page's path.
+    """Write ``index.html``, and the runs of ``rows`` as ``results.csv`` and ``results.json``; return the page's path.
 
     Each file is written aside, flushed and renamed; the page comes last, so its links always lead somewhere.
     """
@@ -105,6 +116,4 @@ def _filters() -> dict[str, Any]:
         "bytes": board_rows.format_bytes,
         "count": board_rows.format_count,
         "score": board_rows.format_score,
-        "machine": describe_machine,
-        "peak": board_rows.peak_bytes,
     }

@@ -1,63 +1,19 @@
-"""What the board is made of: runs with their quality, tasks, and the costs that quality is held against."""
+"""What the board is made of: rows, each a configuration with its runs, tasks, and the costs to hold quality against."""
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Literal, TypeVar
 
-from tdabench.ensembles import format_ensemble
+from tdabench.board.runs import Run, by_configuration, draws_of, mean_over_seeds
+from tdabench.board.seed_draws import SeedDraws, rank_groups
+from tdabench.ensembles import SIZES, format_ensemble, without_defaults
 from tdabench.front import pareto_front
 from tdabench.records import Costs, Record
-
-
-class EvaluationLike(Protocol):
-    """What the board reads of an evaluation; properties, so that frozen classes fit."""
-
-    @property
-    def lds(self) -> float:
-        """Mean over queries."""
-
-    @property
-    def low(self) -> float:
-        """Lower end of the 95 % interval."""
-
-    @property
-    def high(self) -> float:
-        """Upper end of it."""
-
-    @property
-    def n_queries(self) -> int:
-        """Queries averaged over."""
-
-    @property
-    def n_subsets(self) -> int:
-        """Subsets ranked."""
-
-    @property
-    def constant_queries(self) -> int:
-        """Queries that count 0 because nothing varies."""
-
-    @property
-    def negated_better(self) -> bool:
-        """The sign is probably wrong."""
-
-    @property
-    def above_ceiling(self) -> bool:
-        """Better than a perfect method should be."""
-
-    @property
-    def ceiling(self) -> float | None:
-        """The LDS that a perfect method would reach; None where unknown."""
-
-    @property
-    def mislabel_auroc(self) -> float | None:
-        """How well wrong labels are found; None where they are not known."""
-
-    def warnings(self) -> list[str]:
-        """Say what a reader of the LDS must know."""
 
 
 @dataclass(frozen=True)
@@ -69,13 +25,15 @@ class TaskInfo:
     n_queries
         Queries that the LDS is averaged over.
     n_subsets, n_seeds
-        Retrainings behind the ground truth: subsets times seeds.
+        Retrainings behind the ground truth: subsets times seeds; 0 subsets where there is none.
     ceiling
         LDS that a perfect method would reach; None where it cannot be estimated.
     reliability
         Split-half reliability of the ground truth, in [-1, 1]; None likewise.
     left_out
         What a suite did not run on the task, and why.
+    no_score
+        Why runs of the task have no LDS; empty where it has ground truth.
     """
 
     name: str
@@ -89,23 +47,98 @@ class TaskInfo:
     ceiling: float | None = None
     reliability: float | None = None
     left_out: tuple[tuple[str, str], ...] = ()
+    no_score: str = ""
+
+    @property
+    def has_truth(self) -> bool:
+        """Whether runs of the task can have an LDS."""
+        return self.n_subsets > 0
 
 
 @dataclass(frozen=True)
 class Row:
-    """One run.
+    """One row of the board: a configuration, whose runs differ in nothing but their seed.
 
     Attributes
     ----------
-    evaluation
-        None unless the run ended as ok.
+    runs
+        By seed, at least one; repetitions of a seed are its mean.
     rank_group
-        1 is best; runs that share a group are not distinguishable. None where runs were not ranked.
+        1 is best; rows that share a group are not distinguishable. None where rows were not ranked.
     """
 
-    record: Record
-    evaluation: EvaluationLike | None = None
+    runs: tuple[Run, ...]
     rank_group: int | None = None
+
+    @property
+    def record(self) -> Record:
+        """The first run's; of what it says, the configuration is that of all."""
+        return self.runs[0].record
+
+    @cached_property
+    def measured(self) -> tuple[Run, ...]:
+        """The runs that the row is the mean of: those with an LDS; without any, those that ended as ok; else all."""
+        able = [run for run in self.runs if run.record.status == "ok"]
+        return tuple([run for run in able if run.lds is not None] or able or self.runs)
+
+    @cached_property
+    def draws(self) -> SeedDraws | None:
+        """Draws of the LDS, over run seeds where there are several; None where there is no LDS."""
+        return draws_of(self.measured) if self.measured[0].lds is not None else None
+
+    @property
+    def lds(self) -> float | None:
+        """The LDS, the mean over run seeds; None where no run has one that can be compared."""
+        return None if self.draws is None else self.draws.estimate
+
+    @cached_property
+    def interval(self) -> tuple[float, float]:
+        """Its 95 % interval over subsets and queries, and over run seeds where there are several; else no numbers."""
+        return (math.nan, math.nan) if self.draws is None else self.draws.interval()
+
+    def mean(self, read: Callable[[Run], float | None]) -> float | None:
+        """Return the mean over run seeds of what ``read`` finds in a run; None where it finds nothing in any."""
+        found = [(run.record.seed, value) for run in self.measured if (value := read(run)) is not None]
+        return mean_over_seeds(found) if found else None
+
+    @property
+    def seeds_counted(self) -> frozenset[int]:
+        """The run seeds that the row is the mean of."""
+        return frozenset(run.record.seed for run in self.measured)
+
+    @property
+    def seeds(self) -> str:
+        """How many run seeds the row is the mean of, in words; empty where it is a single run of its only seed."""
+        there, counted, n_runs = {run.record.seed for run in self.runs}, self.seeds_counted, len(self.measured)
+        if len(there) == n_runs == 1:
+            return ""
+        missing = f"{len(counted)} of " if counted < there else ""
+        repeated = f", {n_runs} runs" if n_runs > len(counted) else ""
+        return f"{missing}{len(there)} seed{'s' * (len(there) > 1)}{repeated}"
+
+    @property
+    def status(self) -> str:
+        """How the runs ended: ``ok`` where one did, else each way."""
+        found = sorted({run.record.status for run in self.runs})
+        return "ok" if "ok" in found else ", ".join(found)
+
+    @property
+    def reason(self) -> str:
+        """Why runs did not end as ok, with their seeds where a row has several; empty where all did."""
+        return "; ".join(self.told([[run.record.reason] if run.record.reason else [] for run in self.runs]))
+
+    def warnings(self) -> list[str]:
+        """Say what a reader of the LDS must know of any run."""
+        return self.told([run.evaluation.warnings() if run.evaluation else [] for run in self.runs])
+
+    def told(self, said: Sequence[Sequence[str]]) -> list[str]:
+        """Return what is said of each run, with the seeds that it is said of, where that is not all."""
+        seeds: dict[str, list[str]] = defaultdict(list)
+        for run, texts in zip(self.runs, said, strict=True):
+            for text in texts:
+                seeds[text].append(str(run.record.seed))
+        whole = len(self.runs)
+        return [t if len(s) == whole else f"seed{'s' * (len(s) > 1)} {', '.join(s)}: {t}" for t, s in seeds.items()]
 
     @property
     def kind(self) -> str:
@@ -121,18 +154,44 @@ class Row:
         return format_ensemble(ensemble.kind, ensemble.options).removeprefix(f"{ensemble.kind}(").removesuffix(")")
 
     @property
-    def lds(self) -> float | None:
-        """The LDS, or None where the run has none that can be compared."""
-        if self.record.status != "ok" or self.evaluation is None or not math.isfinite(self.evaluation.lds):
-            return None
-        return self.evaluation.lds
+    def untuned(self) -> str:
+        """How the options that can be tuned were set where no tuning chose them; empty where one did, or none can."""
+        sources = {run.record.options_from for run in self.runs}
+        if "tuned" in sources:  # the options of all runs are the same, so these are the ones that were chosen
+            return ""
+        return {"defaults": "at defaults", "given": "set by hand"}.get(self.record.options_from or "", "")
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The ensemble's options that count members."""
+        options = self.record.ensemble.options if self.record.ensemble else {}
+        counts = {k: v for k, v in options.items() if isinstance(v, int) and not isinstance(v, bool)}
+        return {k: v for k, v in counts.items() if k in SIZES or v == self.record.members}
+
+    @property
+    def flavour(self) -> str:
+        """What makes the ensemble another one than its kind's default, briefly: ``q-only``, ``rank=4``."""
+        ensemble = self.record.ensemble
+        if ensemble is None:
+            return ""
+        shown = without_defaults(ensemble.kind, ensemble.options)
+        words = {k: v if isinstance(v, str) else f"{k}={v}" for k, v in shown.items() if k not in self.sizes}
+        return " ".join(words.values())
+
+    @property
+    def times(self) -> str:
+        """The size: ``×20`` of one model or of twenty, ``5×4`` of five models with four members each."""
+        models, members = self.sizes.get("models", 1), self.record.members
+        if 1 < models < members and members % models == 0:
+            return f"{models}×{members // models}"
+        return f"×{members}"
 
     @property
     def short(self) -> str:
-        """Method, kind of ensemble and size: what a label on a chart has room for."""
+        """Method, ensemble and size: what a label on a chart has room for."""
         if self.record.ensemble is None:
             return self.record.method
-        return f"{self.record.method} · {self.kind} ×{self.record.members}"
+        return " ".join(filter(None, (self.record.method, "·", self.kind, self.flavour, self.times)))
 
 
 @dataclass(frozen=True)
@@ -157,9 +216,13 @@ class Axis:
     unit: Literal["s", "B", "members"]
     cost: Callable[[Costs], float]
 
+    def of(self, record: Record) -> float | None:
+        """Return what a run cost, or None if it was not measured."""
+        return None if record.costs is None else self.cost(record.costs)
+
     def value(self, row: Row) -> float | None:
-        """Return what the run cost, or None if it was not measured."""
-        return None if row.record.costs is None else self.cost(row.record.costs)
+        """Return what a row cost, the mean over its run seeds, or None if it was not measured."""
+        return row.mean(lambda run: self.of(run.record))
 
     def text(self, value: float | None) -> str:
         """Write a cost for people."""
@@ -182,9 +245,9 @@ AXES = (
 
 
 def on_fronts(rows: Sequence[Row]) -> list[frozenset[str]]:
-    """Return, for each run, the keys of the axes on whose front it is.
+    """Return, for each row, the keys of the axes on whose front it is.
 
-    A run competes with the runs of its task, task version and machine class, and with no others.
+    A row competes with those of its task, task version and machine class, and with no others.
     """
     contests: dict[tuple[str, str, str], list[int]] = defaultdict(list)
     for i, row in enumerate(rows):
@@ -200,47 +263,31 @@ def on_fronts(rows: Sequence[Row]) -> list[frozenset[str]]:
     return [frozenset(k) for k in keys]
 
 
-def in_order(rows: Sequence[Row]) -> list[Row]:
-    """Sort rows best first, runs without a score last; the same whatever order they came in."""
+def rows_of(runs: Iterable[Run]) -> list[Row]:
+    """Join runs into rows, one a configuration, and rank those of a task and version that have an LDS."""
+    rows = [Row(group) for group in by_configuration(runs)]
+    contests: dict[tuple[str, str], dict[int, SeedDraws]] = defaultdict(dict)
+    for i, row in enumerate(rows):
+        if row.draws is not None:
+            contests[row.record.task, row.record.task_version][i] = row.draws
+    for found in contests.values():
+        for i, group in zip(found, rank_groups(list(found.values())), strict=True):
+            rows[i] = replace(rows[i], rank_group=group)
+    return rows
 
-    def place(row: Row) -> tuple[object, ...]:
-        r = row.record
-        score = (1, 0.0) if row.lds is None else (0, -row.lds)
+
+Measured = TypeVar("Measured", Run, Row)
+
+
+def in_order(measured: Iterable[Measured]) -> list[Measured]:
+    """Sort rows, or runs, best first, those without a score last; the same whatever order they came in."""
+
+    def place(one: Measured) -> tuple[object, ...]:
+        r = one.record
+        score: tuple[int, float] = (1, 0.0) if one.lds is None else (0, -one.lds)
         return r.task, r.task_version, *score, r.label, r.run_id, r.to_json()
 
-    return sorted(rows, key=place)
-
-
-def names(rows: Sequence[Row]) -> list[str]:
-    """Name runs as briefly as tells them apart: method and size, then the options that differ, the machine, the run."""
-    chosen = [row.short for row in rows]
-    chosen = _tell_apart(rows, chosen, _options)
-    chosen = _tell_apart(
-        rows, chosen, lambda row: {"": f"on {row.record.machine.device_name or row.record.machine.cpu}"}
-    )
-    return _tell_apart(rows, chosen, lambda row: {"": f"run {row.record.run_id}"})
-
-
-def _tell_apart(rows: Sequence[Row], chosen: Sequence[str], facts: Callable[[Row], dict[str, str]]) -> list[str]:
-    """Add, to names that several runs share, the facts in which those runs differ."""
-    sharing: dict[str, list[int]] = defaultdict(list)
-    for i, name in enumerate(chosen):
-        sharing[name].append(i)
-    named = list(chosen)
-    for name, members in sharing.items():
-        known = [facts(rows[i]) for i in members]
-        keys = dict.fromkeys(key for fact in known for key in fact)
-        differing = [key for key in keys if len({fact.get(key) for fact in known}) > 1]
-        for i, fact in zip(members, known, strict=True):
-            said = ", ".join(fact[key] for key in differing if key in fact)
-            named[i] = f"{name} ({said})" if said else name
-    return named
-
-
-def _options(row: Row) -> dict[str, str]:
-    ensemble = row.record.ensemble
-    options = {**(ensemble.options if ensemble else {}), **row.record.options, "seed": row.record.seed}
-    return {key: f"{key}={value}" for key, value in options.items()}
+    return sorted(measured, key=place)
 
 
 NO_VALUE = "–"

@@ -10,37 +10,16 @@ from dataclasses import dataclass, replace
 from markupsafe import Markup
 
 from tdabench.board.chart import COMPACT, GROWTH, WIDE, draw
-from tdabench.board.findings import Finding, describe_machine, findings
+from tdabench.board.findings import Finding, describe_machine, findings, seeds_used
 from tdabench.board.growth import MEMBERS, Curve, grown
-from tdabench.board.marks import PATHS, Predicted, colours, points, shape_of
-from tdabench.board.rows import AXES, Axis, Row, TaskInfo, names
+from tdabench.board.lines import Line, make_lines
+from tdabench.board.marks import FLAVOURS, PATHS, Predicted, colours, points, shape_of
+from tdabench.board.names import names
+from tdabench.board.rows import AXES, Axis, Row, TaskInfo
+from tdabench.board.runs import Run
 
-
-@dataclass(frozen=True)
-class Run:
-    """A row as the page shows it; ``index`` is its place in the embedded data."""
-
-    row: Row
-    index: int
-    anchor: str
-    name: str
-    fronts: frozenset[str]
-    colour: int
-    shape: str
-    starts_group: bool
-    bar: Bar | None
-    caution: str
-
-
-@dataclass(frozen=True)
-class Bar:
-    """An LDS and its interval as shares of a bar, in percent; ``ceiling`` likewise."""
-
-    zero: float
-    value: float
-    low: float
-    high: float
-    ceiling: float | None
+_NO_TASK = "no LDS: the definition of the task is not at hand"
+_OLDER = "no LDS: the run is of another version of the task"
 
 
 @dataclass(frozen=True)
@@ -50,7 +29,7 @@ class Figure:
     axis: Axis
     wide: Markup
     compact: Markup
-    front: list[tuple[Run, str]]
+    front: list[tuple[Line, str]]
 
 
 @dataclass(frozen=True)
@@ -59,7 +38,8 @@ class MachineGroup:
 
     title: str
     fingerprint: str
-    runs: list[Run]
+    lines: list[Line]
+    n_runs: int
     figures: list[Figure]
     methods: list[tuple[str, int]]
     kinds: list[tuple[str, str]]
@@ -78,25 +58,34 @@ class Growth:
 
 @dataclass(frozen=True)
 class Section:
-    """What the page shows of one task."""
+    """What the page shows of one task.
+
+    Attributes
+    ----------
+    statuses
+        How many runs ended in each way.
+    seeds
+        What the run seeds of the rows that have an LDS mean for their intervals; empty where none has one.
+    """
 
     task: TaskInfo
     known: bool
     anchor: str
-    runs: list[Run]
-    older: list[Run]
+    lines: list[Line]
+    older: list[Line]
     findings: list[Finding]
     groups: list[MachineGroup]
     statuses: list[tuple[str, int]]
+    seeds: str
 
 
 def make_sections(ordered: Sequence[Row], fronts: Sequence[frozenset[str]], tasks: Sequence[TaskInfo]) -> list[Section]:
-    """Sort runs into sections, one a task; runs of a task that is not among ``tasks`` get one too.
+    """Sort rows into sections, one a task; rows of a task that is not among ``tasks`` get one too.
 
     Parameters
     ----------
     ordered, fronts
-        Runs as :func:`~tdabench.board.rows.in_order` sorts them, and their fronts.
+        Rows as :func:`~tdabench.board.rows.in_order` sorts them, and their fronts.
     """
     by_task: dict[str, list[int]] = defaultdict(list)
     for i, row in enumerate(ordered):
@@ -109,149 +98,119 @@ def make_sections(ordered: Sequence[Row], fronts: Sequence[frozenset[str]], task
         mine = by_task.get(task.name, [])
         current = [i for i in mine if ordered[i].record.task_version == task.version]
         older = [i for i in mine if ordered[i].record.task_version != task.version]
-        runs = _runs(current, ordered, fronts, anchors, colour_of, task.ceiling)
+        lines = make_lines(current, ordered, fronts, anchors, colour_of, task.ceiling, task.no_score)
+        not_compared = _NO_TASK if task.name not in known else _OLDER
         made.append(
             Section(
                 task,
                 task.name in known,
                 f"task-{_slug(task.name)}",
-                runs,
-                _runs(older, ordered, [frozenset()] * len(ordered), anchors, colour_of, None),
-                findings(task, [r.row for r in runs]),
-                _machine_groups(runs, task, fronts, colour_of),
-                _statuses(runs),
+                lines,
+                make_lines(older, ordered, [frozenset()] * len(ordered), anchors, colour_of, None, not_compared),
+                findings(task, [line.row for line in lines]),
+                _machine_groups(lines, task, fronts, colour_of),
+                _statuses(lines),
+                _seeds(lines),
             )
         )
     return made
 
 
-def _statuses(runs: Sequence[Run]) -> list[tuple[str, int]]:
-    counts = Counter(run.row.record.status for run in runs)
+def _statuses(lines: Sequence[Line]) -> list[tuple[str, int]]:
+    counts = Counter(run.record.status for line in lines for run in line.row.runs)
     return sorted(counts.items(), key=lambda item: (item[0] != "ok", item[0]))
+
+
+def _seeds(lines: Sequence[Line]) -> str:
+    scored = [line.row.seeds_counted for line in lines if line.row.lds is not None]
+    if not scored:
+        return ""
+    several = any(len(seeds) > 1 for seeds in scored)
+    return seeds_used(scored) + (" LDS and costs are means over a row’s seeds." if several else "")
 
 
 def _undefined_task(name: str) -> TaskInfo:
     return TaskInfo(name, name, "", "", n_train=0, n_queries=0, n_subsets=0, n_seeds=0)
 
 
-def _anchors(ordered: Sequence[Row]) -> list[str]:
-    """Give every run an id that is safe in a URL and unique on the page."""
+def _anchors(ordered: Sequence[Row]) -> list[list[str]]:
+    """Give every run of every row an id that is safe in a URL and unique on the page."""
     seen: Counter[str] = Counter()
-    made = []
-    for row in ordered:
-        slug = f"run-{_slug(row.record.run_id)}"
+
+    def anchor(run: Run) -> str:
+        slug = f"run-{_slug(run.record.run_id)}"
         seen[slug] += 1
-        made.append(slug if seen[slug] == 1 else f"{slug}--{seen[slug]}")
-    return made
+        return slug if seen[slug] == 1 else f"{slug}--{seen[slug]}"
+
+    return [[anchor(run) for run in row.runs] for row in ordered]
 
 
 def _slug(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", text)
 
 
-def _runs(
-    indices: Sequence[int],
-    ordered: Sequence[Row],
-    fronts: Sequence[frozenset[str]],
-    anchors: Sequence[str],
-    colour_of: dict[str, int],
-    ceiling: float | None,
-) -> list[Run]:
-    chosen = [ordered[i] for i in indices]
-    top = max(
-        [0.05, ceiling or 0.0, *(row.evaluation.high for row in chosen if row.evaluation and row.lds is not None)]
-    )
-    made: list[Run] = []
-    for i, row, name in zip(indices, chosen, names(chosen), strict=True):
-        made.append(
-            Run(
-                row,
-                i,
-                anchors[i],
-                name,
-                fronts[i],
-                colour_of[row.record.method],
-                PATHS[shape_of(row.kind)],
-                bool(made) and row.rank_group != made[-1].row.rank_group,
-                _bar(row, top, ceiling),
-                _caution(row),
-            )
-        )
-    return made
-
-
-def _caution(row: Row) -> str:
-    """Return the run's own warnings; a missing ceiling concerns the whole task, whose card says it."""
-    e = row.evaluation
-    return " ".join(e.warnings()) if e and (e.constant_queries or e.negated_better or e.above_ceiling) else ""
-
-
-def _bar(row: Row, top: float, ceiling: float | None) -> Bar | None:
-    """Lay the LDS out on a bar whose first eighth is below zero."""
-    if row.lds is None or row.evaluation is None:
-        return None
-
-    def place(value: float) -> float:
-        return round(min(100.0, max(0.0, 12.5 + 87.5 * value / top)), 1)
-
-    e = row.evaluation
-    return Bar(place(0.0), place(e.lds), place(e.low), place(e.high), None if ceiling is None else place(ceiling))
-
-
 def _machine_groups(
-    runs: Sequence[Run], task: TaskInfo, fronts: Sequence[frozenset[str]], colour_of: dict[str, int]
+    lines: Sequence[Line], task: TaskInfo, fronts: Sequence[frozenset[str]], colour_of: dict[str, int]
 ) -> list[MachineGroup]:
-    by_class: dict[str, list[Run]] = defaultdict(list)
-    for run in runs:
-        if run.row.lds is not None and run.row.record.costs is not None:
-            by_class[run.row.record.machine.machine_class].append(run)
+    by_class: dict[str, list[Line]] = defaultdict(list)
+    for line in lines:
+        if line.row.lds is not None and line.row.measured[0].record.costs is not None:
+            by_class[line.row.record.machine.machine_class].append(line)
     made = []
-    for fingerprint, runs_of_class in sorted(by_class.items(), key=lambda item: (-len(item[1]), item[0])):
-        # Inside one class, the machine need not tell runs apart.
-        known_as = names([run.row for run in runs_of_class])
-        members = [replace(run, name=name) for run, name in zip(runs_of_class, known_as, strict=True)]
+    for fingerprint, of_class in sorted(by_class.items(), key=lambda item: (-len(item[1]), item[0])):
+        # Inside one class, the machine need not tell rows apart.
+        known_as = names([line.row for line in of_class])
+        members = [replace(line, name=name) for line, name in zip(of_class, known_as, strict=True)]
         title = describe_machine(members[0].row.record.machine)
-        methods = sorted({r.row.record.method for r in members})
-        kinds = sorted({r.row.kind for r in members}, key=lambda kind: (kind != "none", kind))
+        methods = sorted({line.row.record.method for line in members})
+        kinds = sorted({_kind(line.row) for line in members}, key=lambda kind: (kind[0] != "none", kind))
         made.append(
             MachineGroup(
                 title,
                 fingerprint,
                 members,
+                sum(len(line.row.measured) for line in members),
                 [_figure(axis, members, task, fronts, colour_of, title) for axis in AXES],
                 [(method, colour_of[method]) for method in methods],
-                [(kind, PATHS[shape_of(kind)]) for kind in kinds],
+                [(" ".join(filter(None, kind)), PATHS[shape_of(*kind)]) for kind in kinds],
                 _growth(members, task, colour_of),
             )
         )
     return made
 
 
+def _kind(row: Row) -> tuple[str, str]:
+    """Return kind and flavour as the legend tells them apart: by the shapes there are."""
+    return row.kind, row.flavour if (row.kind, row.flavour) in FLAVOURS else ""
+
+
 def _figure(
     axis: Axis,
-    members: Sequence[Run],
+    members: Sequence[Line],
     task: TaskInfo,
     fronts: Sequence[frozenset[str]],
     colour_of: dict[str, int],
     machine: str,
 ) -> Figure:
     drawn = points(
-        [r.row for r in members],
+        [line.row for line in members],
         axis,
-        [fronts[r.index] for r in members],
-        [r.name for r in members],
-        [r.anchor for r in members],
+        [fronts[line.index] for line in members],
+        [line.name for line in members],
+        [line.anchor for line in members],
         colour_of,
     )
-    best = [(cost, run) for run in members if axis.key in run.fronts and (cost := axis.value(run.row)) is not None]
+    best = [(cost, line) for line in members if axis.key in line.fronts and (cost := axis.value(line.row)) is not None]
     best.sort(key=lambda pair: (pair[0], pair[1].index))
-    name = f"{task.title}: LDS against {axis.label} on {machine}. {len(drawn)} runs, {len(best)} on the front."
+    counted = f"{len(drawn)} configurations, {len(best)} on the front"
+    name = f"{task.title}: LDS against {axis.label} on {machine}. {counted}."
     wide, compact = (draw(drawn, axis, task.ceiling, size, name) for size in (WIDE, COMPACT))
-    return Figure(axis, wide, compact, [(run, axis.text(cost)) for cost, run in best])
+    return Figure(axis, wide, compact, [(line, axis.text(cost)) for cost, line in best])
 
 
-def _growth(members: Sequence[Run], task: TaskInfo, colour_of: dict[str, int]) -> list[Growth]:
-    curves_of = grown([r.row for r in members], [r.name for r in members], [r.anchor for r in members], colour_of)
+def _growth(members: Sequence[Line], task: TaskInfo, colour_of: dict[str, int]) -> list[Growth]:
+    rows, called, anchors = zip(*((line.row, line.name, line.anchor) for line in members), strict=True)
+    curves_of = grown(rows, called, anchors, colour_of)
     made = []
     for method, curves in curves_of.items():
         colour = colour_of[method]

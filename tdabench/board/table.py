@@ -1,13 +1,15 @@
-"""The flat table behind the page: one row a run, stable columns; what the exports hold."""
+"""The flat tables behind the page: one line a run, which is what the exports hold, and one line a row."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tdabench.board.rows import AXES, Row, on_fronts, peak_bytes
+from tdabench.board.runs import Run, configuration_name
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -15,10 +17,12 @@ if TYPE_CHECKING:
 # A spreadsheet runs a cell that starts with one of these as a formula; names and reasons come from strangers.
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
-_IDENTITY = ["task", "task_version", "run_id", "created", "rank_group", "method", "options"]
+_IDENTITY = ["task", "task_version", "configuration", "run_id", "created", "rank_group"]
+_METHOD = ["method", "options", "options_from"]
 _ENSEMBLE = ["ensemble", "ensemble_options", "members", "seed", "status", "reason"]
 _MEMBERS = ["correlation_within", "correlation_between"]
 _QUALITY = ["lds", "lds_low", "lds_high", "ceiling", "n_queries", "n_subsets", "constant_queries", "mislabel_auroc"]
+_JOINED = ["configuration_seeds", "configuration_lds", "configuration_low", "configuration_high"]
 _SIGNS = ["negated_better", "above_ceiling", "warnings"]
 _COSTS = ["train_s", "extra_train_s", "fit_s", "attribute_s", "serve_s", "total_s", "tune_s", "wall_s"]
 _SIZES = ["peak_bytes", "peak_host_bytes", "peak_device_bytes", "reserved_device_bytes", "storage_bytes"]
@@ -27,42 +31,77 @@ _FRONTS = [f"front_{axis.key}" for axis in AXES]
 _MACHINE = ["machine_class", "cpu", "cores", "threads", "memory_bytes", "device", "device_name"]
 _CODE = ["tdabench_version", "commit", "dirty", "method_sha256", "data_sha256", "command"]
 COLUMNS = (
-    _IDENTITY + _ENSEMBLE + _MEMBERS + _QUALITY + _SIGNS + _COSTS + _SIZES + _INGREDIENTS + _FRONTS + _MACHINE + _CODE
+    _IDENTITY + _METHOD + _ENSEMBLE + _MEMBERS + _QUALITY + _JOINED + _SIGNS + _COSTS + _SIZES + _INGREDIENTS + _FRONTS
+    + _MACHINE + _CODE
 )  # fmt: skip
+MEANS = ["train_s", "extra_train_s", "fit_s", "attribute_s", "serve_s", "total_s", "peak_bytes", "storage_bytes"]
+MEANS += _INGREDIENTS
+"""Columns of which the page shows the mean over run seeds."""
+KEYS = ["runs", "method", "ensemble", "members", "status", "task_version", "rank_group", "lds", *MEANS, *_FRONTS]
+"""What the page's script knows of a row; ``runs`` are numbers of lines in the table of runs."""
 
 
 def results_frame(rows: Sequence[Row]) -> pd.DataFrame:
-    """Return one row a run, in the order given, with the columns ``COLUMNS``.
+    """Return one line a run, in the order of the rows given, with the columns ``COLUMNS``.
 
-    A value that was not measured is None, never zero. Fronts are computed among the runs given, within one task
-    version and machine class.
+    A value that was not measured is None, never zero. ``configuration`` is what a run shares with those that differ
+    from it in their seed alone; the other columns with that name, ``rank_group`` and the fronts are the
+    configuration's, all else is the run's. Fronts are computed among the rows given, within one task version and
+    machine class.
     """
     import pandas as pd
 
-    return pd.DataFrame(flat_rows(rows, on_fronts(rows)), columns=COLUMNS, dtype=object)
+    return pd.DataFrame(flat_runs(rows, on_fronts(rows)), columns=COLUMNS, dtype=object)
+
+
+def flat_runs(rows: Sequence[Row], fronts: Sequence[frozenset[str]]) -> list[list[Any]]:
+    """Return the values of ``COLUMNS`` for each run; numbers that are not finite become None, as JSON has no NaN."""
+    made = []
+    for row, front in zip(rows, fronts, strict=True):
+        joined = _joined(row)
+        for run in row.runs:
+            cells = {**_identity(run), **_quality(run), **_costs(run), **_provenance(run), **joined}
+            cells["rank_group"] = None if run.lds is None else row.rank_group
+            cells |= {f"front_{axis.key}": run.lds is not None and axis.key in front for axis in AXES}
+            made.append([_finite(cells[column]) for column in COLUMNS])
+    return made
 
 
 def flat_rows(rows: Sequence[Row], fronts: Sequence[frozenset[str]]) -> list[list[Any]]:
-    """Return the values of ``COLUMNS`` for each row; numbers that are not finite become None, as JSON has no NaN."""
-    made = []
+    """Return the values of ``KEYS`` for each row."""
+    made, first = [], 0
     for row, front in zip(rows, fronts, strict=True):
-        cells = {**_identity(row), **_quality(row), **_costs(row), **_provenance(row)}
+        r = row.record
+        cells: dict[str, Any] = {"runs": list(range(first, first + len(row.runs))), "status": row.status}
+        cells |= {"method": r.method, "ensemble": row.kind, "members": r.members, "task_version": r.task_version}
+        cells |= {"rank_group": row.rank_group, "lds": row.lds, **means(row)}
         cells |= {f"front_{axis.key}": axis.key in front for axis in AXES}
-        made.append([_finite(cells[column]) for column in COLUMNS])
+        made.append([_finite(cells[key]) for key in KEYS])
+        first += len(row.runs)
     return made
+
+
+def means(row: Row) -> dict[str, float | None]:
+    """Return the means over run seeds of ``MEANS``; None where nothing was measured."""
+    return {key: row.mean(partial(_cost, key)) for key in MEANS}
+
+
+def _cost(key: str, run: Run) -> float | None:
+    value: float | None = _costs(run)[key]
+    return value
 
 
 def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _identity(row: Row) -> dict[str, Any]:
-    r, e = row.record, row.record.ensemble
+def _identity(run: Run) -> dict[str, Any]:
+    r, e = run.record, run.record.ensemble
     return {
         **{k: getattr(r, k) for k in ("task", "task_version", "run_id", "created", "method", "members", "seed")},
-        "rank_group": row.rank_group,
         "options": json.dumps(r.options, sort_keys=True),
-        "ensemble": row.kind,
+        "options_from": r.options_from,
+        "ensemble": e.kind if e else "none",
         "ensemble_options": json.dumps(e.options if e else {}, sort_keys=True),
         "status": r.status,
         "reason": r.reason,
@@ -71,8 +110,19 @@ def _identity(row: Row) -> dict[str, Any]:
     }
 
 
-def _quality(row: Row) -> dict[str, Any]:
-    e = row.evaluation if row.lds is not None else None
+def _joined(row: Row) -> dict[str, Any]:
+    low, high = row.interval
+    return {
+        "configuration": configuration_name(row.record),
+        "configuration_seeds": None if row.lds is None else len(row.seeds_counted),
+        "configuration_lds": row.lds,
+        "configuration_low": low,
+        "configuration_high": high,
+    }
+
+
+def _quality(run: Run) -> dict[str, Any]:
+    e = run.evaluation if run.lds is not None else None
     if e is None:
         return dict.fromkeys(_QUALITY + _SIGNS)
     return {
@@ -85,8 +135,8 @@ def _quality(row: Row) -> dict[str, Any]:
     }
 
 
-def _costs(row: Row) -> dict[str, Any]:
-    costs, ingredients = row.record.costs, row.record.ingredients
+def _costs(run: Run) -> dict[str, Any]:
+    costs, ingredients = run.record.costs, run.record.ingredients
     cells: dict[str, Any] = dict.fromkeys(_COSTS + _SIZES + _INGREDIENTS)
     if costs is not None:
         cells |= {k: v for k, v in costs.model_dump().items() if k in cells}
@@ -96,12 +146,12 @@ def _costs(row: Row) -> dict[str, Any]:
     return cells
 
 
-def _provenance(row: Row) -> dict[str, Any]:
-    code = row.record.provenance
+def _provenance(run: Run) -> dict[str, Any]:
+    code = run.record.provenance
     return {
-        **row.record.machine.model_dump(),
+        **run.record.machine.model_dump(),
         **{k: getattr(code, k) for k in ("tdabench_version", "commit", "dirty", "method_sha256", "data_sha256")},
-        "command": row.record.command,
+        "command": run.record.command,
     }
 
 

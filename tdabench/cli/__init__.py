@@ -25,6 +25,7 @@ _COMMANDS = {
     "compare": "quality",
     "board": "quality",
     "findings": "reports",
+    "archive": "archive",
     "ground-truth": "truth",
     "wandb": "quality",
 }
@@ -39,6 +40,7 @@ _HELP = {
     "compare": "Compare two runs, paired on the same subsets and queries.",
     "board": "Write the leaderboard of a folder of runs.",
     "findings": "Write what cheap ensembles save at equal quality, and what wins at equal cost.",
+    "archive": "Keep runs in a repository, with evidence in place of scores.",
     "ground-truth": "Build, verify or show the ground truth of a task.",
     "wandb": "Copy the results of a folder of runs to Weights & Biases.",
 }

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,8 @@ from tdabench.errors import MissingGroundTruthError, OptionError, UsageError
 if TYPE_CHECKING:
     from tdabench.jobs import Job, Plan
     from tdabench.records import Record
-    from tdabench.tuning import Candidate
+    from tdabench.task import Task
+    from tdabench.tuned import Candidate, Remark
 
 
 def machine_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -49,6 +51,11 @@ set_option = click.option("settings", "--set", multiple=True, metavar="OPTION=VA
 @click.option("--ensemble", metavar="'KIND(...)'", help="For example 'dropout(models=5, masks=10)'.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the run.")
 @click.option("--defaults", is_flag=True, help="Use the method's own defaults, not the options tuned for the task.")
+@click.option(
+    "--tune-s",
+    metavar="SECONDS",
+    help="What choosing the options has cost, as the command in a record says it: they are taken as they are given.",
+)
 @click.option("--again", is_flag=True, help="Measure anew, beside what was measured before.")
 @machine_options
 def run(
@@ -58,6 +65,7 @@ def run(
     ensemble: str | None,
     seed: int,
     defaults: bool,
+    tune_s: str | None,
     again: bool,
     threads: int,
     device: str,
@@ -70,11 +78,11 @@ def run(
 
     METHOD is a name that `tdabench methods` lists, or FILE.py:CLASS.
     """
-    from tdabench.jobs import Job
+    from tdabench.jobs import Job, plan
     from tdabench.runner import find_run
 
-    job = Job(task, method, parse_settings(settings), ensemble, seed)
-    planned = plan_job(on_machine(job, threads, device, data_folder), defaults)
+    job = on_machine(Job(task, method, parse_settings(settings), ensemble, seed), threads, device, data_folder)
+    planned = plan_job(job, defaults) if tune_s is None else plan(replace(job, tune_s=parse_seconds(tune_s)))
     folder = None if again else find_run(planned, runs)
     if folder is not None:
         note(f"Measured before; pass --again to measure anew: {folder}")
@@ -94,24 +102,56 @@ def parse_settings(settings: Sequence[str]) -> dict[str, str]:
     return parsed
 
 
+def parse_seconds(text: str) -> float | None:
+    """Return the argument of ``--tune-s``; None if the seconds are not known on this machine class."""
+    if text == "unknown":
+        return None
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise OptionError(f"Cannot read --tune-s {text!r}. Write seconds, or unknown.")
+    return seconds
+
+
 def on_machine(job: Job, threads: int, device: str, data_folder: Path | None) -> Job:
     """Return the job as it is on this machine; refuse a device that is not there."""
+    check_device(device)
+    folder = None if data_folder is None else str(data_folder.resolve())
+    return replace(job, threads=threads, device=device, data_folder=folder)
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that is not there."""
     if device == "cuda":
         import torch
 
         if not torch.cuda.is_available():
             raise UsageError("There is no CUDA device that torch can use. Leave out --device cuda.")
-    folder = None if data_folder is None else str(data_folder.resolve())
-    return replace(job, threads=threads, device=device, data_folder=folder)
 
 
 def plan_job(job: Job, defaults: bool = False) -> Plan:
-    """Check a job, with the options that were tuned for its task unless ``defaults`` are asked for."""
+    """Check a job, with the options that were tuned for its task unless ``defaults`` are asked for; say what is not."""
+    planned, remark = _plan_tuned(job, defaults)
+    _say([remark])
+    return planned
+
+
+def _plan_tuned(job: Job, defaults: bool = False) -> tuple[Plan, Remark | None]:
     from tdabench.jobs import plan
     from tdabench.registry import find_task
-    from tdabench.tuning import with_tuned_options
+    from tdabench.tuned import with_tuned_options
 
-    return plan(job if defaults else with_tuned_options(job, find_task(job.task)))
+    job, remark = with_tuned_options(job, find_task(job.task), defaults)
+    return plan(job), remark
+
+
+def _say(remarks: Sequence[Remark | None]) -> None:
+    from tdabench.tuned import lines
+
+    for line in lines(remark for remark in remarks if remark is not None):
+        note(line)
 
 
 def _measure(plans: Sequence[Plan], runs: Path, timeout_s: float, done_before: int = 0) -> list[Path]:
@@ -138,6 +178,7 @@ def _outcome(record: Record) -> str:
 
 
 def _report_run(folder: Path, as_json: bool) -> None:
+    from tdabench.cli.caveats import note_other_sources, warn_of_busy
     from tdabench.cli.reports import print_run
     from tdabench.records import read_record
     from tdabench.results import evaluate_run
@@ -149,6 +190,8 @@ def _report_run(folder: Path, as_json: bool) -> None:
         evaluation = None
         note(f"No LDS yet: {missing}")
     print_run(folder, record, evaluation, as_json)
+    note_other_sources([record])
+    warn_of_busy([record])
     if record.status not in ("ok", "declined"):
         raise click.exceptions.Exit(1)
 
@@ -180,22 +223,36 @@ def suite(
 
     Interrupted and given again, the command does only what is missing. NAME may be a .toml file.
     """
+    from tdabench.cli.caveats import warn_of_busy
     from tdabench.cli.reports import finish_board
+    from tdabench.records import read_record
     from tdabench.runner import find_run
     from tdabench.suites import find_suite
 
     found = find_suite(name)
-    planned = [plan_job(on_machine(job, threads, device, data_folder)) for job in found.jobs]
-    plans = list({p.run_id: p for p in planned}.values())  # blocks may overlap
+    planned = [_plan_tuned(on_machine(job, threads, device, data_folder)) for job in found.jobs]
+    plans = list({p.run_id: p for p, _ in planned}.values())  # blocks may overlap
+    _say([remark for _, remark in planned])
     missing = [p for p in plans if _is_missing(find_run(p, runs), retry_failed)]
     if missing:
         note(f"Suite {found.name}: {len(missing)} of {len(plans)} runs to measure.")
+        note_without_truth({p.task.name: p.task for p in missing}.values())
         note_estimate([p.job for p in missing])
         _measure(missing, runs, timeout_s, done_before=len(plans) - len(missing))
     else:
         note(f"Suite {found.name}: all {len(plans)} runs are measured; nothing to do.")
     folders = [folder for p in plans if (folder := find_run(p, runs)) is not None]
     finish_board(folders, board_folder, as_json, found)
+    warn_of_busy([read_record(folder) for folder in folders])
+
+
+def note_without_truth(tasks: Iterable[Task]) -> None:
+    """Say of which tasks only costs can be told, before hours are spent on them."""
+    from tdabench.ground_truth import MANIFEST_FILE, ground_truth_folder
+
+    for task in tasks:
+        if not (ground_truth_folder(task) / MANIFEST_FILE).exists():
+            note(f"{task.name} has no ground truth yet: its runs will have costs, and no LDS until it is built.")
 
 
 def note_estimate(jobs: Sequence[Job]) -> None:
@@ -252,12 +309,13 @@ def tune(
 ) -> None:
     """Choose METHOD's options on the tuning queries of TASK, from the values the method declares.
 
-    The choice is stored with the task; `run` and `suite` use it and are charged for the tuning.
+    The choice is stored with the task, together with what --set gives; `run` and `suite` use it and are charged for the
+    tuning. The candidates are no results: they go into a folder .tuning among the runs, which boards do not read.
     """
-    from tdabench.jobs import Job
+    from tdabench.jobs import Job, plan
     from tdabench.registry import find_task
+    from tdabench.tuned import write_tuned
     from tdabench.tuning import tune as tune_job
-    from tdabench.tuning import write_tuned
 
     job = on_machine(Job(task, method, parse_settings(settings), None, seed), threads, device, data_folder)
     chosen = tune_job(
@@ -268,8 +326,13 @@ def tune(
         budget=budget,
     )
     where = None if dry_run else write_tuned(find_task(task), method, chosen)
-    facts: dict[str, Any] = {**chosen.model_dump(mode="json"), "stored": str(where) if where else None}
+    command = plan(replace(job, options=chosen.options, tune_s=chosen.tune_s)).command
+    facts: dict[str, Any] = {
+        **chosen.model_dump(mode="json"),
+        "stored": str(where) if where else None,
+        "command": command,
+    }
     if as_json:
         return print_json(facts)
-    click.echo(f"Best: {chosen.options}; tuning took {chosen.tune_s:.2f} s of serving time.")
-    return click.echo(f"Stored in {where}" if where else "Not stored (--dry-run).")
+    click.echo(f"Best: {chosen.options}; trying {len(chosen.candidates)} candidates took {chosen.tune_s:.2f} s.")
+    return click.echo(f"Stored in {where}" if where else f"Not stored (--dry-run). To measure it: {command}")

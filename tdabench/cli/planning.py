@@ -222,6 +222,8 @@ def _job_of(record: Record, data_folder: Path | None) -> Job:
 
 
 def _row(record: Record, estimate: Estimate) -> list[str]:
+    from tdabench.board.rows import peak_bytes
+
     costs: Costs | None = record.costs
     assert costs is not None
     return [
@@ -232,7 +234,7 @@ def _row(record: Record, estimate: Estimate) -> list[str]:
         _seconds(estimate.serve_s),
         _seconds(costs.serve_s),
         _bytes(estimate.peak_bytes),
-        _bytes(costs.peak_host_bytes),
+        _bytes(peak_bytes(costs)),
         _bytes(estimate.storage_bytes),
         _bytes(costs.storage_bytes),
     ]

@@ -20,14 +20,17 @@ _PATH = click.Path(path_type=Path, exists=True)
 def score(scores: Path, task: str | None, as_json: bool) -> None:
     """Evaluate SCORES: a run folder, or a .safetensors or .npy file of shape [n_queries, n_train]."""
     from tdabench.cli.reports import wrong_labels_rows
-    from tdabench.results import evaluator_of
+    from tdabench.records import read_record
+    from tdabench.results import evaluator_of, evidence_of
     from tdabench.scores import read_scores
 
     if scores.is_dir():
-        task = _task_of_run(scores, task)
+        evaluator = evaluator_of(_task_of_run(scores, task))
+        evaluation = evaluator.weigh(evidence_of(scores, read_record(scores), evaluator))
     elif task is None:
         raise UsageError(f"{scores} is a file: say which task its scores are of, with --task TASK.")
-    evaluation = evaluator_of(task).evaluate(read_scores(scores))
+    else:
+        evaluation = evaluator_of(task).evaluate(read_scores(scores))
     warnings = evaluation.warnings()
     if as_json:
         return print_json({**evaluation.to_dict(), "warnings": warnings})
@@ -100,11 +103,11 @@ def compare(first: Path, second: Path, as_json: bool) -> None:
 
 
 def _ratios(records: list[Any]) -> dict[str, float | None]:
-    from tdabench.board.rows import AXES, Row
+    from tdabench.board.rows import AXES
 
     ratios = {}
     for axis in AXES:
-        a, b = (axis.value(Row(record)) for record in records)
+        a, b = (axis.of(record) for record in records)
         ratios[axis.key] = a / b if a is not None and b else None
     return ratios
 
@@ -167,11 +170,11 @@ def board(runs: Path, out: Path, suite_name: str | None, as_json: bool) -> None:
 @json_option
 def wandb(runs: Path, project: str, mode: Literal["offline", "online"], folder: Path, as_json: bool) -> None:
     """Copy the results of the run folders in RUNS to Weights & Biases; needs the wandb extra."""
-    from tdabench.results import find_runs, read_rows
+    from tdabench.results import find_runs, read_runs
     from tdabench.wandb_sink import send
 
-    rows, _ = read_rows(find_runs(runs))
-    count = send(rows, project, folder, mode)
+    found, _ = read_runs(find_runs(runs))
+    count = send(found, project, folder, mode)
     if as_json:
         return print_json({"runs": count, "project": project, "mode": mode})
     return click.echo(f"Sent {count} runs to the project {project} ({mode}).")

@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tdabench.board.rows import AXES, Row, TaskInfo, format_bytes, format_seconds, in_order, on_fronts
+from tdabench.board.findings import seeds_used
+from tdabench.board.rows import AXES, Row, TaskInfo, format_bytes, format_seconds, in_order, on_fronts, peak_bytes
+from tdabench.board.runs import Run
+from tdabench.cli.caveats import note_other_sources
 from tdabench.cli.output import Live, json_option, own_tasks_option, print_facts, print_json, print_table, warn
 from tdabench.errors import UnknownNameError, UsageError
 from tdabench.evaluation import Evaluation
@@ -68,7 +71,7 @@ def _cost_rows(record: Record) -> list[list[str]]:
             f"{format_seconds(costs.serve_s)} (fit {format_seconds(costs.fit_s)}, "
             f"attribute {format_seconds(costs.attribute_s)})",
         ],
-        ["peak memory", format_bytes(costs.peak_host_bytes)],
+        ["peak memory", format_bytes(peak_bytes(costs))],
         ["storage", format_bytes(costs.storage_bytes)],
         [
             "made of",
@@ -81,15 +84,19 @@ def _cost_rows(record: Record) -> list[list[str]]:
 def finish_board(folders: Sequence[Path], out: Path, as_json: bool, suite: Suite | None = None) -> None:
     """Evaluate runs, write their page and print the table; the page says what ``suite`` leaves out."""
     from tdabench.board.page import render, write
-    from tdabench.results import read_rows
+    from tdabench.board.rows import rows_of
+    from tdabench.results import read_runs
 
     with Live(len(folders), "evaluations") as live:
         live.now("evaluating")
-        rows, tasks = read_rows(folders, on_row=lambda _: live.skip(1))
+        runs, tasks = read_runs(folders, on_run=lambda _: live.skip(1))
     if suite is not None:
         tasks = [replace(task, left_out=suite.left_out_of(task.name)) for task in tasks]
+    rows = rows_of(runs)
     page = write(render(rows, tasks), out, rows)
-    warn_of_unknown(rows, tasks)
+    note_other_sources([run.record for run in runs])
+    tasks = [task for task in tasks if task.has_truth]
+    warn_of_unknown(runs, tasks)
     if as_json:
         from tdabench.board.table import json_text, results_frame
 
@@ -98,14 +105,14 @@ def finish_board(folders: Sequence[Path], out: Path, as_json: bool, suite: Suite
     return click.echo(f"\nThe page: {page.resolve()}")
 
 
-def warn_of_unknown(rows: Sequence[Row], tasks: Sequence[TaskInfo]) -> None:
+def warn_of_unknown(runs: Sequence[Run], tasks: Sequence[TaskInfo]) -> None:
     """Say which runs have no quality because nothing is known of their task, and what to type to make it known."""
     from tdabench.errors import TdabenchError
     from tdabench.results import evaluator_of
 
     known = {task.name for task in tasks}
-    for name in sorted({row.record.task for row in rows} - known):
-        n_runs = sum(row.record.task == name for row in rows)
+    for name in sorted({run.record.task for run in runs} - known):
+        n_runs = sum(run.record.task == name for run in runs)
         left_out = f"{n_runs} run{'s' * (n_runs > 1)} of {name} left out of the tables, without an LDS"
         try:
             evaluator_of(name)
@@ -122,30 +129,40 @@ def print_board(rows: Sequence[Row], tasks: Sequence[TaskInfo]) -> None:
     for task in tasks:
         chosen = [(r, f) for r, f in zip(ordered, fronts, strict=True) if r.record.task == task.name]
         ceiling = "unknown" if task.ceiling is None else f"{task.ceiling:.3f}"
-        title = f"{task.title} ({task.name}), {len(chosen)} runs, noise ceiling {ceiling}"
-        columns = ("rank", "run", "LDS", "95 % interval", "training", "serving", "memory", "storage", "front")
-        print_table(columns, [_cells(row, front) for row, front in chosen if row.evaluation is not None], title)
+        n_runs = sum(len(row.runs) for row, _ in chosen)
+        title = f"{task.title} ({task.name}), {n_runs} runs, noise ceiling {ceiling}"
+        columns = ("rank", "configuration", "LDS", "95 % interval", "training", "serving", "memory", "storage", "front")
+        scored = [(row, front) for row, front in chosen if row.lds is not None]
+        print_table(columns, [_cells(row, front) for row, front in scored], title)
         for row, _ in chosen:
-            if row.evaluation is None:
-                click.echo(f"{row.record.label}: {row.record.status}, {row.record.reason or 'older task version'}")
-        _print_fronts(chosen)
+            _print_without(row)
+        _print_fronts(scored)
 
 
 def _cells(row: Row, front: frozenset[str]) -> list[str]:
-    record, evaluation = row.record, row.evaluation
-    assert evaluation is not None
-    costs = [axis.text(axis.value(row)) for axis in AXES if axis.key in _LETTERS]
+    (low, high), costs = row.interval, [axis.text(axis.value(row)) for axis in AXES if axis.key in _LETTERS]
     marks = "".join(letter for key, letter in _LETTERS.items() if key in front)
-    lds = [f"{evaluation.lds:.3f}", f"{evaluation.low:.3f} to {evaluation.high:.3f}"]
-    return [str(row.rank_group or ""), record.label, *lds, *costs, marks]
+    lds = [f"{row.lds:.3f}", ", ".join(filter(None, (f"{low:.3f} to {high:.3f}", row.seeds)))]
+    name = f"{row.record.label} ({row.untuned})" if row.untuned else row.record.label
+    return [str(row.rank_group or ""), name, *lds, *costs, marks]
 
 
-def _print_fronts(chosen: Sequence[tuple[Row, frozenset[str]]]) -> None:
-    click.echo("\nRuns of one rank are not distinguishable from the best of their rank (paired bootstrap, 95 %).")
-    click.echo("On the front (no other run is better on LDS and this cost):")
+def _print_without(row: Row) -> None:
+    """Print the runs of a row that have no LDS, a line each."""
+    for run in row.runs:
+        if run.lds is None:
+            seed = f", seed {run.record.seed}" if len(row.runs) > 1 else ""
+            click.echo(f"{run.record.label}{seed}: {run.record.status}, {run.record.reason or 'older task version'}")
+
+
+def _print_fronts(scored: Sequence[tuple[Row, frozenset[str]]]) -> None:
+    click.echo("\nWhat shares a rank is not distinguishable from the best of that rank (paired bootstrap, 95 %).")
+    if scored:
+        click.echo(seeds_used([row.seeds_counted for row, _ in scored]))
+    click.echo("On the front (nothing else is better on LDS and this cost):")
     for axis in AXES:
         if axis.key in _LETTERS:
-            on_it = [r for r, front in chosen if axis.key in front]
+            on_it = [r for r, front in scored if axis.key in front]
             on_it.sort(key=lambda r: axis.value(r) or 0.0)
             names = "; ".join(f"{r.record.label} ({axis.text(axis.value(r))}, {r.lds:.3f})" for r in on_it)
             click.echo(f"  {_LETTERS[axis.key]}  {axis.name.lower()}: {names}")
@@ -167,21 +184,23 @@ def _print_fronts(chosen: Sequence[tuple[Row, frozenset[str]]]) -> None:
 def findings(runs: tuple[Path, ...], out: Path, suites: tuple[str, ...], as_json: bool) -> None:
     """Write what cheap ensembles save at equal LDS, and what wins at equal cost, from the run folders in RUNS."""
     from tdabench.files import write_text
-    from tdabench.findings import Source, render
+    from tdabench.findings import Source, numbers, render
     from tdabench.findings.markdown import count
-    from tdabench.results import read_rows
+    from tdabench.results import read_runs
     from tdabench.suites import find_suite
 
     source = Source(_command(runs, out, suites), tuple(find_suite(name) for name in sorted(set(suites))))
     folders = run_folders(runs)
     with Live(len(folders), "evaluations") as live:
         live.now("evaluating")
-        rows, tasks = read_rows(folders, on_row=lambda _: live.skip(1))
-    write_text(out, render(rows, tasks, source))
-    warn_of_unknown(rows, tasks)
+        found, tasks = read_runs(folders, on_run=lambda _: live.skip(1))
+    tasks = [task for task in tasks if task.has_truth]
+    write_text(out, render(found, tasks, source))
+    warn_of_unknown(found, tasks)
     if as_json:
-        return print_json({"file": str(out), "runs": len(rows), "tasks": [task.name for task in tasks]})
-    return click.echo(f"{count(len(rows), 'run')} of {count(len(tasks), 'task')}: {out}")
+        told = {"file": str(out), "runs": len(found), "tasks": [task.name for task in tasks]}
+        return print_json({**told, "findings": numbers(found, tasks)})
+    return click.echo(f"{count(len(found), 'run')} of {count(len(tasks), 'task')}: {out}")
 
 
 def run_folders(given: Sequence[Path]) -> list[Path]:

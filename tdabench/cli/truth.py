@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tdabench.cli.measure import check_device
 from tdabench.cli.output import Live, data_option, json_option, print_facts, print_json, warn_of_broken
 from tdabench.errors import TdabenchError, UsageError
 
@@ -76,6 +77,7 @@ def build(
     from tdabench.building import build as build_task
     from tdabench.registry import find_task
 
+    check_device(device)
     found = find_task(task)
     found.data(data_folder)  # a missing data set is found before the workers start
     options = Options(data_folder, workers, device, slices, shard, minutes)
@@ -109,6 +111,7 @@ def merge(
     from tdabench.building import merge as merge_slices
     from tdabench.registry import find_task
 
+    check_device(device)
     manifest = merge_slices(task, slices, out, Options(data_folder, device=device), replace=replace)
     _report(find_task(task), out, manifest, as_json, "")
 
@@ -134,10 +137,11 @@ def _show_progress(live: Live, progress: Progress) -> None:
 
 @ground_truth.command()
 @click.argument("task", required=False)
-@click.option("--all", "everything", is_flag=True, help="Verify every registered task that a CPU can retrain.")
+@click.option("--all", "everything", is_flag=True, help="Verify every registered task that the device can retrain.")
 @click.option("--replicas", type=click.IntRange(1), default=3, show_default=True, help="How many to retrain.")
 @click.option("--choice-seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of their choice.")
 @click.option("--folder", type=_FOLDER, help="Default: the task's own.")
+@_device_option
 @data_option
 @json_option
 def verify(
@@ -146,6 +150,7 @@ def verify(
     replicas: int,
     choice_seed: int,
     folder: Path | None,
+    device: str,
     data_folder: Path | None,
     as_json: bool,
 ) -> None:
@@ -160,7 +165,8 @@ def verify(
         raise click.UsageError("--folder goes with one TASK; leave it out, or name the task.")
     from tdabench.verification import verify as verify_task
 
-    tasks, outcomes = _tasks_to_verify(task)
+    check_device(device)
+    tasks, outcomes = _tasks_to_verify(task, device)
     with Live(replicas * len(tasks), "replicas") as live:
         for found in tasks:
             live.now(f"{found.name}: retraining")
@@ -171,6 +177,7 @@ def verify(
                     choice_seed=choice_seed,
                     data_folder=data_folder,
                     folder=folder,
+                    device=device,
                     on_check=partial(_show_check, live, found.name),
                 )
             except TdabenchError as error:
@@ -219,8 +226,8 @@ class _Outcome:
         return f"{self.task}: {sum(c.passed for c in self.checks)} of {len(self.checks)} replicas agree."
 
 
-def _tasks_to_verify(task: str | None) -> tuple[list[Task], list[_Outcome]]:
-    """Return one task, or all that a CPU can retrain; and those that cannot even be loaded."""
+def _tasks_to_verify(task: str | None, device: str) -> tuple[list[Task], list[_Outcome]]:
+    """Return one task, or all that the device can retrain; and those that cannot even be loaded."""
     from tdabench import registry
 
     if task is not None:
@@ -232,7 +239,7 @@ def _tasks_to_verify(task: str | None) -> tuple[list[Task], list[_Outcome]]:
         broken.append(_Outcome(name, [], " ".join(str(error).split())))
 
     found = registry.find_all(registry.TASKS, registry.find_task, leave_out)
-    return [t for t in found.values() if not t.needs_cuda], broken
+    return [t for t in found.values() if device == "cuda" or not t.needs_cuda], broken
 
 
 def _check_line(check: Check) -> str:

@@ -2,5 +2,6 @@
 
 from tdabench.findings.document import Source, render
 from tdabench.findings.entries import contests_of
+from tdabench.findings.numbers import numbers
 
-__all__ = ["Source", "contests_of", "render"]
+__all__ = ["Source", "contests_of", "numbers", "render"]

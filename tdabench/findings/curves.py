@@ -18,6 +18,9 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 Places = npt.NDArray[np.int8]
 
+TOLERANCE = 0.05
+"""A cost that exceeds a bound by this share keeps it: measured times vary by some per cent."""
+
 BELOW, INSIDE, ABOVE = -1, 0, 1
 """Where an LDS lies: below the smallest ensemble's, on the curve, above the largest's."""
 
@@ -42,12 +45,17 @@ class Bounded:
     high_place: int = INSIDE
 
     def surely_reaches(self, claim: float) -> bool:
-        """Return whether the whole interval is at or above ``claim``."""
-        return self.low_place != BELOW and self.low >= claim
+        """Return whether the whole interval is at or above ``claim``, within :data:`TOLERANCE` of the cost."""
+        return self.low_place != BELOW and self.low >= _least(claim)
 
     def surely_misses(self, claim: float) -> bool:
-        """Return whether the whole interval is below ``claim``."""
-        return self.high_place != ABOVE and self.high < claim
+        """Return whether the whole interval is below ``claim``, or below the curve: no quality to save at."""
+        return self.high_place == BELOW or (self.high_place != ABOVE and self.high < _least(claim))
+
+
+def _least(claim: float) -> float:
+    """Return the smallest saving that counts as ``claim``: the cost that it leaves may be a little more."""
+    return 1 - (1 - claim) * (1 + TOLERANCE)
 
 
 def reach(sizes: npt.ArrayLike, lds: npt.ArrayLike, target: npt.ArrayLike) -> tuple[Floats, Places]:

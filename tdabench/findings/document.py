@@ -3,44 +3,50 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from tdabench._version import __version__
 from tdabench.board.findings import describe_machine
-from tdabench.board.rows import AXES, Row, TaskInfo, in_order
+from tdabench.board.rows import TaskInfo, in_order
+from tdabench.board.runs import Run
+from tdabench.bootstrap import RESAMPLE_SEED
 from tdabench.ensembles import format_ensemble, kind_of, parse_ensemble
-from tdabench.evaluation import RESAMPLE_SEED
+from tdabench.findings.curves import TOLERANCE
 from tdabench.findings.entries import Contest, contests_of
-from tdabench.findings.markdown import code, count, listing, percent, plain, table
+from tdabench.findings.kinds import kinds
+from tdabench.findings.markdown import WORSE, code, count, listing, percent, plain, table
 from tdabench.findings.savings import CLAIMS
 from tdabench.findings.sections import section
 from tdabench.findings.summary import summary
-from tdabench.findings.winners import TOLERANCE
+from tdabench.findings.words import COSTS, listed
 from tdabench.jobs import Job, shown
 from tdabench.options import values
+from tdabench.records import Record
 from tdabench.registry import find_task
 from tdabench.suites import Suite
 
 _HOW = (
     "**LDS**: from the stored scores, on the reported queries; 95 % intervals from {resamples} resamples of subsets and"
     " queries (seed {seed}), the same for all runs of a task, so comparisons are paired (docs/protocol.md).",
-    "**Costs**: from the records, measured once for each run, so intervals hold no noise of costs.{repeated} Tuning is"
-    " not among them. Times are compared inside one machine class only.",
-    "**Saving at equal LDS**: 1 - cost / cost of independent ensembles of the same method and options at the size that"
-    " reaches the same LDS. Between measured sizes the LDS is linear in the logarithm of the size and the cost linear"
-    " in the size; a larger ensemble that scores lower counts as its best smaller one. `≥`: better than the largest"
-    " independent ensemble, so the saving is at least that against it. `none`: not as good as the smallest. Negative:"
-    " costs more. The interval recomputes curve and run in every resample.",
-    "**Claim** ({claim}): met where the whole interval of some dropout or LoRA ensemble is at or above it, not met"
-    " where those of all are below it, else it cannot be told. The best of several is shown, not adjusted for the"
-    " choice.",
-    "**Winner at equal cost**: the highest LDS among runs that cost at most as much as the independent ensemble of that"
-    " size, within {tolerance}, since measured times vary. Not distinguishable: the paired interval of the difference"
-    " holds 0, unadjusted for the number of comparisons. In the summary a run is held against the independent curve at"
-    " its own cost; where it is ahead of the largest but costs more, who wins is not known.",
-    "**Members**: mean correlations of members' scores; the LDS predicted from the smallest ensemble of its kind"
-    " (tdabench/saturation.py), fitted to nothing else.",
+    "**Run seeds**: another run seed is other models, masks and projections. Of a configuration run with several, LDS"
+    " and costs are means over them, and the interval holds their spread by a t distribution. Two configurations are"
+    " compared at the seeds that both were run with, and so at the same models: what a seed does to both cancels. With"
+    " one seed, intervals hold no variation between trained models, and a verdict says so. Repetitions of a seed count"
+    " as one.",
+    "**Costs**: from the records, measured once for each run, so intervals hold no noise of costs. Every model is"
+    " priced at the mean measured time of training one on the task; adapters and banks of models cost what they took."
+    " Tuning is not among the costs. Times are compared inside one machine class only.",
+    "**Saved at equal LDS**: 1 - cost / cost of independent ensembles of the same method, code and options at the size"
+    " that reaches the same LDS. Between measured sizes the LDS is linear in the logarithm of the size and the cost"
+    " linear in the size; a larger ensemble that scores lower counts as its best smaller one. `{worse}`: no independent"
+    " ensemble is as bad, so nothing is saved. The interval recomputes curve and run in every resample.",
+    "**Claim** ({claim}): reached where the whole interval of some dropout or LoRA ensemble is at or above it, not"
+    " reached where those of all are below it, else it cannot be told; a cost may be {tolerance} above what the claim"
+    " leaves, since measured times vary. The best of several is shown, not adjusted for the choice.",
+    "**Winner at equal cost**: the highest LDS among runs that cost at most as much, within {tolerance}. Level: the"
+    " paired interval of the difference holds 0, unadjusted for the number of comparisons. At its own cost, an ensemble"
+    " is held against independent ones between measured sizes; beyond the largest nothing was measured at that cost.",
 )
 
 
@@ -60,38 +66,41 @@ class Source:
     suites: tuple[Suite, ...] = ()
 
 
-def render(rows: Sequence[Row], tasks: Sequence[TaskInfo], source: Source) -> str:
+def render(runs: Iterable[Run], tasks: Sequence[TaskInfo], source: Source) -> str:
     """Write the findings of evaluated runs as Markdown; the same runs in any order are the same bytes."""
-    ordered = in_order(rows)
+    ordered = in_order(runs)
     contests = contests_of(ordered, tasks)
-    lines = [
-        "# Findings",
-        "",
-        *_header(ordered, source),
-        *summary(contests),
-        *_not_run(ordered, contests, source),
-        *_how_to_read(contests),
-    ]
+    lines = ["# Findings", "", *_question(), *summary(contests), *_source(ordered, source), *kinds(contests)]
     for contest in contests:
         lines += section(contest)
+    lines += [*_not_run(ordered, tasks, contests, source), *_how_to_read(contests)]
     return "\n".join(lines).rstrip("\n") + "\n"
 
 
-def _header(rows: Sequence[Row], source: Source) -> list[str]:
-    machines = {row.record.machine.machine_class: row.record.machine for row in rows}
-    made = [row.record.provenance for row in rows]
+def _question() -> list[str]:
+    saved = listed([f"up to {percent(share)} of {COSTS[axis]}" for axis, share in CLAIMS.items()])
+    return [
+        "Attributing with an ensemble of independently trained models is good and dear."
+        f" [arXiv 2405.17293](https://arxiv.org/abs/2405.17293) claims that ensembles of dropout masks or LoRA adapters"
+        f" on few models save {saved} at similar quality, the LDS. Do they, and which ensemble is worth its cost?",
+        "",
+    ]
+
+
+def _source(runs: Sequence[Run], source: Source) -> list[str]:
+    machines = {run.record.machine.machine_class: run.record.machine for run in runs}
+    made = [run.record.provenance for run in runs]
     torch = sorted({p.packages["torch"] for p in made if "torch" in p.packages})
     commits = sorted({f"{(p.commit or 'unknown')[:10]}{' with changes' if p.dirty else ''}" for p in made})
     return [
-        f"Do cheap ensembles save what [arXiv 2405.17293](https://arxiv.org/abs/2405.17293) claims? Every number and"
-        f" every sentence is computed from run folders by tdabench {__version__}:",
+        f"Every number and sentence is computed from run folders by tdabench {__version__}; how, is said at the end:",
         "",
         "```",
         source.command,
         "```",
         "",
-        f"- {count(len(rows), 'run')} of {count(len({r.record.task for r in rows}), 'task')}, of which"
-        f" {sum(row.lds is not None for row in rows)} have an LDS; measured with tdabench"
+        f"- {count(len(runs), 'run')} of {count(len({run.record.task for run in runs}), 'task')}, of which"
+        f" {sum(run.lds is not None for run in runs)} have an LDS; measured with tdabench"
         f" {_listed(sorted({p.tdabench_version for p in made}))}, torch {_listed(torch)}, commits"
         f" {_listed([code(c) for c in commits])}.",
         *(f"- Machine class {code(key)}: {plain(describe_machine(m))}." for key, m in sorted(machines.items())),
@@ -104,24 +113,20 @@ def _listed(texts: Sequence[str]) -> str:
 
 
 def _how_to_read(contests: Sequence[Contest]) -> list[str]:
-    n_resamples = sorted({len(e.draws.both) for c in contests for e in c.entries})
-    several = any(len(entry.records) > 1 for contest in contests for entry in contest.entries)
+    n_resamples = sorted({len(e.draws.corrected()) for c in contests for e in c.entries})
     facts = {
         "resamples": " or ".join(map(str, n_resamples)) or "no",
         "seed": RESAMPLE_SEED,
-        "repeated": " Where a configuration has several runs, LDS and costs are their means." if several else "",
-        "claim": ", ".join(
-            f"{percent(value)} of {axis.name.lower()}" for axis in AXES if (value := CLAIMS.get(axis.key))
-        ),
+        "claim": ", ".join(f"up to {percent(share)} of {COSTS[axis]}" for axis, share in CLAIMS.items()),
         "tolerance": percent(TOLERANCE),
+        "worse": WORSE,
     }
     return ["## How the numbers were obtained", "", *(f"- {text.format(**facts)}" for text in _HOW), ""]
 
 
-def _not_run(rows: Sequence[Row], contests: Sequence[Contest], source: Source) -> list[str]:
-    said = [*_unknown(rows, contests), *_gaps(contests)]
-    for suite in source.suites:
-        said += _suite_gaps(suite, rows)
+def _not_run(runs: Sequence[Run], tasks: Sequence[TaskInfo], contests: Sequence[Contest], source: Source) -> list[str]:
+    said = [*_unknown(runs, contests), *_gaps(contests)]
+    said += [_suite_gaps(suite, runs, tasks) for suite in source.suites]
     left = [
         [plain(", ".join(item.tasks)), plain(item.what), plain(item.reason), code(suite.name)]
         for suite in source.suites
@@ -133,8 +138,8 @@ def _not_run(rows: Sequence[Row], contests: Sequence[Contest], source: Source) -
     return lines + table(["tasks", "what", "why", "suite"], left, left=4)
 
 
-def _unknown(rows: Sequence[Row], contests: Sequence[Contest]) -> list[str]:
-    missing = sorted({row.record.task for row in rows} - {contest.task.name for contest in contests})
+def _unknown(runs: Sequence[Run], contests: Sequence[Contest]) -> list[str]:
+    missing = sorted({run.record.task for run in runs} - {contest.task.name for contest in contests})
     if not missing:
         return []
     names = listing([code(name) for name in missing])
@@ -154,24 +159,45 @@ def _gaps(contests: Sequence[Contest]) -> list[str]:
     ]
 
 
-def _suite_gaps(suite: Suite, rows: Sequence[Row]) -> list[str]:
-    """Count the runs of a suite that are not there."""
-    there = {(r.record.task, r.record.method, _ensemble(r), r.record.seed) for r in rows}
-    planned = {_planned(job) for job in suite.jobs}
-    missing = sorted(planned - there)
-    if not missing:
-        return [f"Suite {code(suite.name)}: all {len(planned)} runs are there."]
-    names = [f"{task} {method}{f' + {ensemble}' if ensemble else ''}" for task, method, ensemble, _ in missing]
-    named = listing([code(name) for name in names], 12)
-    return [f"Suite {code(suite.name)}: {len(missing)} of {len(planned)} runs are not there: {named}."]
+def _suite_gaps(suite: Suite, runs: Sequence[Run], tasks: Sequence[TaskInfo]) -> str:
+    """Count the runs of a suite that have an LDS, that ended without one, and that are not there.
+
+    A run of an older version of its task is not there: it would be measured again.
+    """
+    versions = {task.name: task.version for task in tasks}
+    ended: dict[_Planned, str] = {}
+    for run in sorted(runs, key=lambda run: run.lds is not None):  # one with an LDS is the last word
+        r = run.record
+        if versions.get(r.task, r.task_version) == r.task_version:
+            ended[r.task, r.method, _ensemble(r), r.seed] = "" if run.lds is not None else r.status
+    planned = sorted({_planned(job) for job in suite.jobs})
+    without = [(run, ended[run]) for run in planned if ended.get(run)]
+    missing = [run for run in planned if run not in ended]
+    there = len(planned) - len(without) - len(missing)
+    text = f"Suite {code(suite.name)}: {there} of {count(len(planned), 'run')} have an LDS"
+    if without:
+        named = [f"{_run(run)} ({'no ground truth' if status == 'ok' else status})" for run, status in without]
+        text += f"; without one: {len(without)}, {listing(named, 12)}"
+    if missing:
+        text += f"; not there: {len(missing)}, {listing([_run(run) for run in missing], 12)}"
+    return f"{text}."
 
 
-def _ensemble(row: Row) -> str:
-    ensemble = row.record.ensemble
+_Planned = tuple[str, str, str, int]
+"""Task, method, ensemble, run seed."""
+
+
+def _run(planned: _Planned) -> str:
+    task, method, ensemble, seed = planned
+    return code(f"{task} {method}{f' + {ensemble}' if ensemble else ''}{f', seed {seed}' if seed else ''}")
+
+
+def _ensemble(record: Record) -> str:
+    ensemble = record.ensemble
     return "" if ensemble is None else format_ensemble(ensemble.kind, ensemble.options)
 
 
-def _planned(job: Job) -> tuple[str, str, str, int]:
+def _planned(job: Job) -> _Planned:
     """Return what a job's record will say: task, method, ensemble, seed."""
     if job.ensemble is None:
         ensemble = ""

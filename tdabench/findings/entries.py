@@ -1,4 +1,4 @@
-"""Runs as findings compare them: repetitions joined, and apart by task, task version and machine class."""
+"""Runs as findings compare them: seeds joined, and apart by task, task version, machine class and the method's code."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-
-import numpy as np
+from functools import cached_property, lru_cache
 
 from tdabench.board.findings import describe_machine
-from tdabench.board.rows import AXES, Row, TaskInfo, in_order
-from tdabench.bootstrap import Draws
+from tdabench.board.rows import TaskInfo, in_order
+from tdabench.board.runs import Run, by_configuration, draws_of
+from tdabench.board.seed_draws import SeedDraws
+from tdabench.board.seed_draws import difference as difference_of
 from tdabench.ensembles import KINDS, SIZES, format_ensemble
-from tdabench.evaluation import Evaluation
+from tdabench.findings.prices import Price, mean_costs, price_of
 from tdabench.records import Machine, Record
 
 ONE_MODEL = "one model"
@@ -23,22 +24,22 @@ _ORDER = (ONE_MODEL, *KINDS)
 
 @dataclass(frozen=True, eq=False)
 class Entry:
-    """A method with its options and its ensemble, measured once or several times (other seeds, repetitions).
+    """A method with its code, its options and its ensemble, measured once or several times (other seeds, repetitions).
 
     Attributes
     ----------
     records
-        Of the runs, at least one.
+        Of the runs, at least one, by seed.
     draws
-        Bootstrap draws of the LDS; of the mean LDS where there are several runs.
+        Draws of the LDS; of its mean over run seeds where there are several.
     costs
-        By the keys of :data:`~tdabench.board.rows.AXES`; means where there are several runs.
+        By the keys of :data:`~tdabench.board.rows.AXES`; means over run seeds, models at their price.
     name
         Tells it from the other entries of its contest.
     """
 
     records: tuple[Record, ...]
-    draws: Draws = field(repr=False)
+    draws: SeedDraws = field(repr=False)
     costs: Mapping[str, float]
     name: str
 
@@ -58,11 +59,21 @@ class Entry:
         return json.dumps(self.record.options, sort_keys=True)
 
     @property
+    def code(self) -> str:
+        """The hash of the method's file, which is that of all runs."""
+        return self.record.provenance.method_sha256
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The run seeds."""
+        return tuple(sorted({record.seed for record in self.records}))
+
+    @property
     def kind(self) -> str:
         """The kind of ensemble, or :data:`ONE_MODEL`."""
         return ONE_MODEL if self.record.ensemble is None else self.record.ensemble.kind
 
-    @property
+    @cached_property
     def flavour(self) -> str:
         """The kind with the options that make it another ensemble, not another size."""
         if self.record.ensemble is None:
@@ -70,7 +81,7 @@ class Entry:
         options = {k: v for k, v in self.record.ensemble.options.items() if k not in SIZES}
         return format_ensemble(self.kind, options).removesuffix("()")
 
-    @property
+    @cached_property
     def ensemble(self) -> str:
         """The ensemble in full."""
         made = self.record.ensemble
@@ -94,18 +105,18 @@ class Entry:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Its 95 % interval over subsets and queries."""
+        """Its 95 % interval over subsets and queries, and over run seeds where there are several."""
         return self.draws.interval()
 
 
 @dataclass(frozen=True, eq=False)
 class Family:
-    """The entries of one method with the same options.
+    """The entries of one method with the same code and options.
 
     Attributes
     ----------
     name
-        The method, and the options that tell it from other families of the contest.
+        The method, and what tells it from other families of the contest: options, or the code's hash.
     curve
         The single model and the independent ensembles, one a size, smallest first; may be empty.
     others
@@ -136,30 +147,36 @@ class Contest:
         The machine class for people.
     title
         The task's name, and the machine where the task was measured on several.
+    price
+        What training a model costs; None where no run tells.
     """
 
     task: TaskInfo
     machine: Machine
     entries: tuple[Entry, ...]
-    without: tuple[Row, ...]
+    without: tuple[Run, ...]
     place: str
     title: str
+    price: Price | None = None
 
-    @property
+    @cached_property
     def families(self) -> list[Family]:
-        """Methods with their options, each with its curve and its other ensembles."""
-        groups: dict[tuple[str, str], list[Entry]] = defaultdict(list)
+        """Methods with their code and options, each with its curve and its other ensembles."""
+        groups: dict[tuple[str, str, str], list[Entry]] = defaultdict(list)
         for entry in self.entries:
-            groups[entry.method, entry.options].append(entry)
+            groups[entry.method, entry.options, entry.code].append(entry)
         firsts = [members[0] for _, members in sorted(groups.items())]
-        named = zip(_told_apart(firsts, [e.method for e in firsts]), firsts, strict=True)
-        return [_family(name, groups[first.method, first.options]) for name, first in named]
+        named = zip(_told_apart(firsts, [e.method for e in firsts]), sorted(groups.items()), strict=True)
+        return [_family(name, members) for name, (_, members) in named]
 
 
+@lru_cache(maxsize=4096)  # tables ask for the same pairs again and again
 def difference(a: Entry, b: Entry) -> tuple[float, float, float]:
-    """Return the LDS of ``a`` less that of ``b`` and its 95 % interval, paired over subsets and queries."""
-    draws = a.draws - b.draws
-    return draws.estimate, *draws.interval()
+    """Return the LDS of ``a`` less that of ``b`` and its 95 % interval, paired over subsets, queries and seeds.
+
+    At the run seeds that both have, so it need not be the difference of the two LDS where one has more.
+    """
+    return difference_of(a.draws, b.draws)
 
 
 def ahead(a: Entry, b: Entry) -> int:
@@ -168,84 +185,66 @@ def ahead(a: Entry, b: Entry) -> int:
     return int(low > 0) - int(high < 0)
 
 
-def contests_of(rows: Iterable[Row], tasks: Sequence[TaskInfo]) -> list[Contest]:
-    """Group runs into contests, sorted by task and machine class; the order of the rows does not matter.
+def contests_of(runs: Iterable[Run], tasks: Sequence[TaskInfo]) -> list[Contest]:
+    """Group runs into contests, sorted by task and machine class; the order of the runs does not matter.
 
     Parameters
     ----------
-    rows
-        Evaluated runs, as :func:`tdabench.results.read_rows` returns them.
+    runs
+        Evaluated runs, as :func:`tdabench.results.read_runs` returns them.
     tasks
         Their tasks; runs of tasks that are not among them are left out.
     """
     known = {task.name: task for task in tasks}
-    groups: dict[tuple[str, str], list[Row]] = defaultdict(list)
-    for row in in_order(list(rows)):
-        if row.record.task in known:
-            groups[row.record.task, row.record.machine.machine_class].append(row)
+    groups: dict[tuple[str, str], list[Run]] = defaultdict(list)
+    for run in in_order(runs):
+        if run.record.task in known:
+            groups[run.record.task, run.record.machine.machine_class].append(run)
     made = [_contest(known[task], members) for (task, _), members in sorted(groups.items())]
     return _titled(made)
 
 
-def _contest(task: TaskInfo, rows: Sequence[Row]) -> Contest:
-    groups: dict[tuple[str, str, str], list[Row]] = defaultdict(list)
-    for row in rows:
-        if _counts(row):
-            groups[row.record.method, json.dumps(row.record.options, sort_keys=True), _ensemble_key(row)].append(row)
-    entries = sorted((_entry(members) for members in groups.values()), key=_entry_order)
+def _contest(task: TaskInfo, runs: Sequence[Run]) -> Contest:
+    able = [run for run in runs if counts(run)]
+    price = price_of(run.record for run in able)
+    entries = sorted((_entry(members, price) for members in by_configuration(able)), key=_entry_order)
     named = zip(entries, _told_apart(entries, [entry.name for entry in entries]), strict=True)
-    machine = rows[0].record.machine
-    without = tuple(row for row in rows if not _counts(row))
-    return Contest(
-        task,
-        machine,
-        tuple(replace(entry, name=name) for entry, name in named),
-        without,
-        describe_machine(machine),
-        task.name,
-    )
+    machine = runs[0].record.machine
+    without = tuple(run for run in runs if not counts(run))
+    told = tuple(replace(entry, name=name) for entry, name in named)
+    return Contest(task, machine, told, without, describe_machine(machine), task.name, price)
 
 
-def _counts(row: Row) -> bool:
-    return isinstance(row.evaluation, Evaluation) and row.record.costs is not None
+def counts(run: Run) -> bool:
+    """Return whether a run has an LDS of the task's current version, and costs."""
+    return run.evaluation is not None and run.record.costs is not None
 
 
-def _ensemble_key(row: Row) -> str:
-    ensemble = row.record.ensemble
-    return "" if ensemble is None else json.dumps(ensemble.model_dump(), sort_keys=True)
-
-
-def _entry(rows: Sequence[Row]) -> Entry:
-    draws = [row.evaluation.draws for row in rows if isinstance(row.evaluation, Evaluation)]
-    costs = {axis.key: float(np.mean([axis.value(row) for row in rows])) for axis in AXES}
-    return Entry(tuple(row.record for row in rows), _mean(draws), costs, rows[0].record.label)
-
-
-def _mean(draws: Sequence[Draws]) -> Draws:
-    """Return the draws of the mean of several runs, which all met the same resamples."""
-    if len(draws) == 1:
-        return draws[0]
-    parts = (np.mean([getattr(d, name) for d in draws], axis=0) for name in ("subsets", "queries", "both"))
-    return Draws(float(np.mean([d.estimate for d in draws])), *parts)
+def _entry(runs: Sequence[Run], price: Price | None) -> Entry:
+    records = tuple(run.record for run in runs)
+    return Entry(records, draws_of(runs), mean_costs(runs, price), records[0].label)
 
 
 def _entry_order(entry: Entry) -> tuple[object, ...]:
     place = _ORDER.index(entry.kind) if entry.kind in _ORDER else len(_ORDER)
-    return entry.method, place, entry.flavour, entry.models, entry.members, entry.options, entry.ensemble
+    return entry.method, place, entry.flavour, entry.models, entry.members, entry.options, entry.ensemble, entry.code
 
 
 def _told_apart(entries: Sequence[Entry], names: Sequence[str]) -> list[str]:
-    """Add, to names that several entries share, the options in which they differ."""
-    sharing: dict[str, list[Entry]] = defaultdict(list)
+    """Add, to names that several entries share, the options in which they differ, and the code's hash."""
+    sharing: dict[str, list[dict[str, str]]] = defaultdict(list)
     for entry, name in zip(entries, names, strict=True):
-        sharing[name].append(entry)
+        sharing[name].append(_facts(entry))
     told = []
     for entry, name in zip(entries, names, strict=True):
-        others = [other.record.options for other in sharing[name]]
-        differing = [k for k, v in entry.record.options.items() if any(o.get(k) != v for o in others)]
-        said = ", ".join(f"{k}={entry.record.options[k]}" for k in differing)
-        told.append(f"{name} ({said})" if said else name)
+        said = [v for k, v in _facts(entry).items() if any(other.get(k) != v for other in sharing[name])]
+        told.append(f"{name} ({', '.join(said)})" if said else name)
     return told
+
+
+def _facts(entry: Entry) -> dict[str, str]:
+    options = {name: f"{name}={value}" for name, value in entry.record.options.items()}
+    return options | {"": f"code {entry.code[:6]}"}
 
 
 def _family(name: str, entries: Sequence[Entry]) -> Family:

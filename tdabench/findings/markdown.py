@@ -6,8 +6,11 @@ import math
 from collections.abc import Sequence
 
 from tdabench.board.rows import NO_VALUE, format_score
-from tdabench.findings.curves import ABOVE, BELOW, Bounded
+from tdabench.findings.curves import ABOVE, BELOW, INSIDE, Bounded
 
+WORSE = "worse than one model"
+"""In place of a saving, where an ensemble's LDS is below that of the smallest independent one."""
+_COST = " the cost"
 _ESCAPED = str.maketrans({c: f"\\{c}" for c in "|<>`*_[]\\"})
 
 
@@ -29,10 +32,10 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) 
     return [*(f"| {' | '.join(cells)} |" for cells in (columns, rule, *rows)), ""]
 
 
-def listing(items: Sequence[str], most: int = 6) -> str:
+def listing(items: Sequence[str], most: int = 6, between: str = ", ") -> str:
     """Write a list in one line, cut where it is long."""
     more = len(items) - most
-    return ", ".join(items[:most]) + (f" and {more} more" if more > 0 else "")
+    return between.join(items[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 def count(n: int, noun: str, plural: str | None = None) -> str:
@@ -55,15 +58,35 @@ def signed(values: tuple[float, float, float]) -> str:
 
 
 def share(found: Bounded) -> str:
-    """Write a saving in per cent with its interval; ``none`` below the curve, ``≥`` above it."""
-    ends = f"[{_percent(found.low, found.low_place)}, {_percent(found.high, found.high_place)}]"
-    return f"{_percent(found.value, found.place)} {ends}"
+    """Write a saving with its interval, in words where it is only a bound."""
+    ends = ((found.low, found.low_place), (found.high, found.high_place))
+    value = saved(found.value, found.place)
+    if found.place != INSIDE and all(place == found.place for _, place in ends):
+        return value
+    if found.place == BELOW:
+        return f"{value} [at best {saved(found.high, found.high_place)}]"
+    said = _COST if value.endswith(_COST) else ""  # once is enough
+    return f"{value} [{', '.join(saved(*end).removesuffix(said) for end in ends)}]"
+
+
+def saved(value: float, place: int) -> str:
+    """Write a saving in per cent, or how many times as much it costs; a bound with its sign."""
+    if place == BELOW:
+        return WORSE
+    sign = place == ABOVE
+    if value > -0.005 or math.isnan(value):
+        return f"{'≥ ' * sign}{percent(value)}"
+    times = 1 - value
+    digits = 2 if times < 1.95 else 1
+    return f"{'≤ ' * sign}{'∞' if math.isinf(times) else f'{times:.{digits}f}'} ×{_COST}"
 
 
 def size(found: Bounded) -> str:
-    """Write a size on the curve, without its interval."""
-    sign = {ABOVE: "> ", BELOW: "< "}.get(found.place, "")
-    return f"{sign}{found.value:.1f}"
+    """Write as how many independent models an ensemble is as good, without the interval."""
+    if found.place == BELOW:
+        return WORSE
+    more = "more than " if found.place == ABOVE else ""
+    return f"{more}{f'{found.value:.1f}'.removesuffix('.0')}"
 
 
 def percent(value: float) -> str:
@@ -77,9 +100,3 @@ def percent(value: float) -> str:
     if math.isinf(value):
         return "∞ %" if value > 0 else "−∞ %"
     return f"{round(100 * value):d} %".replace("-", "−")
-
-
-def _percent(value: float, place: int) -> str:
-    if place == BELOW:
-        return "none"
-    return f"≥ {percent(value)}" if place == ABOVE else percent(value)

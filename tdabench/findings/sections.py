@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
-from tdabench.board.rows import AXES, Axis, format_score
+from tdabench.board.findings import seeds_used
+from tdabench.board.rows import AXES, format_score, format_seconds
+from tdabench.board.runs import Run
 from tdabench.findings.agreement import growths
-from tdabench.findings.entries import Contest, Entry
-from tdabench.findings.markdown import code, count, listing, percent, plain, score, share, size, table
+from tdabench.findings.entries import ONE_MODEL, Contest, Entry, Family
+from tdabench.findings.markdown import code, count, listing, percent, plain, score, share, signed, size, table
 from tdabench.findings.savings import CLAIMS, Gain, Verdict, gains, verdicts
-from tdabench.findings.winners import Winner, strongest, winners
+from tdabench.findings.winners import Duel, Winner, duel, strongest, winners
+from tdabench.findings.words import AXIS, COSTS, contender, ensemble, flavour, listed, method
 
-CONTESTED = tuple(axis for axis in AXES if axis.key in CLAIMS)
-"""The costs that winners are named at: those that the claim is about."""
-_AXIS = {axis.key: axis for axis in AXES}
-_TITLES = {"one model": "One model"}
+SAVED = ("train", "serve", "total", "memory", "storage")
+"""The costs whose saving is shown; the rest are in the numbers that the command prints as JSON."""
 
 
 def section(contest: Contest) -> list[str]:
@@ -26,155 +27,254 @@ def section(contest: Contest) -> list[str]:
         *_facts(contest),
         *_measured(contest),
         *_savings(contest),
-        *_winners(contest),
+        *_equal_cost(contest),
         *_agreement(contest),
         *_without(contest),
     ]
 
 
 def _facts(contest: Contest) -> list[str]:
-    task, records = contest.task, [record for entry in contest.entries for record in entry.records]
-    methods, flavours = (sorted({getattr(e, name) for e in contest.entries}) for name in ("method", "flavour"))
-    seeds = sorted({record.seed for record in records})
+    task, n_runs = contest.task, sum(len(entry.records) for entry in contest.entries)
     ceiling = "unknown" if task.ceiling is None else format_score(task.ceiling)
+    facts = [
+        f"{count(n_runs, 'run')} with an LDS, of {count(len(contest.entries), 'configuration')};"
+        f" {count(len(contest.without), 'run')} without.",
+        f"Machine class {code(contest.machine.machine_class)}: {plain(contest.place)}.",
+        *([seeds_used([entry.seeds for entry in contest.entries])] if contest.entries else []),
+        *_price(contest),
+        *_busy(contest),
+        *_options(contest),
+        *_codes(contest),
+    ]
     return [
         f"{plain(task.title)}, version {code(task.version)}: {task.n_train} training examples; LDS over"
         f" {count(task.n_queries, 'reported query', 'reported queries')} and {task.n_subsets} subsets x"
-        f" {count(task.n_seeds, 'seed')}; noise ceiling {ceiling}.",
+        f" {count(task.n_seeds, 'retraining seed')}; noise ceiling {ceiling}.",
         "",
-        f"- {count(len(records), 'run')} with an LDS, of {count(len(contest.entries), 'configuration')},"
-        f" {count(len(contest.without), 'run')} without; run seeds {', '.join(map(str, seeds)) or 'none'}.",
-        f"- Machine class {code(contest.machine.machine_class)}: {plain(contest.place)}.",
-        f"- Methods: {', '.join(code(m) for m in methods) or 'none'}.",
-        f"- Ensembles: {', '.join(code(f) for f in flavours) or 'none'}.",
+        *(f"- {fact}" for fact in facts),
         "",
     ]
+
+
+def _price(contest: Contest) -> list[str]:
+    price = contest.price
+    if price is None:
+        return []
+    mean = f"the mean over {price.n} models" if price.n > 1 else "as measured once"
+    return [f"Training one model takes {format_seconds(price.seconds)}, {mean}; every model is priced at that."]
+
+
+def _busy(contest: Contest) -> list[str]:
+    records = [record for entry in contest.entries for record in entry.records]
+    n = sum(bool(record.busy()) for record in records)
+    return [f"Times of {n} of {count(len(records), 'run')} are too long: the machine did other work."] if n else []
+
+
+def _options(contest: Contest) -> list[str]:
+    """Say whose options were not tuned on the task, since a method at its defaults may be worth more."""
+    groups = {"defaults": "at their defaults", "given": "set by hand"}
+    said = []
+    for source, words in groups.items():
+        names = {e.method for e in contest.entries if any(r.options_from == source for r in e.records)}
+        said += [f"{words} for {', '.join(code(name) for name in sorted(names))}"] if names else []
+    return [f"Options that can be tuned, but were not: {'; '.join(said)}."] if said else []
+
+
+def _codes(contest: Contest) -> list[str]:
+    """Say which methods were run with several versions of their code: these are told apart, never averaged."""
+    versions: dict[str, set[str]] = defaultdict(set)
+    for entry in contest.entries:
+        versions[entry.method].add(entry.code)
+    changed = [code(name) for name, found in sorted(versions.items()) if len(found) > 1]
+    if not changed:
+        return []
+    return [f"Run with several versions of their code, which are told apart by its hash: {', '.join(changed)}."]
+
+
+# --- LDS and costs
 
 
 def _measured(contest: Contest) -> list[str]:
-    """Write a table for every kind of ensemble, all methods in it, by method, variant and size."""
-    groups: dict[str, list[Entry]] = defaultdict(list)
-    for entry in contest.entries:
-        groups[entry.kind].append(entry)
-    lines = ["### Measured", ""] if groups else []
-    columns = ["method", "ensemble", "runs", "LDS [95 %]", *(axis.name.lower() for axis in AXES)]
-    for kind, entries in groups.items():
-        lines += [f"**{_TITLES.get(kind, f'Kind: {kind}')}**", ""]
-        lines += table(columns, [_measured_row(entry) for entry in entries], left=2)
+    """Write a table for every method with ensembles, and one of all methods on one model."""
+    if not contest.entries:
+        return []
+    columns = ["LDS [95 %]", *(axis.name.lower() for axis in AXES), "run seeds"]
+    lines = ["### LDS and costs", ""]
+    families = contest.families
+    for family in families:
+        if any(entry.kind != ONE_MODEL for entry in family.entries):
+            rows = [[ensemble(entry), *_costs(entry)] for entry in family.entries]
+            lines += [f"**{code(family.name)}**", "", *table(["ensemble", *columns], rows)]
+    alone = sorted((e for e in contest.entries if e.kind == ONE_MODEL), key=lambda e: (-e.lds, e.name))
+    if len(alone) > 1 or not any(family.others for family in families):
+        rows = [[code(method(entry)), *_costs(entry)] for entry in alone]
+        lines += ["**All methods on one model**", "", *table(["method", *columns], rows)]
     return lines
 
 
-def _measured_row(entry: Entry) -> list[str]:
+def _costs(entry: Entry) -> list[str]:
     costs = [axis.text(entry.costs[axis.key]) for axis in AXES]
-    method = f"{entry.record.method}{entry.name.removeprefix(entry.record.label)}"
-    return [code(method), code(entry.ensemble), str(len(entry.records)), score(entry.lds, entry.interval), *costs]
+    return [score(entry.lds, entry.interval), *costs, str(len(entry.seeds))]
+
+
+# --- the saving
 
 
 def _savings(contest: Contest) -> list[str]:
-    found = [gain for family in contest.families for gain in gains(family)]
-    columns = ["ensemble", "LDS", "as good as independent ×", *(f"saved: {axis.name.lower()}" for axis in AXES)]
-    said = [f"- {sentence(group)}" for group in _by_method(verdicts(contest))]
+    found = [(family, gains(family)) for family in contest.families]
+    said = [f"- {text}" for group in _by_method(verdicts(contest)) for text in sentences(group)]
     alone = [code(f.name) for f in contest.families if f.others and len(f.curve) < 2]
     if alone:
         said.append(f"- Not held against anything, as no independent ensembles were run: {', '.join(alone)}.")
-    if not found and not said:
+    tables = [line for family, made in found if made for line in _saving_table(family, made)]
+    if not tables and not said:
         return []
+    return ["### Saved at equal LDS", "", *tables, *said, *([""] if said else [])]
+
+
+def _saving_table(family: Family, found: Sequence[Gain]) -> list[str]:
+    columns = [
+        "ensemble",
+        "LDS",
+        "as good as how many independent models",
+        *(f"{_saved(axis)} saved" for axis in SAVED),
+    ]
+    largest = ensemble(family.curve[-1])
     return [
-        "### Saving at equal LDS",
+        f"**{code(family.name)}**: the share of a cost that an ensemble saves against independent models of the same"
+        f" LDS, with the 95 % interval. ≥ and ≤ are bounds: it is better than {largest}, the most that were run.",
         "",
         *table(columns, [_saving_row(gain) for gain in found]),
-        *said,
-        *([""] if said else []),
     ]
+
+
+def _saved(axis: str) -> str:
+    return COSTS.get(axis, AXIS[axis].name.lower())
 
 
 def _saving_row(gain: Gain) -> list[str]:
-    shares = [share(gain.savings[axis.key]) for axis in AXES]
-    return [code(gain.entry.name), format_score(gain.entry.lds), size(gain.size), *shares]
+    shares = [share(gain.savings[axis]) for axis in SAVED]
+    return [ensemble(gain.entry), format_score(gain.entry.lds), size(gain.size), *shares]
 
 
 def _by_method(found: Sequence[Verdict]) -> list[list[Verdict]]:
-    groups: dict[int, list[Verdict]] = defaultdict(list)
-    for i, verdict in enumerate(found):
-        groups[i // len(CLAIMS)].append(verdict)
+    groups: dict[str, list[Verdict]] = defaultdict(list)
+    for verdict in found:
+        groups[verdict.method].append(verdict)
     return list(groups.values())
 
 
-def sentence(group: Sequence[Verdict]) -> str:
-    """Hold one method's verdicts, one a cost, against the claim in one sentence."""
-    parts = [f"{percent(CLAIMS[v.axis])} of {_AXIS[v.axis].name.lower()} **{v.outcome}**{_best(v)}" for v in group]
-    first = group[0]
-    tried = count(first.n, "dropout or LoRA ensemble")
-    return f"{code(first.method)}, the claimed savings by any of {tried}: {'; '.join(parts)}."
+def sentences(group: Sequence[Verdict]) -> list[str]:
+    """Hold one method's verdicts, one a cost, against the claim; and whether one ensemble saves all at once."""
+    name, tried = code(group[0].method), group[0].tried
+    whole = [ensemble(gain.entry) for gain in tried if gain.whole == "reached"]
+    said = [f"{name}, up to {percent(CLAIMS[v.axis])} of {COSTS[v.axis]}: **{v.outcome}**{_why(v)}." for v in group]
+    at_once = f"by {listed(whole)}" if whole else f"by none of {count(len(tried), 'dropout or LoRA ensemble')}"
+    return [*said, f"{name}, all three at once: {at_once}."]
 
 
-def _best(verdict: Verdict) -> str:
+def _why(verdict: Verdict) -> str:
+    one_seed = " (one seed)" if verdict.one_seed and verdict.outcome != "cannot be told" else ""
     if verdict.best is None:
-        return ": none is as good as a single model"
-    best = f": at best {share(verdict.best.savings[verdict.axis])} by {code(verdict.best.entry.ensemble)}"
+        return f"{one_seed}; none is as good as a single model"
+    best = f"{one_seed}; at best {share(verdict.best.savings[verdict.axis])} by {ensemble(verdict.best.entry)}"
     if verdict.outcome != "cannot be told":
         return best
-    beyond = f", {verdict.n_beyond} better than the largest independent ensemble" if verdict.n_beyond else ""
-    return f"{best} ({verdict.n_miss} of {verdict.n} surely below{beyond})"
+    beyond = f"; {verdict.n_beyond} better than the largest independent ensemble" if verdict.n_beyond else ""
+    return f"{best} (not reached by {verdict.n_miss} of {len(verdict.tried)}{beyond})"
 
 
-def _winners(contest: Contest) -> list[str]:
+# --- at equal cost
+
+
+def _equal_cost(contest: Contest) -> list[str]:
     lines = []
-    families = [family for family in contest.families if len(family.curve) > 1 and family.others]
-    for family in families:
-        found = [winner for axis in CONTESTED for winner in winners(family.entries, family.curve, axis.key)]
-        lines += [f"**Among the ensembles of {code(family.name)}**", "", *_ladder(found, whole=False)]
+    for family in contest.families:
+        if len(family.curve) > 1 and family.others:
+            lines += [*_ladder(family, family.entries, whole=False), *_duels(family)]
     ladder = strongest(contest.families)
-    if ladder is not None:
-        found = [winner for axis in CONTESTED for winner in winners(contest.entries, ladder.curve, axis.key)]
-        lines += [f"**Among all methods, at the costs of {code(ladder.name)}**", "", *_ladder(found, whole=True)]
-    return ["### Winners at equal cost", "", *lines] if lines else []
+    if ladder is not None and len(contest.families) > 1:
+        lines += _ladder(ladder, contest.entries, whole=True)
+    return ["### Who wins at equal cost", "", *lines] if lines else []
 
 
-def _ladder(found: Sequence[Winner], whole: bool) -> list[str]:
-    """Write winners as a table; ``whole`` names give the method as well."""
-    columns = ["equal", "budget of", "is", "within it", "best", "LDS [95 %]", "not distinguishable from it"]
-    return table(columns, [_ladder_row(winner, _AXIS[winner.axis], whole) for winner in found], left=2)
-
-
-def _ladder_row(winner: Winner, axis: Axis, whole: bool) -> list[str]:
-    def name(entry: Entry) -> str:
-        return code(entry.name if whole else entry.ensemble)
-
-    level = listing([name(entry) for entry in winner.level], 4) or "none"
-    return [
-        axis.name.lower(),
-        f"independent × {winner.budget.members}",
-        axis.text(winner.budget.costs[axis.key]),
-        str(winner.n),
-        name(winner.best),
-        score(winner.best.lds, winner.best.interval),
-        level,
+def _ladder(family: Family, entries: Sequence[Entry], whole: bool) -> list[str]:
+    """Write the winner at each budget as a table; ``whole`` names give the method as well."""
+    found = [winners(entries, family.curve, axis) for axis in CLAIMS]
+    who = f"All methods, at the costs of {code(family.name)}" if whole else f"Ensembles of {code(family.name)}"
+    rows = [
+        [f"{ensemble(rung)}, LDS {format_score(rung.lds)}", *(_winner(axis[i], whole) for axis in found)]
+        for i, rung in enumerate(family.curve)
     ]
+    columns = ["at most the cost of", *(f"equal {COSTS[axis]}" for axis in CLAIMS)]
+    return [
+        f"**{who}**: the highest LDS at that cost with the 95 % interval, and what is level with it.",
+        "",
+        *table(columns, rows, left=len(columns)),
+    ]
+
+
+def _winner(winner: Winner, whole: bool) -> str:
+    name = contender if whole else ensemble
+    level = listing([name(entry) for entry in winner.level], 3, "; ") or "none"
+    best = winner.best
+    cost, budget = (AXIS[winner.axis].text(entry.costs[winner.axis]) for entry in (best, winner.budget))
+    return f"**{name(best)}**: {score(best.lds, best.interval)} at {cost} (budget {budget}). Level: {level}"
+
+
+def _duels(family: Family) -> list[str]:
+    columns = ["ensemble", *(f"at equal {COSTS[axis]}" for axis in CLAIMS)]
+    rows = [[ensemble(entry), *(_duel(duel(entry, family, axis)) for axis in CLAIMS)] for entry in family.others]
+    return [
+        f"**Each ensemble of {code(family.name)} at its own cost**: its LDS less that of as many independent models as"
+        " cost the same, with the 95 % interval.",
+        "",
+        *table(columns, rows, left=len(columns)),
+    ]
+
+
+def _duel(found: Duel) -> str:
+    models = f"{found.size:.1f}".removesuffix(".0")
+    noun = "model" if models == "1" else "models"
+    cost = "" if 0.95 < found.excess < 1.05 else f" at {found.excess:.2g} times the cost"
+    return f"{found.outcome}: {signed(found.difference)} against {models} {noun}{cost}"
+
+
+# --- members, and runs without an LDS
 
 
 def _agreement(contest: Contest) -> list[str]:
     rows = [
         [
             code(family.name),
-            code(growth.flavour),
+            flavour(growth.flavour),
             *(f"{format_score(e.lds)} at {e.members}" for e in (growth.first, growth.last)),
             *map(format_score, (growth.at_last, growth.limit, growth.within, growth.between)),
         ]
         for family in contest.families
         for growth in growths(family)
     ]
-    columns = ["method", "ensemble", "smallest", "largest", "predicted largest", "predicted limit"]
-    columns += ["correlation within a model", "between models"]
-    return ["### How members agree", "", *table(columns, rows, left=2)] if rows else []
+    if not rows:
+        return []
+    columns = ["method", "members", "LDS of the fewest", "LDS of the most", "predicted for the most"]
+    columns += ["predicted without end", "correlation within a model", "correlation between models"]
+    return [
+        "### How members agree",
+        "",
+        "Mean correlations of members' scores, and the LDS that they predict from the smallest ensemble of the kind,"
+        " fitted to nothing else.",
+        "",
+        *table(columns, rows, left=2),
+    ]
 
 
 def _without(contest: Contest) -> list[str]:
-    if not contest.without:
-        return []
-    said = Counter(
-        (row.record.status, row.record.reason or "of an older version of the task", row.record.label)
-        for row in contest.without
-    )
+    said = Counter((run.record.status, _reason(run, contest), run.record.label) for run in contest.without)
     rows = [[code(label), status, plain(reason), str(n)] for (status, reason, label), n in sorted(said.items())]
-    return ["### Declined, failed or out of date", "", *table(["run", "status", "reason", "runs"], rows, left=3)]
+    lines = table(["run", "status", "reason", "runs"], rows, left=3)
+    return ["### Declined, failed or out of date", "", *lines] if rows else []
+
+
+def _reason(run: Run, contest: Contest) -> str:
+    old = run.record.task_version != contest.task.version
+    return run.record.reason or ("of an older version of the task" if old else "the task has no ground truth")

@@ -1,199 +1,227 @@
-"""The summary over all tasks: one table, and plain sentences made from numbers."""
+"""The answer, on top: the claim in a few sentences with counts, and who wins at equal cost, task by task."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from tdabench.board.rows import AXES
-from tdabench.ensembles import KINDS
-from tdabench.findings.curves import ABOVE, BELOW, INSIDE, Bounded
-from tdabench.findings.entries import Contest, Entry, Family, ahead, difference
-from tdabench.findings.markdown import code, count, percent, plain, score, share, signed, table
-from tdabench.findings.savings import CLAIMS, Gain, Verdict, gains, verdicts
-from tdabench.findings.sections import CONTESTED
-from tdabench.findings.winners import TOLERANCE, Duel, duel
+from tdabench.board.findings import seeds_used
+from tdabench.board.rows import format_score
+from tdabench.findings.entries import INDEPENDENT, ONE_MODEL, Contest, Entry, Family, difference
+from tdabench.findings.markdown import code, count, listing, percent, plain, share, signed, table
+from tdabench.findings.savings import CLAIMS, OUTCOMES, Gain, Outcome, Verdict, claimed, verdicts
+from tdabench.findings.winners import Winner, best_of, strongest, winners, within
+from tdabench.findings.words import COSTS, contender, ensemble, flavour, listed
 
-PAIRS = (
-    ("dropout(scope=q-only)", "dropout", "Dropout for the Q factor alone against dropout everywhere"),
-    ("dropout(mask=per-sample)", "dropout", "A mask for every example against one mask a member"),
-    ("lora", "dropout", "LoRA against dropout"),
-    ("checkpoints", "dropout", "Checkpoints of one training against dropout"),
-    ("projections", "dropout", "Projections of the same model against dropout"),
-)
-"""Flavours compared at equal numbers of models and members: questions that the paper's figures leave open."""
+_WORDS: Mapping[Outcome, str] = {"not reached": "by", "cannot be told": "for"}
+BUDGET = 5
+"""Models whose cost is the budget of the table on top: the largest size that every ladder of the suites has."""
 
 
 @dataclass(frozen=True, eq=False)
-class Line:
-    """A task and a flavour of ensemble: the run with the highest LDS among those that have a curve."""
+class Trial:
+    """A dropout or LoRA ensemble, held against the claim."""
 
     contest: Contest
     family: Family
     gain: Gain
-    duels: tuple[Duel, ...]
+
+    def __str__(self) -> str:
+        return f"{contender(self.gain.entry)} on {plain(self.contest.title)}"
 
 
-def lines_of(contests: Sequence[Contest]) -> list[Line]:
-    """Return a line for every task and flavour; its duels are in the order of the costs that are contested."""
+@dataclass(frozen=True, eq=False)
+class Race:
+    """Who wins on a task at the cost of one independent ensemble.
+
+    Attributes
+    ----------
+    family
+        The method whose ensembles compete.
+    winners, overall
+        Of its ensembles, and of all methods, by cost.
+    """
+
+    contest: Contest
+    family: Family
+    winners: dict[str, Winner]
+    overall: dict[str, Winner]
+
+
+def trials_of(contests: Sequence[Contest]) -> list[Trial]:
+    """Return every ensemble that the claim is about and that has a curve to be held against."""
+    return [Trial(c, family, gain) for c in contests for family in c.families for gain in claimed(family)]
+
+
+def races_of(contests: Sequence[Contest]) -> list[Race]:
+    """Return a race for every contest in which other ensembles than independent ones have a curve beside them."""
     made = []
     for contest in contests:
-        best: dict[str, tuple[Family, Gain]] = {}
-        for family in contest.families:
-            for gain in gains(family):
-                known = best.get(gain.entry.flavour)
-                if known is None or gain.entry.lds > known[1].entry.lds:
-                    best[gain.entry.flavour] = family, gain
-        for family, gain in sorted(best.values(), key=lambda found: _order(found[1].entry)):
-            duels = tuple(duel(gain.entry, family, axis.key) for axis in CONTESTED)
-            made.append(Line(contest, family, gain, duels))
+        family = strongest(contest.families)
+        if family is not None and family.others:
+            rungs = [knot for knot in family.curve if knot.members <= BUDGET][-1:] or [family.curve[0]]
+            own, every = (
+                {axis: winners(entries, rungs, axis)[0] for axis in CLAIMS}
+                for entries in (family.entries, contest.entries)
+            )
+            made.append(Race(contest, family, own, every))
     return made
 
 
-def _order(entry: Entry) -> tuple[int, str]:
-    kinds = list(KINDS)
-    return (kinds.index(entry.kind) if entry.kind in kinds else len(kinds)), entry.flavour
-
-
 def summary(contests: Sequence[Contest]) -> list[str]:
-    """Return the summary's lines."""
-    lines = lines_of(contests)
-    if not lines:
-        return ["## Summary", "", "No ensemble can be held against a curve of independent ones.", ""]
-    columns = ["task", "ensemble", "its best run", "LDS [95 %]", *(f"saved: {a.name.lower()}" for a in CONTESTED)]
-    columns += [f"at equal {axis.name.lower()}" for axis in CONTESTED]
-    said = [*_claims(contests), *_savings(lines), *_at_equal_cost(lines), *_pairs(contests)]
-    return [
-        "## Summary",
-        "",
-        "One row for each task and kind of ensemble: the run with the highest LDS, what it saves against independent"
-        " ensembles of the same method at the same LDS, and who is better at the same cost.",
-        "",
-        *table(columns, [_row(line) for line in lines], left=3),
-        "What the numbers say:",
-        "",
-        *(f"- {text}" for text in said),
-        "",
-    ]
+    """Return the lines of the answer."""
+    trials, races = trials_of(contests), races_of(contests)
+    judged = [verdict for contest in contests for verdict in verdicts(contest)]
+    entries = [entry for contest in contests for entry in contest.entries]
+    lead = f"**{_lead(trials, judged)}**" if trials else "No dropout or LoRA ensemble can be held against the claim."
+    said = (
+        [_at_once(trials), *(_alone(axis, [v for v in judged if v.axis == axis]) for axis in CLAIMS)] if trials else []
+    )
+    said += [_won(axis, races) for axis in CLAIMS if races]
+    said += [f"**How sure**: {seeds_used([entry.seeds for entry in entries])}"] if entries else []
+    return ["## The answer", "", lead, "", *(f"- {text}" for text in said), "", *_races(races)]
 
 
-def _row(line: Line) -> list[str]:
-    entry = line.gain.entry
-    shares = [share(line.gain.savings[axis.key]) for axis in CONTESTED]
-    duels = [_duel(found) for found in line.duels]
-    run = f"{entry.method} + {entry.ensemble}"
-    return [
-        plain(line.contest.title),
-        code(entry.flavour),
-        code(run),
-        score(entry.lds, entry.interval),
-        *shares,
-        *duels,
-    ]
+# --- the claim
 
 
-def _duel(found: Duel) -> str:
-    winner = {
-        "ahead": "this",
-        "alone": "this, nothing is as cheap",
-        "level": "level",
-        "behind": "independent",
-        "beyond": "not known",
-    }[found.outcome]
-    dearer = f" at {found.excess:.1f} times its cost" if found.excess > 1 + TOLERANCE else ""
-    return f"{winner}: {signed(found.difference)} to × {found.size:.1f}{dearer}"
+def _lead(trials: Sequence[Trial], judged: Sequence[Verdict]) -> str:
+    """Say in one line which savings are reached anywhere, and whether one ensemble has them all."""
+    groups: dict[str, list[str]] = {outcome: [] for outcome in OUTCOMES}
+    for axis in CLAIMS:
+        groups[_any([v.outcome for v in judged if v.axis == axis])].append(COSTS[axis])
+    names = {
+        "reached": "Saved as claimed on some task",
+        "not reached": "Not saved as claimed on any",
+        "cannot be told": "Neither shown nor refuted",
+    }
+    alone = " ".join(f"{names[outcome]}: {listed(axes)}." for outcome, axes in groups.items() if axes)
+    whole = sum(trial.gain.whole == "reached" for trial in trials)
+    if whole:
+        return f"{alone} All three at once are reached by {whole} of {count(len(trials), 'ensemble')}."
+    shown = "reaches" if _any([t.gain.whole for t in trials]) == "not reached" else "is shown to reach"
+    return f"{alone} No one ensemble {shown} all three at once."
 
 
-def _claims(contests: Sequence[Contest]) -> list[str]:
-    """Say how often the claim is met, cost by cost."""
-    found: dict[str, list[Verdict]] = defaultdict(list)
-    for contest in contests:
-        for verdict in verdicts(contest):
-            found[verdict.axis].append(verdict)
-    return [_claim(axis.key, axis.name, found[axis.key]) for axis in AXES if axis.key in found]
+def _any(outcomes: Sequence[Outcome]) -> Outcome:
+    """Return what holds of several taken together, where one that is reached will do."""
+    if "reached" in outcomes:
+        return "reached"
+    return "cannot be told" if "cannot be told" in outcomes else "not reached"
 
 
-def _claim(key: str, name: str, found: Sequence[Verdict]) -> str:
-    tally = Counter(verdict.outcome for verdict in found)
-    against = [v for v in found if v.outcome == "not met"]
-    n, reach, miss = (sum(getattr(v, field) for v in found) for field in ("n", "n_reach", "n_miss"))
-    where = ", ".join(f"{plain(v.contest.title)} {code(v.method)}" for v in against)
-    contradicted = f" Against the claim: {where}." if against else ""
+def _at_once(trials: Sequence[Trial]) -> str:
+    """Say whether any one ensemble saves all that is claimed: a user cannot serve with one and store another."""
+    pairs: dict[tuple[str, str], list[Outcome]] = defaultdict(list)
+    for trial in trials:
+        pairs[trial.contest.title, trial.family.name].append(trial.gain.whole)
+    reached = [trial for trial in trials if trial.gain.whole == "reached"]
+    one_seed = bool(reached) and all(trial.gain.one_seed for trial in reached)
+    each = {f"{plain(title)} {code(name)}": _any(outcomes) for (title, name), outcomes in pairs.items()}
+    return f"**All three at once**: {_counts(each, [t.gain.whole for t in trials], one_seed)}{_named(reached)}"
+
+
+def _named(trials: Sequence[Trial], most: int = 4) -> str:
+    return f" By {listing(list(map(str, trials)), most, '; ')}." if trials else ""
+
+
+def _alone(axis: str, judged: Sequence[Verdict]) -> str:
+    """Say on how many pairs of a task and a method one of the savings is reached, by any ensemble."""
+    each = {f"{plain(v.contest.title)} {code(v.method)}": v.outcome for v in judged}
+    outcomes: list[Outcome] = [gain.outcome(axis) for verdict in judged for gain in verdict.tried]
+    reached = [v for v in judged if v.outcome == "reached"]
+    one_seed = bool(reached) and all(v.one_seed for v in reached)
+    lead = f"**{COSTS[axis].capitalize()}, claimed up to {percent(CLAIMS[axis])}**"
+    return f"{lead}: {_counts(each, outcomes, one_seed)}{_at_best(axis, judged)}"
+
+
+def _counts(pairs: Mapping[str, Outcome], ensembles: Sequence[Outcome], one_seed: bool) -> str:
+    """Count outcomes over pairs of a task and a method, naming those where it is not reached, and over ensembles."""
+    rest = []
+    for outcome in OUTCOMES[1:]:
+        names = [name for name, found in pairs.items() if found == outcome]
+        rest += [f"{outcome} on {len(names)}: {listing(names, 4)}"] if names else []
+    found = Counter(ensembles)
+    others = [f"{outcome} {word} {found[outcome]}" for outcome, word in _WORDS.items() if found[outcome]]
     return (
-        f"{name}: the claim of {percent(CLAIMS[key])} saved at equal LDS is met by the best dropout or LoRA ensemble in"
-        f" {tally['met']} of {count(len(found), 'pair')} of a task and a method, not met in {tally['not met']}, and"
-        f" cannot be told in {tally['cannot be told']}. Of their {count(n, 'ensemble')}, {reach} surely save as much"
-        f" and {miss} surely do not.{contradicted}"
+        f"reached on {sum(o == 'reached' for o in pairs.values())} of {count(len(pairs), 'pair')} of a task and a"
+        f" method{' (one seed)' * one_seed}{_aside(rest)}, by {found['reached']} of"
+        f" {count(len(ensembles), 'dropout or LoRA ensemble')}{_aside(others)}."
     )
 
 
-def _savings(lines: Sequence[Line]) -> list[str]:
-    return [_saving(flavour, group) for flavour, group in _by_flavour(lines).items()]
+def _aside(said: Sequence[str]) -> str:
+    return f" ({'; '.join(said)})" if said else ""
 
 
-def _by_flavour(lines: Sequence[Line]) -> dict[str, list[Line]]:
-    groups: dict[str, list[Line]] = defaultdict(list)
-    for line in sorted(lines, key=lambda line: _order(line.gain.entry)):
-        groups[line.gain.entry.flavour].append(line)
-    return groups
+def _at_best(axis: str, judged: Sequence[Verdict]) -> str:
+    found = [Trial(v.contest, v.family, v.best) for v in judged if v.best is not None]
+    if not found:
+        return " No ensemble is as good as a single model."
+    best = max(found, key=lambda trial: trial.gain.rank(axis))
+    return f" At best {share(best.gain.savings[axis])}: {best}."
 
 
-def _saving(flavour: str, lines: Sequence[Line]) -> str:
-    said = [f"{axis.name.lower()} {_span([n.gain.savings[axis.key] for n in lines])}" for axis in CONTESTED]
-    return f"Saved at equal LDS by {code(flavour)}, over {count(len(lines), 'task')}: {'; '.join(said)}."
+# --- at equal cost
 
 
-def _span(found: Sequence[Bounded]) -> str:
-    """Say from where to where savings reach, those that are known and those known from below apart."""
-    parts = []
-    for place, lead in ((INSIDE, ""), (ABOVE, "at least ")):
-        values = [one.value for one in found if one.place == place]
-        ends = " to ".join(dict.fromkeys(percent(end) for end in (min(values), max(values)))) if values else ""
-        parts += [f"{lead}{ends} on {len(values)}"] if values else []
-    below = sum(one.place == BELOW for one in found)
-    return ", ".join([*parts, *([f"none on {below}"] if below else [])])
-
-
-def _at_equal_cost(lines: Sequence[Line]) -> list[str]:
-    said = []
-    for flavour, group in _by_flavour(lines).items():
-        parts = [f"at equal {a.name.lower()} {_tally([n.duels[i] for n in group])}" for i, a in enumerate(CONTESTED)]
-        said.append(f"{code(flavour)} against independent, by {count(len(group), 'task')}: {'; '.join(parts)}.")
-    return said
-
-
-def _tally(duels: Sequence[Duel]) -> str:
-    outcomes: Counter[str] = Counter("ahead" if duel.outcome == "alone" else duel.outcome for duel in duels)
-    names = {"ahead": "ahead", "level": "level", "behind": "behind", "beyond": "not known"}
-    return ", ".join(f"{outcomes[key]} {name}" for key, name in names.items() if outcomes[key])
-
-
-def _pairs(contests: Sequence[Contest]) -> list[str]:
-    return [text for pair in PAIRS if (text := _pair(contests, *pair)) is not None]
-
-
-def matched(family: Family, flavour: str, other: str) -> list[tuple[Entry, Entry]]:
-    """Return pairs of two flavours' entries with as many models and members."""
-    sized: dict[tuple[int, int], Entry] = {(e.models, e.members): e for e in family.others if e.flavour == other}
-    pairs = [(e, sized.get((e.models, e.members))) for e in family.others if e.flavour == flavour]
-    return [(a, b) for a, b in pairs if b is not None]
-
-
-def _pair(contests: Sequence[Contest], flavour: str, other: str, title: str) -> str | None:
-    pairs = [p for c in contests for family in c.families for p in matched(family, flavour, other)]
-    if not pairs:
-        return None
-    values = sorted(difference(a, b)[0] for a, b in pairs)
-    outcomes = Counter(ahead(a, b) for a, b in pairs)
-    span = " to ".join(dict.fromkeys(map(signed_number, (values[0], values[-1]))))
-    return (
-        f"{title}, with as many models and members: better in {outcomes[1]}, worse in {outcomes[-1]}, not"
-        f" distinguishable in {outcomes[0]} of {count(len(pairs), 'pair')}; LDS differences"
-        f" {span}."
+def _won(axis: str, races: Sequence[Race]) -> str:
+    """Count which kinds of ensemble win at equal cost, how often independent ones are level, and other methods."""
+    kinds = Counter(_kind(race.winners[axis].best) for race in races)
+    (first, n), *rest = sorted(kinds.items(), key=lambda item: (-item[1], item[0]))
+    won = listed([f"{first} on {n} of {count(len(races), 'task')}", *(f"{kind} on {n}" for kind, n in rest)])
+    independent = _kind(races[0].family.curve[0])
+    able = sum(
+        independent in {_kind(e) for e in (race.winners[axis].best, *race.winners[axis].level)} for race in races
     )
+    lead = f"**At equal {COSTS[axis]}**, at most that of {BUDGET} independent models: won by {won}."
+    return f"{lead} Independent models win or are level with the winner on {able}.{_overall(axis, races)}"
 
 
-def signed_number(value: float) -> str:
-    """Write a difference of LDS with its sign."""
-    return signed((value, value, value)).partition(" ")[0]
+def _kind(entry: Entry) -> str:
+    return flavour(INDEPENDENT if entry.kind == ONE_MODEL else entry.flavour)
+
+
+def _overall(axis: str, races: Sequence[Race]) -> str:
+    best = [(race, race.overall[axis].best) for race in races]
+    others = [f"{contender(e)} on {plain(r.contest.title)}" for r, e in best if e not in r.family.entries]
+    if not others:
+        return ""
+    return f" With all methods in the race, another one wins on {len(others)}: {listing(others, 4, '; ')}."
+
+
+def _races(races: Sequence[Race]) -> list[str]:
+    if not races:
+        return []
+    columns = ["task and method", *(f"winner at equal {COSTS[axis]}" for axis in CLAIMS)]
+    rows = [[_race_title(race), *(_cell(race, axis) for axis in CLAIMS)] for race in races]
+    return [
+        f"### Who wins at the cost of {BUDGET} independent models",
+        "",
+        f"The ensemble of the method with the highest LDS among those that cost no more than its {BUDGET} independent"
+        " models, and how far it leads over the best independent ensemble among them, with the 95 % interval. Level:"
+        " other kinds of ensemble whose difference from the winner is not significant.",
+        "",
+        *table(columns, rows, left=len(columns)),
+    ]
+
+
+def _race_title(race: Race) -> str:
+    budget = next(iter(race.winners.values())).budget
+    other = "" if budget.members == BUDGET else f", at the cost of {ensemble(budget)}"
+    return f"{plain(race.contest.title)}, {code(race.family.name)}{other}"
+
+
+def _cell(race: Race, axis: str) -> str:
+    winner = race.winners[axis]
+    best = winner.best
+    text = f"**{ensemble(best)}**: {format_score(best.lds)}"
+    rival = best_of(within(race.family.curve, axis, winner.budget.costs[axis]))
+    if best is not rival:
+        text += f", leads {ensemble(rival)} by {signed(difference(best, rival))}"
+    level: dict[str, Entry] = {}
+    for entry in winner.level:
+        level.setdefault(_kind(entry), entry)
+    level.pop(_kind(best), None)
+    return f"{text}. Level: {listing([ensemble(e) for e in level.values()], 3, '; ') or 'no other kind'}"

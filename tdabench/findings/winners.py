@@ -5,17 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
-from tdabench.bootstrap import Draws
+from tdabench.board.seed_draws import SeedDraws, at_shared, combined
+from tdabench.findings.curves import ABOVE, BELOW, INSIDE, TOLERANCE
 from tdabench.findings.entries import Entry, Family, ahead
 
-TOLERANCE = 0.05
-"""A run that exceeds a budget by this share is still within it: measured times vary by some per cent."""
-
-Outcome = Literal["ahead", "behind", "level", "alone", "beyond"]
+AHEAD, LEVEL, BEHIND = 1, 0, -1
+"""How an LDS compares with another, as far as the interval of the difference tells."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +45,11 @@ class Duel:
 
     Attributes
     ----------
-    outcome
-        Of the cheap ensemble. ``alone``: a single model costs more. ``beyond``: it is ahead of the largest independent
-        ensemble but costs more, so who wins at its cost is not known.
+    lds
+        :data:`AHEAD`, :data:`LEVEL` or :data:`BEHIND`: the cheap ensemble's against the independent one's.
+    place
+        ``BELOW``: a single model costs more; ``ABOVE``: the largest independent ensemble costs less, so nothing was
+        measured at the same cost; ``INSIDE``: between.
     size
         Of the independent ensemble at the same cost, between measured ones; the nearest end beyond them.
     difference
@@ -58,10 +58,34 @@ class Duel:
         What the cheap ensemble costs in units of that independent one.
     """
 
-    outcome: Outcome
+    lds: int
+    place: int
     size: float
     difference: tuple[float, float, float]
     excess: float
+
+    @property
+    def outcome(self) -> str:
+        """What that means for the cheap ensemble, one of :data:`OUTCOMES`."""
+        return _MEANING[self.place][self.lds]
+
+
+OUTCOMES = (
+    "better",
+    "level",
+    "worse",
+    "no better and dearer",
+    "better but dearer",
+    "cheaper than one model and better",
+    "cheaper than one model and level",
+    "cheaper than one model and worse",
+)
+"""Of a duel. "Dearer" is than the largest independent ensemble: where the LDS is better, too, who wins is not known."""
+_MEANING = {
+    INSIDE: {AHEAD: OUTCOMES[0], LEVEL: OUTCOMES[1], BEHIND: OUTCOMES[2]},
+    ABOVE: {AHEAD: OUTCOMES[4], LEVEL: OUTCOMES[3], BEHIND: OUTCOMES[2]},
+    BELOW: {AHEAD: OUTCOMES[5], LEVEL: OUTCOMES[6], BEHIND: OUTCOMES[7]},
+}
 
 
 def within(entries: Sequence[Entry], axis: str, budget: float) -> list[Entry]:
@@ -90,41 +114,54 @@ def winners(entries: Sequence[Entry], ladder: Sequence[Entry], axis: str) -> lis
     for rung in ladder:
         able = within(entries, axis, rung.costs[axis])
         best = best_of(able)
-        level = [e for e in able if e is not best and ahead(best, e) == 0]
+        level = [e for e in able if e is not best and ahead(best, e) <= 0]
         made.append(Winner(rung, axis, best, tuple(sorted(level, key=lambda e: (-e.lds, e.name))), len(able)))
     return made
 
 
-def duel(entry: Entry, family: Family, axis: str) -> Duel:
-    """Hold an ensemble against its family's curve at its own cost.
+def best_so_far(curve: Sequence[SeedDraws]) -> list[SeedDraws]:
+    """Return, for each size of a curve, the best of those up to it: what a user with that budget would take."""
+    best: list[SeedDraws] = []
+    for draws in curve:
+        best.append(draws if not best or draws.estimate > best[-1].estimate else best[-1])
+    return best
 
-    Between measured sizes the cost is linear in the size, and the LDS in the logarithm of the size.
+
+def duel(entry: Entry, family: Family, axis: str) -> Duel:
+    """Hold an ensemble against its family's curve at its own cost, at the run seeds that they share.
+
+    Between measured sizes the cost is linear in the size, and the LDS in the logarithm of the size; where a larger
+    ensemble has a lower LDS than a smaller one, the smaller one counts.
     """
+    *knots, own = at_shared([*(knot.draws for knot in family.curve), entry.draws])
     sizes = np.array([knot.members for knot in family.curve], dtype=np.float64)
     costs = np.maximum.accumulate([knot.costs[axis] for knot in family.curve])
     cost = entry.costs[axis]
     size = float(np.interp(cost, costs, sizes))
-    draws = entry.draws - _at(family, np.interp(np.log(size), np.log(sizes), np.arange(len(sizes))))
+    draws = own - _at(best_so_far(knots), np.interp(np.log(size), np.log(sizes), np.arange(len(sizes))))
     low, high = draws.interval()
-    outcome: Outcome = "ahead" if low > 0 else "behind" if high < 0 else "level"
-    if cost * (1 + TOLERANCE) < costs[0]:
-        outcome = "alone"
-    elif cost > costs[-1] * (1 + TOLERANCE) and outcome == "ahead":
-        outcome = "beyond"
+    place = BELOW if cost * (1 + TOLERANCE) < costs[0] else ABOVE if cost > costs[-1] * (1 + TOLERANCE) else INSIDE
     reference = float(np.interp(size, sizes, costs))
-    return Duel(outcome, size, (draws.estimate, low, high), cost / reference if reference > 0 else math.inf)
+    excess = cost / reference if reference > 0 else math.inf
+    return Duel(int(low > 0) - int(high < 0), place, size, (draws.estimate, low, high), excess)
 
 
-def _at(family: Family, place: float) -> Draws:
+def _at(knots: Sequence[SeedDraws], place: float) -> SeedDraws:
     """Return the draws of the curve between two knots; the place is a knot's number and the way to the next."""
-    left = min(int(place), len(family.curve) - 2)
+    left = min(int(place), len(knots) - 2)
     share = place - left
-    a, b = (family.curve[left + k].draws for k in (0, 1))
-    mixed = ((1 - share) * getattr(a, name) + share * getattr(b, name) for name in ("subsets", "queries", "both"))
-    return Draws((1 - share) * a.estimate + share * b.estimate, *mixed)
+    return combined([knots[left], knots[left + 1]], [1 - share, share])
 
 
 def strongest(families: Sequence[Family]) -> Family | None:
-    """Return the family whose curve has the most sizes, and among those the highest LDS; None without a curve."""
-    curved = [family for family in families if len(family.curve) > 1]
-    return max(curved, key=lambda f: (len(f.curve), max(e.lds for e in f.curve), f.name), default=None)
+    """Return the family whose curve has the most sizes; None without a curve.
+
+    One with other ensembles goes before one without, as a curve alone has nothing to be compared with; among equals,
+    the one with the most of them, then the one with the highest LDS.
+    """
+
+    def place(family: Family) -> tuple[object, ...]:
+        best = max(entry.lds for entry in family.curve)
+        return bool(family.others), len(family.curve), len(family.others), best, family.name
+
+    return max((family for family in families if len(family.curve) > 1), key=place, default=None)

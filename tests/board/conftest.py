@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
-from tdabench.board import Row, TaskInfo
+from tdabench.board import Row, Run, TaskInfo
+from tdabench.bootstrap import Draws
+from tdabench.evaluation import Evaluation
 from tdabench.records import Record
 
 CPU = {
@@ -26,32 +28,33 @@ GPU = CPU | {"machine_class": "epyc-7b13-t8-h100", "device": "cuda", "device_nam
 HOSTILE = """</script><script>alert(1)</script>"'><img src=x onerror=alert(2)>{{ 7*7 }}"""
 
 
-@dataclass(frozen=True)
-class FakeEvaluation:
-    lds: float
-    low: float
-    high: float
-    n_queries: int = 160
-    n_subsets: int = 100
-    constant_queries: int = 0
-    negated_better: bool = False
-    above_ceiling: bool = False
-    ceiling: float | None = 0.71
-    mislabel_auroc: float | None = None
-
-    def warnings(self) -> list[str]:
-        said = []
-        if self.constant_queries:
-            said.append(f"{self.constant_queries} of {self.n_queries} queries have constant scores and count 0.")
-        if self.negated_better:
-            said.append("The negated scores do better: check the sign.")
-        if self.above_ceiling:
-            said.append("The LDS is above the noise ceiling: check for leaks.")
-        return said
+def make_evaluation(lds: float, half: float = 0.03, **changes: Any) -> Evaluation:
+    """Make an evaluation whose interval, like its draws', is the LDS plus and minus ``half``."""
+    n = 200
+    ends = lds + half * np.resize([1.0, -1.0], n)  # [n]
+    values: dict[str, Any] = {
+        "lds": lds,
+        "low": lds - half,
+        "high": lds + half,
+        "n_queries": 160,
+        "n_subsets": 100,
+        "constant_queries": 0,
+        "negated_better": False,
+        "above_ceiling": False,
+        "ceiling": 0.71,
+        "basis": "made up",
+        "mislabel_auroc": None,
+        "draws": Draws(lds, ends, np.full(n, lds), ends),
+    }
+    return Evaluation(**values | changes)
 
 
 def make_record(method: str = "trak", status: str = "ok", **changes: Any) -> Record:
-    """Make a record as a run writes it; ``costs={...}`` changes its costs, all else replaces."""
+    """Make a record as a run writes it.
+
+    ``costs={...}`` changes its costs, ``code`` the hash of its method's file, ``dirty`` whether the checkout had
+    changes; all else replaces.
+    """
     ok = status == "ok"
     costs = {
         "train_s": 12.5,
@@ -65,21 +68,25 @@ def make_record(method: str = "trak", status: str = "ok", **changes: Any) -> Rec
         "storage_bytes": 1_234_567,
     }
     given = changes.pop("costs", {} if ok else None)
+    code, dirty = changes.pop("code", "b" * 64), changes.pop("dirty", False)
     ensemble = changes.pop("ensemble", None)
     values = {
-        "schema_version": 1,
+        "schema_version": 2,
         "run_id": f"{method}-0001",
         "created": "2026-03-01T12:00:00Z",
         "task": "digits-mlp",
         "task_version": "0123456789abcdef",
         "method": method,
         "options": {"proj_dim": 512, "damping": 0.001},
+        "options_from": "tuned",
         "ensemble": ensemble,
         "seed": 0,
         "status": status,
         "reason": None if ok else "it did not go well",
+        "process_s": 16.5,
         "costs": None if given is None else costs | given,
         "phases": {"fit": 1.25, "attribute": 0.25},
+        "cpu_phases": {"fit": 1.24, "attribute": 0.25},
         "ingredients": {
             "models_trained": 1,
             "adapters_trained": 0,
@@ -93,8 +100,9 @@ def make_record(method: str = "trak", status: str = "ok", **changes: Any) -> Rec
         "provenance": {
             "tdabench_version": "0.1.0",
             "commit": "0f1e2d3c4b5a69788796a5b4c3d2e1f001122334",
-            "dirty": False,
-            "method_sha256": "b" * 64,
+            "dirty": dirty,
+            "sources_sha256": "5f4e3d2c1b0a",
+            "method_sha256": code,
             "data_sha256": "c" * 64,
             "python": "3.11.9",
             "packages": {"torch": "2.13.0", "numpy": "2.3.1", "scipy": "1.16.0"},
@@ -106,15 +114,34 @@ def make_record(method: str = "trak", status: str = "ok", **changes: Any) -> Rec
     return Record.model_validate(values | changes)
 
 
-def make_row(
-    method: str = "trak", lds: float | None = 0.3, group: int | None = None, half: float = 0.03, **changes: Any
-) -> Row:
-    """Make a row; ``lds=None`` or a status other than ok leaves it without a score."""
-    warned = {k: changes.pop(k) for k in ("constant_queries", "negated_better", "above_ceiling") if k in changes}
+def make_run(method: str = "trak", lds: float | None = 0.3, half: float = 0.03, **changes: Any) -> Run:
+    """Make a run; ``lds=None`` or a status other than ok leaves it without a score."""
+    known = ("constant_queries", "negated_better", "above_ceiling", "mislabel_auroc")
+    judged = {k: changes.pop(k) for k in known if k in changes}
     record = make_record(method, **changes)
     scored = record.status == "ok" and lds is not None
-    evaluation = FakeEvaluation(lds, lds - half, lds + half, **warned) if scored and lds is not None else None
-    return Row(record, evaluation, group)
+    return Run(record, make_evaluation(lds, half, **judged) if scored and lds is not None else None)
+
+
+def make_row(method: str = "trak", lds: float | None = 0.3, group: int | None = None, **changes: Any) -> Row:
+    """Make a row of one run, which :func:`make_run` makes."""
+    return Row((make_run(method, lds, **changes),), group)
+
+
+def make_seeds(method: str = "trak", lds: Sequence[float | None] = (0.2, 0.3, 0.34), **changes: Any) -> list[Run]:
+    """Make runs of one configuration, an LDS each, with the seeds 0, 1, 2; one whose LDS is None was stopped."""
+    stopped = {"status": "timeout", "reason": "did not end within an hour"}
+    named = changes.pop("run_id", method)
+    return [
+        make_run(
+            method,
+            value,
+            run_id=f"{named}-seed-{seed}",
+            command=f"tdabench run digits-mlp {method} --seed {seed}",
+            **changes | {"seed": seed} | (stopped if value is None else {}),
+        )
+        for seed, value in enumerate(lds)
+    ]
 
 
 def make_ensemble(kind: str, members: int, **options: Any) -> dict[str, Any]:
@@ -245,7 +272,7 @@ def make() -> SimpleNamespace:
     """Everything that makes test data, as one object."""
     return SimpleNamespace(
         record=make_record, row=make_row, ensemble=make_ensemble, task=make_task, board=make_board,
-        evaluation=FakeEvaluation, CPU=CPU, GPU=GPU, HOSTILE=HOSTILE,
+        run=make_run, seeds=make_seeds, CPU=CPU, GPU=GPU, HOSTILE=HOSTILE,
     )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from tdabench.board import render, write
-from tdabench.board.rows import in_order
+from tdabench.board.rows import in_order, rows_of
 
 pytestmark = pytest.mark.browser
 
@@ -65,7 +65,7 @@ def column(page, key):
     return page.evaluate(
         """key => {
           const data = JSON.parse(document.getElementById("data").textContent);
-          const at = data.columns.indexOf(key);
+          const at = data.keys.indexOf(key);
           return [...document.querySelector("table.runs").tBodies]
             .filter(b => !b.hidden).map(b => data.rows[b.dataset.row][at]);
         }""",
@@ -149,7 +149,7 @@ def test_filters_narrow_rows_dim_points_and_clear(visit):
     page = visit()
     page.locator("select[name=ensemble]").select_option("dropout")
     assert set(column(page, "ensemble")) == {"dropout"}
-    assert page.locator(".count").inner_text() == "6 of 31 runs"
+    assert page.locator(".count").inner_text() == "6 of 31 rows"
     assert page.locator("svg.wide a.point:not(.dim):visible").count() == 6
     page.locator("input[name=text]").fill("masks models nothing-like-this")
     assert page.locator(".no-match").is_visible()
@@ -254,6 +254,44 @@ def test_page_never_scrolls_sideways(visit, width):
 def test_a_link_to_a_run_opens_it(visit):
     page = visit("#run-ek-fac-0001")
     assert page.locator("tbody#run-ek-fac-0001 tr.details").is_visible()
+
+
+@pytest.fixture(scope="module")
+def of_seeds(make, tmp_path_factory):
+    """A board with a configuration of three seeds, one of which was stopped, and two of one."""
+    runs = [*make.seeds(lds=(0.2, 0.4, None)), make.run("grad-dot", 0.25), make.run("knn", status="declined")]
+    rows = rows_of(runs)
+    return write(render(rows, [make.task()]), tmp_path_factory.mktemp("seeds"), rows).as_uri()
+
+
+def test_a_link_to_any_run_of_a_row_opens_it(visit, of_seeds):
+    page = visit("#run-trak-seed-1", url=of_seeds)
+    assert page.locator("tbody.picked #run-trak-seed-1").is_visible()
+
+
+def test_rows_of_several_seeds_sort_by_their_mean_and_are_exported_run_by_run(visit, of_seeds):
+    page = visit(url=of_seeds, accept_downloads=True)
+    sort_by(page, "lds")
+    assert column(page, "lds") == [pytest.approx(0.3), 0.25, None]
+    records = json.loads(exported(page, "json"))
+    assert [(r["run_id"], r["seed"], r["lds"]) for r in records] == [
+        ("trak-seed-0", 0, 0.2),
+        ("trak-seed-1", 1, 0.4),
+        ("trak-seed-2", 2, None),
+        ("grad-dot-0001", 0, 0.25),
+        ("knn-0001", 0, None),
+    ]
+    assert len({r["configuration"] for r in records}) == 3
+
+
+def test_a_row_is_found_by_what_is_said_of_any_of_its_runs(visit, of_seeds):
+    page = visit(url=of_seeds)
+    page.locator("select[name=status]").select_option("timeout")
+    assert methods(page) == ["trak"]
+    page.locator("button[data-act=clear]").click()
+    page.locator("input[name=text]").fill("seed-1")
+    assert methods(page) == ["trak"]
+    assert page.locator(".count").inner_text() == "1 of 3 rows"
 
 
 def test_runs_on_older_versions_open_on_demand(visit):

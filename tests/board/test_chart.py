@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from tdabench.board.chart import COMPACT, WIDE, draw
 from tdabench.board.marks import PALETTE, PATHS, colours, curves, points
-from tdabench.board.rows import AXES, in_order, names, on_fronts
+from tdabench.board.names import names
+from tdabench.board.rows import AXES, in_order, on_fronts, rows_of
 from tdabench.board.scale import cost_scale, cost_ticks, score_scale, score_ticks
 
 AXIS = {axis.key: axis for axis in AXES}
@@ -81,7 +82,7 @@ def test_front_runs_are_filled_and_labelled_and_others_are_not(make):
     assert [m.find("title").text.split("\n")[0] for m in having(svg, "on-front")] == ["good"]
     assert [t.text for t in having(svg, "label")] == ["good"]
     assert "on the front" in svg
-    assert "beaten by a run on the front" in svg
+    assert "beaten by one on the front" in svg
 
 
 def test_front_steps_through_its_runs(make):
@@ -134,6 +135,82 @@ def test_kinds_have_shapes_and_unknown_kinds_share_one(make):
     rows = [make.row(f"m{i}", ensemble=make.ensemble(k, 2, x=2)) for i, k in enumerate(("dropout", "lora", "new"))]
     drawn = {m.get("d") for m in having(chart(rows), "mark")}
     assert drawn == {PATHS["triangle"], PATHS["diamond"], PATHS["cross"]}
+
+
+def test_flavours_of_dropout_have_shapes_and_labels_of_their_own(make):
+    def dropout(lds, masks, **options):
+        ensemble = make.ensemble("dropout", masks, models=1, masks=masks, **options)
+        return make.row("trak", lds, ensemble=ensemble, run_id=f"{lds}", costs={"fit_s": 10 * lds})
+
+    rows = [
+        dropout(0.15, 5),
+        dropout(0.25, 20, scope="q-only"),
+        dropout(0.35, 20, mask="per-sample"),
+        dropout(0.45, 20, scope="q-only", mask="per-sample"),
+    ]
+    svg = chart(rows, "serve")
+    assert len({m.get("d") for m in having(svg, "mark")}) == 4
+    assert {t.text for t in having(svg, "label")} == {
+        "trak · dropout ×5",
+        "trak · dropout q-only ×20",
+        "trak · dropout per-sample ×20",
+        "trak · dropout q-only per-sample ×20",
+    }
+
+
+def test_a_shorter_label_says_the_ensemble_rather_than_the_method(make):
+    rows = [
+        make.row(ensemble=make.ensemble("dropout", 5, models=1, masks=5)),
+        make.row(ensemble=make.ensemble("dropout", 5, models=1, masks=5, scope="q-only")),
+        make.row(ensemble=make.ensemble("independent", 5, models=5)),
+    ]
+    drawn = points(rows, AXIS["train"], on_fronts(rows), names(rows), list("abc"), colours(rows))
+    assert [(p.brief, p.size) for p in drawn] == [
+        ("dropout ×5", "×5"),
+        ("dropout q-only ×5", "q-only ×5"),
+        ("independent ×5", "×5"),
+    ]
+
+
+def test_sizes_beside_a_curve_say_the_flavour(make):
+    beaten = make.ensemble("dropout", 5, models=1, masks=5, scope="q-only")
+    rows = [make.row("trak", 0.1, ensemble=beaten, costs={"train_s": 50.0}), make.row("grad-dot", 0.4)]
+    assert [t.text for t in having(chart(rows), "size")] == ["q-only ×5"]
+
+
+def test_runs_of_two_versions_of_a_method_s_file_are_not_one_curve(make):
+    def run(n, sha):
+        return make.row(
+            "trak", n / 10, run_id=f"{n}{sha}", ensemble=make.ensemble("independent", n, models=n), code=sha * 64
+        )
+
+    rows = [run(1, "a"), run(2, "a"), run(5, "b")]
+    keys = curves(rows)
+    assert keys[0] == keys[1] != keys[2]
+    assert {t.text for t in having(chart([rows[2]]), "label")} == {"trak · independent ×5"}
+    assert "trak · independent ×5 (code bbbbbb)" in {t.text for t in having(chart(rows), "label")}
+
+
+def test_seeds_are_one_point_at_the_mean(make):
+    times = (10.0, 20.0, 30.0)
+    runs = [
+        make.run(lds=0.2 + 0.1 * seed, seed=seed, run_id=f"{seed}", costs={"train_s": s})
+        for seed, s in enumerate(times)
+    ]
+    drawn = having(chart(rows_of([*runs, make.run("grad-dot", 0.1)])), "point")
+    assert len(drawn) == 2
+    (title,) = [m.find("title").text for m in drawn if m.find("title").text.startswith("trak\n")]
+    assert "LDS 0.300 (3 seeds, 95 % interval " in title
+    assert "training time, from nothing: 20 s\n" in title
+
+
+def test_sizes_with_different_seeds_are_one_curve(make):
+    def runs(n, lds):
+        return make.seeds(lds=lds, run_id=f"i{n}", ensemble=make.ensemble("independent", n, models=n))
+
+    rows = rows_of([*runs(1, (0.1, 0.2, 0.15)), *runs(5, (0.3,))])
+    assert len(set(curves(rows))) == 1
+    assert len(having(chart(rows), "curve")) == 1
 
 
 def test_drawn_methods_get_the_first_colours(make):

@@ -11,7 +11,8 @@ import pytest
 from tdabench.board import render
 from tdabench.board.growth import grown
 from tdabench.board.marks import PATHS, colours
-from tdabench.board.rows import in_order, names
+from tdabench.board.names import names
+from tdabench.board.rows import in_order, rows_of
 from tdabench.saturation import predicted_lds
 
 
@@ -99,14 +100,28 @@ def test_a_prediction_never_exceeds_one(make):
 
 
 def test_variants_are_told_apart(make):
-    def dropout(models, masks, seed=0, **options):
+    def dropout(models, masks, power=1, **options):
         ensemble = make.ensemble("dropout", models * masks, models=models, masks=masks, **options)
-        return make.row("m", 0.2, ensemble=ensemble, seed=seed, run_id=f"{models}{masks}{seed}{options}")
+        return make.row("m", 0.2, ensemble=ensemble, options={"power": power}, run_id=f"{models}{masks}{options}")
 
     rows = [dropout(1, 2), dropout(1, 4), dropout(5, 2), dropout(5, 4), dropout(1, 2, scope="q-only")]
     labels = [curve.label for curve in curves(rows)["m"]]
     assert labels == ["dropout", "dropout(scope=q-only)", "dropout, 5 models"]
-    assert len({curve.label for curve in curves([dropout(1, 2), dropout(1, 2, seed=1)])["m"]}) == 2
+    assert len({curve.label for curve in curves([dropout(1, 2), dropout(1, 2, power=2)])["m"]}) == 2
+
+
+def test_a_prediction_is_made_from_means_over_seeds(make):
+    def runs(n, lds, between):
+        return [
+            make.run("m", value, seed=seed, ensemble=make.ensemble("independent", n, models=n),
+                     correlations=pairs(None, b), run_id=f"i{n}-{seed}")
+            for seed, (value, b) in enumerate(zip(lds, between, strict=True))
+        ]  # fmt: skip
+
+    (curve,) = curves(rows_of([*runs(2, (0.2, 0.3), (0.5, 0.5)), *runs(8, (0.3, 0.4), (0.2, 0.3))]))["m"]
+    assert [p.lds for p in curve.points] == [pytest.approx(0.25), pytest.approx(0.35)]
+    assert curve.prediction.between == pytest.approx(0.25)
+    assert curve.prediction.limit == pytest.approx(0.25 * math.sqrt((1 / 2 + 1 / 2 * 0.25) / 0.25))
 
 
 def test_methods_without_an_ensemble_are_not_drawn(make):

@@ -8,7 +8,7 @@ import pytest
 
 from tdabench.board import render, results_frame, write
 from tdabench.board.findings import findings
-from tdabench.board.rows import in_order
+from tdabench.board.rows import in_order, rows_of
 
 
 class Reader(HTMLParser):
@@ -86,6 +86,79 @@ def test_every_run_is_on_the_page_once(make):
     assert "run-u-1" in page.ids()
 
 
+def test_a_configuration_of_several_seeds_is_one_row_and_one_point_a_chart(make):
+    html = render(rows_of(make.seeds(lds=(0.2, 0.3, 0.34))), [make.task()])
+    page = Reader(html)
+    assert [a["id"] for t, a in page.elements if t == "tbody"] == ["run-trak-seed-0"]
+    points = [a["href"] for t, a in page.elements if t == "a" and a.get("class", "").startswith("point")]
+    assert set(points) == {"#run-trak-seed-0"}
+    assert len(points) == 12  # six axes, two sizes
+    row = Reader(row_of(html, "run-trak-seed-0")).text
+    assert "0.280" in row
+    assert "3 seeds" in row
+
+
+def test_details_list_every_run_with_its_seed_lds_id_and_command(make):
+    runs = make.seeds(lds=(0.2, 0.3, None), code="d" * 64)
+    html = render(rows_of(runs), [make.task()])
+    page = Reader(html)
+    details = Reader(html.split('<tr class="details">')[1]).text
+    for seed, said in ((0, "LDS 0.200, 95 % interval 0.170 to 0.230"), (1, "LDS 0.300"), (2, "timeout")):
+        assert f"seed {seed} {said}" in details
+        assert f"trak-seed-{seed} tdabench run digits-mlp trak --seed {seed}" in details
+    assert "timeout: did not end within an hour" in details
+    assert {"run-trak-seed-1", "run-trak-seed-2"} <= set(page.ids())
+    assert "run seed 0 · 1 · 2" in details
+    assert details.count("d" * 64) == 1, "what all have in common is said once"
+
+
+def test_what_runs_differ_in_stands_in_the_order_of_the_runs(make):
+    runs = [make.run(seed=seed, run_id=f"{seed}", costs={"wall_s": wall}) for seed, wall in ((0, 9.0), (1, 7.0))]
+    assert "wall clock 9 s · 7 s" in Reader(render(rows_of(runs), [make.task()])).text
+    runs[0] = make.run(run_id="0", status="failed")
+    assert "wall clock – · 7 s" in Reader(render(rows_of(runs), [make.task()])).text
+
+
+def test_a_row_that_misses_a_seed_says_so(make):
+    html = render(rows_of(make.seeds(lds=(0.2, 0.3, None))), [make.task()])
+    row = row_of(html, "run-trak-seed-0")
+    assert "2 of 3 seeds" in Reader(row).text
+    assert 'aria-label="warning: Seed 2 has no LDS: timeout."' in row
+
+
+def test_seeds_that_all_failed_are_one_row_with_their_reasons(make):
+    runs = [
+        make.run(seed=0, run_id="a", status="timeout", reason="an hour", costs=None),
+        make.run(seed=1, run_id="b", status="failed", reason="it broke", costs=None),
+    ]
+    row = Reader(row_of(render(rows_of([*runs, make.run("x")]), [make.task()]), "run-a")).text
+    assert "failed, timeout" in row
+    assert "seed 0: an hour; seed 1: it broke" in row
+
+
+def test_what_seeds_mean_for_intervals_is_said_once_above_the_table(make):
+    def said(*runs):
+        text = Reader(render(rows_of(runs), [make.task()])).text
+        assert text.count("Run seeds:") <= 1
+        return text.partition("Run seeds: ")[2].partition(" Search ")[0]
+
+    one, three = make.run("x"), make.seeds()
+    assert said(one) == (
+        "Every configuration was run with one seed, so intervals hold no variation between trained models: other"
+        " models may give another result."
+    )
+    assert said(one, *three).startswith("1 of 2 configurations were run with several seeds (0, 1, 2), so their")
+    assert said(*three).startswith("Every configuration was run with several seeds (0, 1, 2), so intervals hold the")
+    assert said(*three).endswith("LDS and costs are means over a row’s seeds.")
+    assert said(make.run(status="failed")) == ""
+    assert "1 seed" not in Reader(row_of(render(rows_of([one, *three]), [make.task()]), "run-x-0001")).text
+
+
+def test_wrong_labels_are_found_as_well_as_the_mean_over_seeds(make):
+    runs = [make.run(seed=seed, mislabel_auroc=0.6 + seed / 10, run_id=f"{seed}") for seed in (0, 1)]
+    assert "AUROC 0.650" in Reader(render(rows_of(runs), [make.task()])).text
+
+
 def test_ids_are_unique_even_where_run_ids_are_not(make):
     rows = [make.row(run_id=r) for r in ("a b", "a b", "a-b", "run")]
     ids = Reader(render(rows, [make.task()])).ids()
@@ -130,7 +203,8 @@ def test_embedded_data_is_the_exact_table(make):
     data = embedded(render(rows, [make.task()]))
     frame = results_frame(in_order(rows))
     assert data["columns"] == list(frame.columns)
-    assert data["rows"] == frame.to_numpy().tolist()
+    assert data["runs"] == frame.to_numpy().tolist()
+    assert [row[data["keys"].index("runs")] for row in data["rows"]] == [[i] for i in range(len(rows))]
 
 
 def test_page_asks_for_nothing_outside(make):
@@ -147,14 +221,14 @@ def test_machine_classes_have_charts_of_their_own(make):
     groups = html.split('<div class="machine">')[1:]
     assert len(groups) == 2
     for group, own, other in zip(groups, ("cpu-run", "gpu-run"), ("gpu-run", "cpu-run"), strict=True):
-        charts = group.split("<h3>All runs")[0]
+        charts = group.split("<h3>All results")[0]
         assert f"#run-{own}" in charts
         assert f"#run-{other}" not in charts
 
 
 def test_runs_on_an_older_version_are_apart_and_not_drawn(make):
     html = render([make.row(), make.row(run_id="past", task_version="older")], [make.task()])
-    charts, _, rest = html.partition("All runs") if "All runs" in html else html.partition("The run")
+    charts, _, rest = html.partition("All results")
     assert "#run-past" not in charts
     assert "1 run on an older version of the task" in Reader(rest).text
     assert 'id="run-past"' in rest
@@ -173,15 +247,62 @@ def test_runs_that_did_not_end_well_are_rows_with_a_reason(make, status, reason)
     assert "0.000" not in text
 
 
+def row_of(html, anchor):
+    return html.split(f'id="{anchor}"')[1].split('<tr class="details">')[0]
+
+
+def test_runs_of_a_task_without_ground_truth_show_their_costs_and_why_there_is_no_lds(make):
+    task = make.task(n_subsets=0, n_seeds=0, ceiling=None, reliability=None, no_score="no LDS: it is still being built")
+    html = render([make.row(lds=None, costs={"train_s": 77.0, "fit_s": 5.5})], [task])
+    text, row = Reader(html).text, Reader(row_of(html, "run-trak-0001")).text
+    assert "no LDS: it is still being built" in row
+    assert "1.28 min" in row
+    assert "5.5 s" in row
+    assert "ground truth none yet so no run has an LDS" in text
+    for untrue in ("has changed since", "not at hand", "no reason was recorded", "needs two seeds", "0 subsets"):
+        assert untrue not in text
+
+
+def test_runs_of_an_unknown_task_show_their_costs_and_nothing_untrue(make):
+    html = render([make.row(lds=None, task="gone", costs={"fit_s": 5.5})], [])
+    assert "5.5 s" in Reader(row_of(html, "run-trak-0001")).text
+    assert "no LDS: the definition of the task is not at hand" in html
+    assert "has changed since" not in html
+
+
+def test_a_run_that_was_stopped_shows_the_costs_that_it_had(make):
+    late = make.row("late", status="timeout", costs={"train_s": 5.5}, reason="an hour")
+    html = render([make.row(), late], [make.task()])
+    row = Reader(row_of(html, "run-late-0001")).text
+    assert "an hour" in row
+    assert "5.5 s" in row
+
+
+def test_rows_of_two_versions_of_a_method_s_file_say_which(make):
+    rows = [make.row(run_id="old", code="a" * 64), make.row(run_id="new"), make.row("other", run_id="other")]
+    html = render(rows, [make.task()])
+    said = {anchor: "code " in Reader(row_of(html, f"run-{anchor}")).text for anchor in ("old", "new", "other")}
+    assert said == {"old": True, "new": True, "other": False}
+    assert "code aaaaaa" in row_of(html, "run-old")
+
+
+def test_details_say_that_the_machine_was_busy_and_with_what_sources_it_was_measured(make):
+    quiet = Reader(render([make.row()], [make.task()])).text
+    assert "processor, serving 1.49 s" in quiet
+    assert "shared sources 5f4e3d2c1b0a" in quiet
+    assert "The machine was busy" not in quiet
+    row = make.row(cpu_phases={"fit": 0.5, "attribute": 0.25}, machine=make.CPU | {"threads": 1})
+    busy = Reader(render([row], [make.task()])).text
+    assert "The machine was busy: the process had the processor for 50% of serving." in busy
+
+
 def test_details_hold_everything_needed_to_replay(make):
-    row = make.row(options={"proj_dim": 512}, constant_queries=3)
-    changed = row.record.provenance.model_copy(update={"dirty": True})
-    row = type(row)(row.record.model_copy(update={"provenance": changed}), row.evaluation, row.rank_group)
+    row = make.row(options={"proj_dim": 512}, constant_queries=3, dirty=True)
     text = Reader(render([row], [make.task()])).text
     for fact in (row.record.command, "proj_dim 512", "[1000, 1001]", "epyc-7b13-t8-cpu", "torch 2.13.0", "b" * 64):
         assert fact in text
     assert "0f1e2d3c4b5a69788796a5b4c3d2e1f001122334 + uncommitted changes" in text
-    assert "3 of 160 queries have constant scores" in text
+    assert "3 of 160 queries have scores or outputs that do not vary" in text
 
 
 def test_empty_states_are_said(make):
@@ -216,6 +337,13 @@ def test_findings_name_the_best_its_equals_and_the_cheapest(make):
     assert found["Best"] == "x (LDS 0.410, 95 % interval 0.380 to 0.440, 58 % of the noise ceiling)."
     assert found["Not distinguishable from it"] == "y."
     assert found["Cheapest of that group"] == "in training, y (12 s)."
+
+
+def test_the_best_is_named_with_its_seeds_where_any_has_several(make):
+    three = make.seeds(lds=(0.4, 0.42, 0.44), half=0.001)
+    assert said(rows_of([*three, make.run("y", 0.1)]))["Best"].startswith("trak (LDS 0.420, 3 seeds, 95 % interval ")
+    assert said(rows_of([*three, make.run("y", 0.9)]))["Best"].startswith("y (LDS 0.900, 1 seed, 95 % interval ")
+    assert "seed" not in said(rows_of([make.run("y", 0.9)]))["Best"]
 
 
 def test_findings_compare_costs_inside_a_machine_class_only(make):
@@ -258,3 +386,19 @@ def test_what_a_suite_leaves_out_is_said(make):
     text = Reader(render(make.board(), [task])).text
     assert "Left out: datamodels <b>, because they take too long." in text
     assert "Left out" not in Reader(render(make.board(), [make.task()])).text
+
+
+def test_rows_whose_options_were_not_tuned_are_marked_in_words(make):
+    said = "At defaults, set by hand: the method has options that can be tuned"
+    rows = [make.row("a"), make.row("b", options_from="defaults"), make.row("c", options_from="given")]
+    html = render(rows, [make.task()])
+    assert said in Reader(html).text
+    for name, mark in (("a", ""), ("b", "at defaults"), ("c", "set by hand")):
+        row = Reader(html.split(f'id="run-{name}-0001"')[1].split("</th>")[0]).text
+        assert ("at defaults" in row, "set by hand" in row) == (mark == "at defaults", mark == "set by hand")
+    assert said not in Reader(render([make.row("a"), make.row("d", options_from=None)], [make.task()])).text
+
+
+def test_tuning_time_of_another_machine_class_is_not_shown_as_none_at_all(make):
+    text = Reader(render([make.row(costs={"tune_s": None})], [make.task()])).text
+    assert "tuning on another machine class" in text

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tdabench.board.names import names
 from tdabench.board.rows import (
     AXES,
     format_bytes,
@@ -11,8 +12,8 @@ from tdabench.board.rows import (
     format_score,
     format_seconds,
     in_order,
-    names,
     on_fronts,
+    rows_of,
 )
 
 AXIS = {axis.key: axis for axis in AXES}
@@ -132,13 +133,144 @@ def test_runs_without_a_score_are_on_no_front(make):
     assert on_fronts([make.row(status="timeout", costs={})]) == [frozenset()]
 
 
+def test_runs_that_differ_in_their_seed_are_one_row_with_the_mean(make):
+    runs = [
+        make.run(lds=lds, half=0.01, seed=seed, run_id=f"{seed}", costs={"fit_s": fit, "attribute_s": 0.0})
+        for seed, lds, fit in ((0, 0.2, 1.0), (1, 0.3, 2.0), (2, 0.34, 6.0))
+    ]
+    (row,) = rows_of(runs)
+    assert [run.record.seed for run in row.runs] == [0, 1, 2]
+    assert row.lds == pytest.approx(0.28)
+    assert AXIS["serve"].value(row) == 3.0
+    low, high = row.interval
+    half = 4.303 * 0.0721 / math.sqrt(3)  # t distribution with 2 degrees of freedom; subsets and queries add little
+    assert (low + high) / 2 == pytest.approx(0.28, abs=0.01)
+    assert (high - low) / 2 == pytest.approx(half, rel=0.2)
+    assert (row.rank_group, row.seeds) == (1, "3 seeds")
+
+
+def test_a_row_of_one_run_has_its_interval(make):
+    (row,) = rows_of([make.run(lds=0.3, half=0.02)])
+    assert row.interval == pytest.approx((0.28, 0.32))
+    assert (row.lds, row.seeds) == (0.3, "")
+
+
+def test_a_seed_measured_twice_weighs_once(make):
+    def run(seed, lds, fit, name):
+        return make.run(lds=lds, seed=seed, run_id=name, costs={"fit_s": fit, "attribute_s": 0.0})
+
+    (row,) = rows_of([run(0, 0.1, 1.0, "a"), run(0, 0.2, 3.0, "again"), run(1, 0.45, 6.0, "b")])
+    assert row.lds == pytest.approx(0.3)
+    assert AXIS["serve"].value(row) == 4.0
+    assert row.seeds == "2 seeds, 3 runs"
+    assert rows_of([run(0, 0.1, 1.0, "a"), run(0, 0.2, 3.0, "again")])[0].seeds == "1 seed, 2 runs"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"task": "other"},
+        {"task_version": "older"},
+        {"machine": {"machine_class": "another"}},
+        {"method": "logra"},
+        {"code": "e" * 64},
+        {"options": {"proj_dim": 64}},
+        {"ensemble": {"kind": "independent", "options": {"models": 1}, "members": 1}},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_runs_that_differ_in_more_than_their_seed_are_rows_of_their_own(make, change):
+    changed = change | ({"machine": make.CPU | change["machine"]} if "machine" in change else {})
+    rows = rows_of([make.run(seed=0), make.run(**{"method": "trak", "seed": 1} | changed)])
+    assert [len(row.runs) for row in rows] == [1, 1]
+
+
+def test_rows_do_not_depend_on_the_order_of_runs(make):
+    runs = make.seeds() + make.seeds("grad-dot", (0.1, None)) + [make.run("knn", status="declined")]
+    assert in_order(rows_of(runs)) == in_order(rows_of(runs[::-1]))
+
+
+def test_seeds_without_an_lds_are_counted_and_no_part_of_a_mean(make):
+    (row,) = rows_of(make.seeds(lds=(0.2, 0.3, None), costs={"train_s": 4.0}))
+    assert row.lds == pytest.approx(0.25)
+    assert (row.seeds, row.status) == ("2 of 3 seeds", "ok")
+    assert row.reason == "seed 2: did not end within an hour"
+    (row,) = rows_of(make.seeds(lds=(None, None)))
+    assert (row.lds, row.seeds, row.status, row.reason) == (None, "2 seeds", "timeout", "did not end within an hour")
+
+
+def test_a_run_that_failed_and_was_tried_again_counts_as_its_seed(make):
+    (row,) = rows_of([make.run(status="failed", run_id="a"), make.run(run_id="a-attempt-2")])
+    assert (row.lds, row.seeds, row.status) == (0.3, "", "ok")
+
+
+def test_rows_are_ranked_within_their_task_with_the_luck_of_their_models(make):
+    """Each run of the first is above each of the second, by less than models differ; the third is far below."""
+    runs = [
+        *(make.run("a", lds, half=0.005, seed=seed) for seed, lds in ((0, 0.30), (1, 0.38))),
+        *(make.run("b", lds, half=0.005, seed=seed) for seed, lds in ((2, 0.20), (3, 0.28))),
+        make.run("c", -0.4, half=0.005, seed=4),
+        make.run("d", 0.1, half=0.005, task="other"),
+        make.run("e", status="failed"),
+    ]
+    groups = {row.record.method: row.rank_group for row in rows_of(runs)}
+    assert groups == {"a": 1, "b": 1, "c": 2, "d": 1, "e": None}
+    single = {row.record.method: row.rank_group for row in rows_of([runs[0], runs[2]])}
+    assert single == {"a": 1, "b": 2}
+
+
+def test_seeds_are_one_entry_in_the_fronts(make):
+    """One lucky seed of the noisy method is better than the other, its mean is not."""
+    cost = {"fit_s": 1.0, "attribute_s": 0.0}
+    lucky = make.seeds("lucky", (0.5, 0.1, 0.1), costs=cost)
+    rows = rows_of([*lucky, *make.seeds("steady", (0.3, 0.3, 0.3), costs=cost)])
+    assert {row.record.method: "serve" in keys for row, keys in zip(rows, on_fronts(rows), strict=True)} == {
+        "lucky": False,
+        "steady": True,
+    }
+
+
+def test_options_that_one_run_was_tuned_to_are_tuned(make):
+    (row,) = rows_of([make.run(seed=0), make.run(seed=1, options_from="given")])
+    assert row.untuned == ""
+    assert rows_of([make.run(seed=1, options_from="given")])[0].untuned == "set by hand"
+
+
+def test_what_is_said_of_some_runs_is_said_with_their_seeds(make):
+    runs = [make.run(seed=seed, above_ceiling=seed == 1, constant_queries=2) for seed in (0, 1)]
+    (row,) = rows_of(runs)
+    constant, above = row.warnings()
+    assert constant.startswith("2 of 160 queries")
+    assert above.startswith("seed 1: The LDS 0.300")
+
+
 def test_names_say_only_what_tells_runs_apart(make):
     dropout = [make.row(ensemble=make.ensemble("dropout", 10, models=m, masks=10 // m, scope="all")) for m in (1, 2)]
-    assert names([make.row("trak"), *dropout]) == [
+    sparse = [make.row("grad-dot", options={"projection": size}) for size in (64, 512)]
+    assert names([make.row("trak"), *dropout, *sparse]) == [
         "trak",
-        "trak · dropout ×10 (models=1, masks=10)",
-        "trak · dropout ×10 (models=2, masks=5)",
+        "trak · dropout ×10",
+        "trak · dropout 2×5",
+        "grad-dot (projection=64)",
+        "grad-dot (projection=512)",
     ]
+
+
+def test_names_say_which_dropout_it_is(make):
+    def named(members, **options):
+        return make.row(ensemble=make.ensemble("dropout", members, **options)).short
+
+    assert named(20, models=1, masks=20, scope="all", mask="shared") == "trak · dropout ×20"
+    assert named(20, models=1, masks=20, scope="q-only", mask="shared") == "trak · dropout q-only ×20"
+    assert named(20, models=1, masks=20, scope="all", mask="per-sample") == "trak · dropout per-sample ×20"
+    assert named(25, models=5, masks=5, scope="all", mask="shared") == "trak · dropout 5×5"
+    assert make.row(ensemble=make.ensemble("lora", 2, models=1, adapters=2, rank=4)).short == "trak · lora rank=4 ×2"
+
+
+def test_names_say_the_version_of_a_method_s_file_where_runs_differ_in_it(make):
+    old, new = (make.row(run_id=sha, code=sha * 64) for sha in "ab")
+    assert names([old, new]) == ["trak (code aaaaaa)", "trak (code bbbbbb)"]
+    assert names([new, make.row("x", code="a" * 64)]) == ["trak", "x"]
 
 
 def test_names_fall_back_to_machine_and_run(make):

@@ -3,8 +3,8 @@ import json
 
 import pandas as pd
 
-from tdabench.board.rows import in_order
-from tdabench.board.table import COLUMNS, csv_text, json_text, results_frame
+from tdabench.board.rows import in_order, on_fronts, rows_of
+from tdabench.board.table import COLUMNS, KEYS, csv_text, flat_rows, json_text, results_frame
 
 
 def test_columns_are_the_same_for_any_rows(make):
@@ -27,6 +27,34 @@ def test_values_are_those_of_the_record_and_the_evaluation(make):
     assert json.loads(row.options) == {"proj_dim": 512, "damping": 0.001}
     assert row.front_serve is True
     assert row.ensemble == "none"
+
+
+def test_a_configuration_of_several_seeds_is_a_line_for_each_that_names_it(make):
+    rows = in_order(rows_of([*make.seeds(lds=(0.2, 0.3, None)), make.run("grad-dot", 0.1)]))
+    frame = results_frame(rows)
+    assert list(frame.run_id) == ["trak-seed-0", "trak-seed-1", "trak-seed-2", "grad-dot-0001"]
+    assert list(frame.seed) == [0, 1, 2, 0]
+    assert [None if pd.isna(v) else v for v in frame.lds] == [0.2, 0.3, None, 0.1]
+    names = list(frame.configuration)
+    assert len(set(names[:3])) == 1
+    assert names[0].startswith("trak ")
+    assert names[3] not in names[:3]
+    joined = frame.groupby("configuration", sort=False)[["configuration_lds", "configuration_seeds"]].agg(["nunique"])
+    assert (joined == 1).to_numpy().all()
+    assert frame.configuration_lds[0] == rows[0].lds
+    assert (frame.configuration_low[0], frame.configuration_high[0]) == rows[0].interval
+    assert list(frame.configuration_seeds) == [2, 2, 2, 1]
+    assert json.loads(frame.rank_group.to_json(orient="values")) == [1, 1, None, 2]
+    assert list(frame.front_train) == [True, True, False, False]
+
+
+def test_the_page_s_rows_hold_means_and_lead_to_their_runs(make):
+    runs = [make.run(lds=0.2 + seed / 10, seed=seed, run_id=f"{seed}", costs={"fit_s": seed * 2.0}) for seed in (0, 1)]
+    rows = in_order(rows_of([*runs, make.run("grad-dot", 0.9, seed=3)]))
+    first, second = (dict(zip(KEYS, row, strict=True)) for row in flat_rows(rows, on_fronts(rows)))
+    assert (first["method"], first["runs"], second["method"], second["runs"]) == ("grad-dot", [0], "trak", [1, 2])
+    assert second["lds"] == rows[1].lds
+    assert second["fit_s"] == 1.0
 
 
 def test_what_was_not_measured_is_missing_and_never_zero(make):
@@ -66,3 +94,9 @@ def test_negative_numbers_stay_numbers_in_csv(make):
 def test_json_has_no_nan(make):
     frame = results_frame([make.row(lds=float("nan"))])
     assert json.loads(json_text(frame))[0]["lds"] is None
+
+
+def test_the_table_says_where_options_come_from(make):
+    rows = [make.row(), make.row(options_from="defaults", costs={"tune_s": 0.0}), make.row(costs={"tune_s": None})]
+    records = json.loads(json_text(results_frame(rows)))
+    assert [(r["options_from"], r["tune_s"]) for r in records] == [("tuned", 3.0), ("defaults", 0.0), ("tuned", None)]

@@ -12,13 +12,16 @@ import pytest
 import torch
 from torch import nn
 
-from tdabench import precision, trainer
+from tdabench import planning, precision, trainer
+from tdabench import view as view_module
 from tdabench.baselines.grad_dot import GradDot
 from tdabench.baselines.trak import Trak
 from tdabench.ensembles import Checkpoints, Dropout, Independent, Lora, Projections
 from tdabench.examples import Examples
 from tdabench.execution import execute
 from tdabench.jobs import Job, plan
+from tdabench.memory import PeakMemory
+from tdabench.meter import FIT, TRAIN, Meter
 from tdabench.registry import METHODS, find_method, names
 from tdabench.runner import run
 from tdabench.seeds import generator
@@ -26,6 +29,7 @@ from tdabench.targets import MEAN_LOG_PROBABILITY, token_cross_entropy
 from tdabench.task import Recipe, Task, TaskData
 from tdabench.tasks.networks import resnet9
 from tdabench.tasks.transformers import music_transformer
+from tdabench.timing import peak_of
 from tdabench.trainer import target_outputs, train_replicas
 from tdabench.view import TaskView
 
@@ -34,6 +38,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device that torch can use"),
 ]
 
+MB = 2**20
 N_TRAIN, N_QUERIES, VOCABULARY, LENGTH = 48, 12, 11, 16
 SGD = Recipe(lr=0.02, momentum=0.9, batch_size=8, epochs=2, weight_decay=1e-3, schedule="linear")
 ADAMW = replace(SGD, lr=1e-3, optimizer="adamw", beta2=0.99, warmup=0.2)
@@ -262,3 +267,71 @@ def test_peak_device_bytes_are_recorded(small_reference, tmp_path):
     assert record.costs.peak_device_bytes is not None
     assert record.costs.reserved_device_bytes >= record.costs.peak_device_bytes > 120 * 64 * 4  # the training inputs
     assert record.costs.peak_host_bytes >= 0
+
+
+@pytest.mark.usefixtures("cache")  # an empty one: the first run trains
+def test_a_first_run_has_the_peak_of_the_next(small_reference, tmp_path):
+    ensemble = "lora(models=2, adapters=2, rank=2)"
+    planned = plan(Job(small_reference, "trak", {"projection": 16}, ensemble, device="cuda"))
+    cold, warm = (run(planned, tmp_path / name)[1] for name in ("cold", "warm"))
+    assert (cold.status, warm.status) == ("ok", "ok")
+    assert cold.phases.keys() - warm.phases.keys() == {TRAIN}
+    assert cold.costs.peak_device_bytes == pytest.approx(warm.costs.peak_device_bytes, rel=0.02)
+    # The allocator reserves blocks of 2 and 20 MB.
+    assert cold.costs.reserved_device_bytes == pytest.approx(warm.costs.reserved_device_bytes, abs=24 * MB)
+
+
+def test_the_memory_of_training_is_not_that_of_fit(setting, tmp_path, monkeypatch):
+    task, data = setting("mlp")
+    train = view_module.train_replicas
+
+    def large(*args, **options):
+        torch.empty(256 * MB, dtype=torch.uint8, device="cuda")
+        return train(*args, **options)
+
+    monkeypatch.setattr(view_module, "train_replicas", large)
+    view = TaskView(task, data.to("cuda"), tmp_path)
+    view.warm_up()
+    memory = PeakMemory("cuda")
+    before = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
+    view.meter = Meter("cuda", memory)
+    with view.meter.phase(FIT):
+        view.member(0)
+    assert memory.allocated[TRAIN] >= 256 * MB
+    assert memory.reserved[TRAIN] >= 256 * MB
+    assert memory.allocated[FIT] < before[0] + 32 * MB
+    assert memory.reserved[FIT] < before[1] + 64 * MB
+
+
+def test_device_memory_does_not_grow_with_the_ensemble(setting, tmp_path):
+    task, data = setting("mlp")
+    wide = replace(task, name="cuda-wide", make_model=lambda: nn.Sequential(nn.Linear(64, 2**16), nn.Linear(2**16, 10)))
+    wide, there = replace(wide, recipe=replace(wide.recipe, epochs=2, lr=1e-4)), data.to("cuda")
+    model_bytes = 4 * 75 * 2**16  # 20 MB
+
+    def peak(ensemble) -> int:
+        view = TaskView(wide, there, tmp_path)
+        view.warm_up()
+        memory = PeakMemory("cuda")
+        view.meter = Meter("cuda", memory)
+        execute(GradDot(), ensemble, view)
+        return max(peak for phase, peak in memory.allocated.items() if phase != TRAIN)
+
+    for one, more in [
+        (Independent(models=1), Independent(models=4)),
+        (Lora(models=1, adapters=1, rank=2, epochs=1), Lora(models=2, adapters=3, rank=2, epochs=1)),
+        (Checkpoints(models=1, last=1), Checkpoints(models=2, last=2)),
+    ]:
+        assert peak(more) < peak(one) + model_bytes / 2
+
+
+def test_the_peak_of_a_call_is_that_of_the_device():
+    assert peak_of(lambda: torch.empty(64 * MB, dtype=torch.uint8, device="cuda"), torch.device("cuda")) == 64 * MB
+
+
+def test_estimating_runs_leaves_nothing_on_the_device(small_reference):
+    before = torch.cuda.memory_reserved()
+    total = planning.estimate_jobs([Job(small_reference, "grad-dot", {}, device="cuda")])
+    assert (total.runs, total.unknown) == (1, 0)
+    assert torch.cuda.memory_reserved() == before
+    assert planning._bench.cache_info().currsize == 0

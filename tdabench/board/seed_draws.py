@@ -1,0 +1,156 @@
+"""Draws of an LDS measured with several run seeds: they hold the luck of the trained models, too.
+
+A run's interval resamples subsets and queries at fixed models. Another run seed is other models, and one lucky model
+may be worth more than two. With n seeds, the mean's deviation over other seeds is drawn as
+
+    sqrt((n - 1) / chi2) * sum over seeds of z[seed] * (lds[seed] - mean) / sqrt(n (n - 1))
+
+with z standard normal and chi2 of n - 1 degrees of freedom: the t distribution of a mean of n values. Drawing seeds
+with replacement would give three seeds ten different means, and two thirds of the variance. A seed has its z from its
+own stream, so entries that were run with the same seeds, and so at the same models, move together, and what they share
+cancels in a difference. Entries are therefore compared at the seeds that they share (:func:`at_shared`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from tdabench.bootstrap import RESAMPLE_SEED, Draws, Floats, percentile_interval
+
+_PARTS = ("subsets", "queries", "both")
+_DEGREES, _SEEDS = 0, 1  # what a stream is for
+
+
+@dataclass(frozen=True, eq=False)
+class SeedDraws:
+    """Draws of a mean LDS over run seeds, or of something linear in several of them.
+
+    Attributes
+    ----------
+    by_seed
+        Subsets and queries resampled, for each run seed, in the order of the seeds; empty where entries without a
+        common seed were combined.
+    sampled
+        The mean over seeds of those.
+    seeds
+        ``[n_resamples]``, deviations over other seeds; zeros where there is one seed, whose luck cannot be known.
+    """
+
+    by_seed: Mapping[int, Draws]
+    sampled: Draws
+    seeds: Floats
+
+    @property
+    def estimate(self) -> float:
+        """The value without resampling."""
+        return self.sampled.estimate
+
+    def __sub__(self, other: SeedDraws) -> SeedDraws:
+        """Return the draws of the difference, paired over subsets, queries and, where both have the same, seeds."""
+        return combined([self, other], [1.0, -1.0])
+
+    def corrected(self) -> Floats:
+        """Return draws whose spread estimates that of the value, ``[n_resamples]``."""
+        return np.asarray(self.sampled.corrected() + self.seeds)
+
+    def interval(self, level: float = 0.95) -> tuple[float, float]:
+        """Return the percentile interval of the corrected draws."""
+        return percentile_interval(self.corrected(), level)
+
+
+def over_seeds(by_seed: Mapping[int, Sequence[Draws]]) -> SeedDraws:
+    """Return the draws of the mean over seeds.
+
+    Parameters
+    ----------
+    by_seed
+        Run seeds, and the draws of each one's runs, all made from the same resamples. Repetitions of a seed are its
+        mean: they weigh as one run.
+    """
+    return _over({seed: _weighted(draws, [1 / len(draws)] * len(draws)) for seed, draws in sorted(by_seed.items())})
+
+
+def _over(each: Mapping[int, Draws]) -> SeedDraws:
+    n = len(each)
+    whole = _weighted(list(each.values()), [1 / n] * n)
+    seeds = np.zeros(len(whole.both))
+    if n > 1:
+        for seed, draws in each.items():
+            seeds += _normals(_SEEDS, seed, len(seeds)) * (draws.estimate - whole.estimate)
+        seeds *= _heavier(n, len(seeds))
+    return SeedDraws(each, whole, seeds)
+
+
+def at_shared(found: Sequence[SeedDraws]) -> list[SeedDraws]:
+    """Return the draws at the seeds that all have, so that luck is compared with the same luck; else as they are."""
+    shared = set.intersection(*(set(draws.by_seed) for draws in found))
+    if not shared:
+        return list(found)
+    return [
+        draws if set(draws.by_seed) == shared else _over({s: d for s, d in draws.by_seed.items() if s in shared})
+        for draws in found
+    ]
+
+
+def difference(a: SeedDraws, b: SeedDraws) -> tuple[float, float, float]:
+    """Return ``a`` less ``b`` and the ends of its 95 % interval, paired over subsets, queries and seeds.
+
+    At the run seeds that both have, so it need not be the difference of the two means where one has more.
+    """
+    first, second = at_shared([a, b])
+    draws = first - second
+    return draws.estimate, *draws.interval()
+
+
+def rank_groups(found: Sequence[SeedDraws]) -> list[int]:
+    """Rank LDS values of a task, those not significantly different together.
+
+    From the best down, one joins the current group unless the group's best is significantly better than it
+    (:func:`difference`); then it opens the next. Every test is at the 95 % level, not adjusted for their number.
+
+    Returns
+    -------
+    groups
+        One for each, in the order given; 1 is best and no number is left out.
+    """
+    groups = [0] * len(found)
+    best, group = None, 0
+    for index in sorted(range(len(found)), key=lambda i: -found[i].estimate):
+        if best is None or difference(best, found[index])[1] > 0:
+            best, group = found[index], group + 1
+        groups[index] = group
+    return groups
+
+
+def combined(found: Sequence[SeedDraws], weights: Sequence[float]) -> SeedDraws:
+    """Return the draws of the weighted sum of values."""
+    first = found[0]
+    if all(set(draws.by_seed) == set(first.by_seed) for draws in found) and first.by_seed:
+        return _over({seed: _weighted([draws.by_seed[seed] for draws in found], weights) for seed in first.by_seed})
+    sampled = _weighted([draws.sampled for draws in found], weights)
+    return SeedDraws({}, sampled, np.tensordot(weights, [draws.seeds for draws in found], axes=1))
+
+
+def _weighted(draws: Sequence[Draws], weights: Sequence[float]) -> Draws:
+    if len(draws) == 1 and weights[0] == 1:
+        return draws[0]
+    parts = (np.tensordot(weights, [getattr(d, name) for d in draws], axes=1) for name in _PARTS)
+    return Draws(float(np.dot(weights, [d.estimate for d in draws])), *parts)
+
+
+@lru_cache(maxsize=256)
+def _normals(purpose: int, number: int, n: int) -> Floats:
+    """Return ``[n]`` normal numbers whose second half is the first with its sign changed, so that they centre on 0."""
+    half = np.random.default_rng([RESAMPLE_SEED, purpose, number]).standard_normal((n + 1) // 2)
+    return np.concatenate([half, -half])[:n]
+
+
+def _heavier(n_seeds: int, n: int) -> Floats:
+    """Return ``[n]`` factors that make sums of normal deviations from ``n_seeds`` values those of a t distribution."""
+    degrees = n_seeds - 1
+    chi2 = np.sum([_normals(_DEGREES, k, n) ** 2 for k in range(degrees)], axis=0)
+    return np.asarray(np.sqrt(degrees / chi2 / (n_seeds * degrees)))

@@ -1,0 +1,37 @@
+"""``tdabench archive``: keeps runs in a repository."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from tdabench.cli.output import Live, json_option, own_tasks_option, print_json
+
+_FOLDER = click.Path(path_type=Path, file_okay=False)
+
+
+@click.command()
+@click.argument("runs", nargs=-1, required=True, type=_FOLDER)
+@click.option("--out", type=_FOLDER, required=True, help="Folder to keep the runs in.")
+@own_tasks_option
+@json_option
+def archive(runs: tuple[Path, ...], out: Path, as_json: bool) -> None:
+    """Keep the run folders in RUNS in a folder for a repository: records, and evidence in place of scores.
+
+    Evidence is about a hundredth of the size of scores and gives the same LDS and interval, for the ground truth that
+    it was made with. `score`, `compare`, `board` and `findings` read such a folder as they read runs.
+    """
+    from tdabench.archive import archive_run
+    from tdabench.cli.reports import run_folders
+
+    folders = run_folders(runs)
+    kept = 0
+    with Live(len(folders), "runs") as live:
+        for folder in folders:
+            kept += archive_run(folder, out)
+            live.skip(1)
+    facts = {"kept": kept, "there_before": len(folders) - kept, "folder": str(out)}
+    if as_json:
+        return print_json(facts)
+    return click.echo(f"{kept} runs kept in {out}; {len(folders) - kept} were there before.")

@@ -1,0 +1,65 @@
+"""What training costs on a task: every model at the mean measured time, so that one slow training decides nothing.
+
+All models of a task are trained by the same recipe, so they are the same work; their measured times differ by what else
+the machine did. Adapters are priced as measured, and so are banks of models, which are trained together.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from tdabench.board.rows import AXES
+from tdabench.board.runs import Run, mean_over_seeds
+from tdabench.records import Record
+
+_MODEL = "model-"
+"""How the names of trained models begin; those of adapters and of banks do not."""
+
+
+@dataclass(frozen=True)
+class Price:
+    """What training one model costs on a task and a machine class.
+
+    Attributes
+    ----------
+    seconds
+        Mean over the measured models.
+    n
+        How many models that are.
+    """
+
+    seconds: float
+    n: int
+
+
+def price_of(records: Iterable[Record]) -> Price | None:
+    """Return the price of a model; None where no run tells.
+
+    A model that several runs used counts once. Trainings that stop for checkpoints do not count: copying takes time.
+    """
+    times: dict[str, list[float]] = defaultdict(list)
+    for record in records:
+        if record.ensemble is None or record.ensemble.kind != "checkpoints":
+            for name, training in record.trainings.items():
+                if name.startswith(_MODEL):
+                    times[name].append(training.wall_s)
+    return Price(fmean(map(fmean, times.values())), len(times)) if times else None
+
+
+def costs_of(record: Record, price: Price | None) -> dict[str, float]:
+    """Return a run's costs by the keys of :data:`~tdabench.board.rows.AXES`, its models at their price."""
+    found = {axis.key: float(axis.of(record) or 0.0) for axis in AXES}
+    if price is None or record.costs is None or not record.trainings:
+        return found
+    train = sum(price.seconds if name.startswith(_MODEL) else t.wall_s for name, t in record.trainings.items())
+    given = price.seconds if record.costs.extra_train_s < record.costs.train_s else 0.0
+    return found | {"train": train, "extra": train - given, "total": train + record.costs.serve_s}
+
+
+def mean_costs(runs: Sequence[Run], price: Price | None) -> dict[str, float]:
+    """Return the mean over run seeds; repetitions of a seed are its mean and weigh as one run."""
+    costs = [(run.record.seed, costs_of(run.record, price)) for run in runs]
+    return {axis.key: mean_over_seeds((seed, found[axis.key]) for seed, found in costs) for axis in AXES}

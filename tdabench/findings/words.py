@@ -1,0 +1,76 @@
+"""Ensembles, seeds and outcomes in words, so that a cell can be read without a legend."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from tdabench.board.rows import AXES
+from tdabench.findings.entries import INDEPENDENT, ONE_MODEL, Entry
+from tdabench.findings.markdown import code, count, plain
+from tdabench.findings.winners import OUTCOMES, Duel
+
+COSTS = {"train": "training time", "serve": "serving time", "memory": "peak memory", "storage": "storage"}
+"""Costs as they stand in a sentence, by the keys of :data:`~tdabench.board.rows.AXES`."""
+AXIS = {axis.key: axis for axis in AXES}
+_COUNTED = {
+    "dropout": ("masks", "dropout mask"),
+    "lora": ("adapters", "LoRA adapter"),
+    "checkpoints": ("last", "checkpoint"),
+    "projections": ("seeds", "projection"),
+}
+_VARIANTS = {"scope=q-only": "Q factor only", "mask=per-sample": "one for every example"}
+
+
+def ensemble(entry: Entry) -> str:
+    """Name an entry's ensemble, as in ``20 dropout masks of one model (Q factor only)``."""
+    record = entry.record.ensemble
+    if record is None:
+        return ONE_MODEL
+    if entry.kind == INDEPENDENT:
+        return count(entry.models, "independent model")
+    option, noun = _COUNTED.get(entry.kind, ("", ""))
+    number = record.options.get(option)
+    if not isinstance(number, int):
+        return code(entry.ensemble)
+    models = ONE_MODEL if entry.models == 1 else f"each of {entry.models} models"
+    return f"{count(number, noun)} of {models}{_variant(entry.flavour)}"
+
+
+def flavour(text: str) -> str:
+    """Name a kind of ensemble with its variant, as in ``dropout masks (Q factor only)``."""
+    kind = text.partition("(")[0]
+    if kind == INDEPENDENT:
+        return "independent models"
+    return f"{_COUNTED[kind][1]}s{_variant(text)}" if kind in _COUNTED else plain(text)
+
+
+def _variant(text: str) -> str:
+    options = text.partition("(")[2].removesuffix(")")
+    said = [_VARIANTS.get(option, plain(option)) for option in options.split(", ") if option]
+    return f" ({', '.join(said)})" if said else ""
+
+
+def contender(entry: Entry) -> str:
+    """Name an entry with its method."""
+    return f"{code(method(entry))} with {ensemble(entry)}"
+
+
+def method(entry: Entry) -> str:
+    """Name an entry's method with what tells it apart."""
+    return f"{entry.method}{entry.name.removeprefix(entry.record.label)}"
+
+
+def tally(duels: Iterable[Duel]) -> str:
+    """Count outcomes, as in ``3 better, 1 level``."""
+    counted = Counter(duel.outcome for duel in duels)
+    return ", ".join(f"{counted[outcome]} {outcome}" for outcome in OUTCOMES if counted[outcome])
+
+
+def listed(names: Sequence[str]) -> str:
+    """Join names as a sentence does.
+
+    >>> listed(["a"]), listed(["a", "b", "c"])
+    ('a', 'a, b and c')
+    """
+    return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))

@@ -1,0 +1,38 @@
+"""The autograd graph of a tensor: where parameters enter it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
+
+from torch import Tensor
+from torch.autograd.graph import Node
+
+
+def entries(output: Tensor, leaves: Mapping[str, Tensor], ends: Collection[Node] = ()) -> Counter[str]:
+    """Return how often each leaf enters the graph of ``output``, by name, without what stands at or behind ``ends``."""
+    names = {id(leaf): name for name, leaf in leaves.items()}
+    found: Counter[str] = Counter()
+    for node in _nodes(output.grad_fn, ends):
+        for parent, _ in node.next_functions:
+            name = names.get(id(getattr(parent, "variable", None)))
+            if name is not None:
+                found[name] += 1
+    return found
+
+
+def behind(node: Node | None) -> set[Node]:
+    """Return a node and everything that its result is made of."""
+    return set(_nodes(node))
+
+
+def _nodes(start: Node | None, ends: Collection[Node] = ()) -> Iterator[Node]:
+    """Yield every node from ``start`` back, once; without ``ends``."""
+    seen, todo = {None, *ends}, [start]
+    while todo:
+        node = todo.pop()
+        if node in seen or node is None:
+            continue
+        seen.add(node)
+        yield node
+        todo += [parent for parent, _ in node.next_functions]

@@ -1,0 +1,177 @@
+"""The layout of a model: which layers' gradients factor, and how examples are passed to find them.
+
+What a model does with its layers is seen in a pass of one example and of two; a layer factors if it is called once and
+its parameters enter the model nowhere else. The fastest way to pass examples is then tried on two of them and must give
+what autograd gives for each alone, or the next one is taken; the last is autograd itself. So a model that does what
+nobody thought of costs time, and its gradients are right all the same. None of these passes is counted.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from tdabench.errors import Declined
+from tdabench.examples import Batch, Examples
+from tdabench.graph import entries
+from tdabench.kernels import differentiable
+from tdabench.layers import factors, own_names
+from tdabench.taps import Layout, hooked, leaves_of, pieces_at, row
+
+if TYPE_CHECKING:
+    from tdabench.member import Member, Quantity
+    from tdabench.view import TaskView
+
+# Of a length. Rounding is far below it, and passes that do something else are far above.
+_SAME = 1e-2
+# Of the whole gradient's length: a parameter whose gradient is nothing but rounding is not compared.
+_NOTHING = 1e-3
+_QUANTITIES: tuple[Literal["loss"], Literal["target"]] = ("loss", "target")
+
+# Finding a layout takes some passes, and it does not depend on values: a task's members share it.
+_found: WeakKeyDictionary[TaskView, dict[object, Layout]] = WeakKeyDictionary()
+
+
+def layout_of(member: Member, examples: Examples) -> Layout:
+    """Return how the gradients of a member are found; passes are made for the first of its kind only.
+
+    Raises
+    ------
+    Declined
+        If the model's output for an example depends on which others are passed with it.
+    """
+    known = _found.setdefault(member.task, {})
+    key = tuple((name, p.shape) for name, p in member.parameters.items()), examples.inputs.shape[1:]
+    if key not in known:
+        ends = torch.tensor([0, len(examples) - 1], device=examples.inputs.device)
+        known[key] = _find(member, examples.take(ends))
+    return known[key]
+
+
+def _find(member: Member, two: Batch) -> Layout:
+    """Return the first layout that gives right gradients for two examples."""
+    alone, both = _probe(member, two.inputs[:1]), _probe(member, two.inputs)
+    _check_independent(member, alone.outputs, both.outputs)
+    for layout in _candidates(member, alone, both):
+        if all(_is_right(member, layout, two, of) for of in _QUANTITIES):
+            return layout
+    return _layout(member, {}, "alone")
+
+
+@dataclass(frozen=True)
+class _Call:
+    inputs: torch.Size
+    outputs: torch.Size
+
+
+@dataclass(frozen=True)
+class _Probe:
+    """What a pass shows: calls of the layers that may factor, how often parameters enter, and what comes out."""
+
+    calls: dict[str, list[_Call]]
+    entries: Counter[str]
+    outputs: Tensor
+
+    def once(self, name: str) -> bool:
+        """Return whether a layer is called once and none of its parameters enters more than once."""
+        return len(self.calls[name]) == 1 and all(self.entries[p] <= 1 for p in own_names(name))
+
+
+def _probe(member: Member, inputs: Tensor) -> _Probe:
+    calls: dict[str, list[_Call]] = {
+        name: []
+        for name, module in member.model.named_modules()
+        if factors(module) and not member.parameters.keys().isdisjoint(own_names(name))
+    }
+
+    def note(name: str, x: Tensor, out: Tensor) -> None:
+        calls[name].append(_Call(x.shape, out.shape))
+
+    leaves = leaves_of(member)
+    with torch.enable_grad(), differentiable(member.model), hooked(member.model, calls, note):
+        outputs = functional_call(member.model, {**leaves, **member.statistics}, (inputs,))
+    return _Probe(calls, entries(outputs, leaves), outputs.detach())
+
+
+def _check_independent(member: Member, alone: Tensor, both: Tensor) -> None:
+    """Refuse models that mix examples: none of them has a gradient of its own."""
+    name = member.task.name
+    if both.shape != (2, *alone.shape[1:]) or alone.shape[:1] != (1,):
+        raise Declined(
+            f"the model of {name} gives outputs of shape {list(alone.shape)} for one example and {list(both.shape)} "
+            "for two, so examples have no gradients of their own; it must give one row per example"
+        )
+    if (both[0] - alone[0]).abs().max() > _SAME * alone.abs().max():
+        raise Declined(
+            f"the model of {name} gives an example another output when others are passed with it, so examples have no "
+            "gradients of their own. Attention without batch_first=True and batch statistics in evaluation do that"
+        )
+
+
+def _candidates(member: Member, alone: _Probe, both: _Probe) -> Iterator[Layout]:
+    """Yield layouts from the fastest to the slowest."""
+    calls = {name: found[0] for name, found in alone.calls.items() if alone.once(name) and both.once(name)}
+    layout = _layout(member, calls, "together")
+    rows = [(probe.calls[name][0].inputs[:1], n) for name in calls for probe, n in ((alone, 1), (both, 2))]
+    # A layer may be given all examples' tokens in one row, or its own parameters: then examples are not its rows.
+    if not layout.loose and all(found == (n,) for found, n in rows):
+        yield layout
+    yield replace(layout, way="mapped")
+    yield replace(layout, way="alone")
+
+
+def _layout(member: Member, calls: dict[str, _Call], way: Literal["together", "mapped", "alone"]) -> Layout:
+    held = {p for name in calls for p in own_names(name)}
+    loose = tuple(name for name in member.parameters if name not in held)
+    modules = dict(member.model.named_modules())
+    numbers = sum(_numbers(modules[name], call) for name, call in calls.items())
+    numbers += sum(member.parameters[name].numel() for name in loose)
+    return Layout({name: call.outputs for name, call in calls.items()}, loose, way, numbers)
+
+
+def _numbers(module: nn.Module, call: _Call) -> int:
+    """Return how many numbers a layer's input, output and gradient take for one example, patches included."""
+    outputs, channels = call.outputs.numel(), call.outputs[-3 if isinstance(module, nn.Conv2d) else -1]
+    positions = outputs // channels
+    seen = call.inputs.numel()
+    if isinstance(module, nn.Conv2d):
+        seen += positions * module.in_channels * module.kernel_size[0] * module.kernel_size[1]
+    summed = sum(p.numel() for p in module.parameters(recurse=False)) if positions > 1 else 0
+    return seen + 3 * outputs + summed
+
+
+def _is_right(member: Member, layout: Layout, batch: Batch, of: Quantity) -> bool:
+    """Return whether a layout gives what one backward pass per example gives."""
+    try:
+        pieces = pieces_at(member, layout, batch, of)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, Declined):  # vmap has no rule for something in the model, the loss or the target
+        return False
+    for i in range(len(batch)):
+        expected = _by_autograd(member, row(batch, i), of)
+        nothing = _NOTHING * sum(float(g.square().sum()) for g in expected.values()) ** 0.5
+        for piece in pieces:
+            found = piece.part(slice(i, i + 1)).rows().values[0]  # [p, q]; a bias is the last column
+            wanted = [expected[name].reshape(len(found), -1) for name in piece.parameters]
+            difference = found - torch.cat(wanted, dim=1)
+            # Written so that what is not finite passes: it is not the layout's doing.
+            if difference.norm() > _SAME * found.norm() + nothing:
+                return False
+    return True
+
+
+def _by_autograd(member: Member, example: Batch, of: Quantity) -> dict[str, Tensor]:
+    """Return one example's gradient by parameter."""
+    leaves = leaves_of(member)
+    with torch.enable_grad(), differentiable(member.model):
+        value = member.function(of)(member.logits(leaves, example), example.labels).sum()
+        found = torch.autograd.grad(value, list(leaves.values()), materialize_grads=True)
+    return dict(zip(leaves, found, strict=True))

@@ -1,0 +1,96 @@
+"""The luck of the trained models: means over run seeds, their intervals, differences and ranks."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tdabench.board.seed_draws import at_shared, difference, over_seeds, rank_groups
+from tdabench.bootstrap import Draws
+
+
+def still(value, n=2000):
+    """Return draws that do not vary."""
+    return Draws(value, *(np.full(n, value) for _ in range(3)))
+
+
+def test_the_interval_of_several_seeds_is_that_of_a_mean_of_few_values():
+    values = np.array([0.20, 0.25, 0.33])
+    found = over_seeds({seed: [still(value)] for seed, value in enumerate(values)})
+    low, high = found.interval()
+    half = 4.303 * values.std(ddof=1) / np.sqrt(3)  # t distribution, 2 degrees of freedom
+    assert found.estimate == pytest.approx(values.mean())
+    assert (high - low) / 2 == pytest.approx(half, rel=0.15)
+    assert (low + high) / 2 == pytest.approx(values.mean(), abs=1e-3)
+
+
+def test_intervals_over_three_seeds_cover_the_mean_over_all():
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(200):
+        low, high = over_seeds({s: [still(v, 400)] for s, v in enumerate(rng.normal(size=3))}).interval()
+        covered += low <= 0 <= high
+    assert 183 <= covered <= 197
+
+
+def test_what_a_seed_does_to_two_entries_alike_cancels_in_their_difference():
+    luck = [0.0, 0.05, -0.1]
+    one, better = (over_seeds({s: [still(base + v)] for s, v in enumerate(luck)}) for base in (0.2, 0.3))
+    low, high = (better - one).interval()
+    assert (low, high) == pytest.approx((0.1, 0.1))
+    assert better.corrected() - one.corrected() == pytest.approx(0.1), "draw by draw, for what is not linear"
+    others = over_seeds({s + 3: [still(0.3 + v)] for s, v in enumerate(luck)})
+    low, high = (others - one).interval()
+    assert high - low > 0.2, "seeds that are not shared do not pair"
+
+
+def test_entries_are_compared_at_the_seeds_that_they_share():
+    """Seed 0 is lucky for both: the one that was run with it alone must not be held against the other's mean."""
+    many = over_seeds({0: [still(0.4)], 1: [still(0.3)], 2: [still(0.2)]})
+    lucky = over_seeds({0: [still(0.41)]})
+    first, second = at_shared([many, lucky])
+    assert (first - second).estimate == pytest.approx(-0.01)
+    stranger = over_seeds({7: [still(0.35)]})
+    assert at_shared([many, stranger]) == [many, stranger]
+    assert (many - stranger).estimate == pytest.approx(-0.05)
+
+
+def test_one_seed_adds_nothing_and_repetitions_weigh_as_one():
+    assert over_seeds({7: [still(0.2)]}).interval() == (0.2, 0.2)
+    twice = over_seeds({0: [still(0.1), still(0.2)], 1: [still(0.45)]})
+    assert twice.estimate == pytest.approx(0.3)
+
+
+def spread(value, stream, half=0.02, n=2000):
+    """Return draws that vary by ``half`` either way, as a stream of its own has it."""
+    draws = value + half / 1.96 * np.random.default_rng(stream).standard_normal(n)
+    return Draws(value, draws, np.full(n, value), draws)
+
+
+def test_ranks_are_shared_where_the_difference_is_not_significant():
+    found = [over_seeds({0: [spread(value, stream)]}) for stream, value in enumerate((0.2, 0.40, 0.39))]
+    assert rank_groups(found) == [2, 1, 1]
+    assert rank_groups(found[:1]) == [1]
+    assert rank_groups([]) == []
+
+
+def test_what_is_better_by_the_luck_of_its_models_alone_shares_a_rank():
+    """Each run of the one is above each run of the other by its own interval, and models differ by more."""
+    one, other = ({s: [spread(v, s)] for s, v in some} for some in (((0, 0.28), (1, 0.36)), ((2, 0.18), (3, 0.26))))
+    low, high = difference(over_seeds(one), over_seeds(other))[1:]
+    assert low < 0 < high
+    assert rank_groups([over_seeds(one), over_seeds(other)]) == [1, 1]
+    assert rank_groups([over_seeds({0: one[0]}), over_seeds({2: other[2]})]) == [1, 2], "one seed cannot know"
+
+
+def test_what_seeds_do_to_all_alike_parts_ranks_all_the_same():
+    luck = {0: 0.0, 1: 0.1, 2: -0.2}
+    better, worse = (over_seeds({s: [spread(base + v, 0)] for s, v in luck.items()}) for base in (0.3, 0.27))
+    assert rank_groups([worse, better]) == [2, 1]
+
+
+def test_ranks_compare_at_shared_seeds():
+    """The single run is of the seed that is lucky for the others as well; the first is no better than the last."""
+    lucky, many = over_seeds({0: [still(0.41)]}), over_seeds({0: [still(0.45)], 1: [still(0.3)], 2: [still(0.2)]})
+    assert difference(lucky, many)[0] == pytest.approx(-0.04)
+    assert rank_groups([lucky, many]) == [1, 1]

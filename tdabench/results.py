@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -96,22 +97,19 @@ def _evaluate_known(folder: Path, record: Record) -> Evaluation | None:
 def _task_info(name: str) -> TaskInfo | None:
     """Return what the board says about a task; None if it is not installed."""
     try:
-        task, truth, evaluator = _evaluator(name)
+        task = find_task(name)
+        _, truth, evaluator = _evaluator(name)
     except UnknownNameError:
         return None
     except MissingGroundTruthError:
-        return _without_truth(find_task(name))
-    return TaskInfo(
-        name=task.name,
-        title=task.title,
-        version=task.version,
-        description=task.description,
-        n_train=task.n_train,
-        n_queries=len(truth.reported),
+        return _without_truth(task)
+    return replace(
+        _without_truth(task),
         n_subsets=truth.outputs.shape[0],
         n_seeds=truth.outputs.shape[1],
         ceiling=evaluator.ceiling.value,
         reliability=evaluator.ceiling.reliability,
+        no_score="",
     )
 
 

@@ -213,6 +213,7 @@ def test_interrupting_a_run_leaves_nothing(tmp_path, small_reference):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # jobs in the background ignore it
     )
     try:
         end = time.monotonic() + 120
@@ -222,6 +223,7 @@ def test_interrupting_a_run_leaves_nothing(tmp_path, small_reference):
         out, err = process.communicate(timeout=120)
     finally:
         process.kill()
+        process.communicate()
     assert process.returncode == 130
     assert out == ""
     assert err.strip().splitlines()[-1].startswith("Interrupted.")

@@ -229,11 +229,46 @@ def test_the_loose_tolerance_grows_with_what_rounding_changes_but_tells_replicas
     (builder,) = truth.manifest.built_on
     monkeypatch.setattr(verification.provenance, "cpu_name", lambda: "another processor")
 
-    def with_rounding(value: float) -> float:
+    def with_rounding(value: float) -> float | None:
         manifest = truth.manifest.model_copy(update={"rounding_difference": value})
         return tolerance(replace(truth, manifest=manifest), builder)
 
-    assert [with_rounding(x) for x in (0.0, 0.1, 0.3, 5.0)] == [0.25, 0.25, 0.6, 1.0]
+    assert [with_rounding(x) for x in (0.0, 0.1, 0.3, 0.5, 0.51)] == [0.25, 0.25, 0.6, 1.0, None]
+
+
+@pytest.fixture
+def amplified(small, small_truth_folder, tmp_path):
+    """Return a factory of ground truth from another processor, in which rounding moves rows as far as it likes."""
+    truth = read_ground_truth(small, small_truth_folder)
+    facts = truth.manifest.model_dump()
+    facts |= {"rounding_difference": 2.0, "built_on": [{**facts["built_on"][0], "cpu": "another processor"}]}
+
+    def write(outputs):
+        write_ground_truth(tmp_path / "amplified", truth.masks, outputs, facts)
+        return tmp_path / "amplified"
+
+    return write
+
+
+def test_where_rounding_moves_rows_too_far_they_are_known_by_their_subset(small, small_truth_folder, amplified):
+    """Every shipped row is that of the next seed: as another draw with the same training set would be."""
+    folder = amplified(np.roll(read_ground_truth(small, small_truth_folder).outputs, 1, axis=1))
+    checks = verify(small, ALL, folder=folder)
+    assert min(c.difference for c in checks) > SAME_MACHINE_TOLERANCE
+    assert {(c.tolerance, c.places) for c in checks} == {(None, 1)}
+    assert sum(c.passed for c in checks) >= 24, "by chance it would be 4 of 32"
+
+
+def test_rows_of_other_subsets_are_not_known_again(small, small_truth_folder, amplified):
+    folder = amplified(np.roll(read_ground_truth(small, small_truth_folder).outputs, 1, axis=0))
+    assert not any(c.passed for c in verify(small, ALL, folder=folder))
+
+
+def test_a_retraining_that_diverges_is_like_no_subset(small, small_truth_folder, amplified, monkeypatch):
+    folder = amplified(read_ground_truth(small, small_truth_folder).outputs)
+    monkeypatch.setattr(verification, "retrain", lambda *_: torch.full((1, 40), torch.nan))
+    (check,) = verify(small, 1, folder=folder)
+    assert (check.place, check.passed) == (8, False)
 
 
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 100), st.integers(0, 5))

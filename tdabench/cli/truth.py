@@ -156,7 +156,7 @@ def verify(
 ) -> None:
     """Check TASK's files against their manifest, retrain random replicas, and compare them with the shipped rows.
 
-    Exits with 0 if every replica agrees, and with 1 if one differs by more than the tolerance; with --all also with 1
+    Exits with 0 if every replica agrees, and with 1 if one does not; with --all also with 1
     if a task cannot be loaded or verified: it is named, and the others are verified all the same.
     """
     if everything == (task is not None):
@@ -244,9 +244,14 @@ def _tasks_to_verify(task: str | None, device: str) -> tuple[list[Task], list[_O
 
 def _check_line(check: Check) -> str:
     verdict = "agrees" if check.passed else "DIFFERS"
+    line = (
+        f"subset {check.subset}, seed {check.seed}: {verdict}, difference {check.difference:.2g} of the spread between"
+    )
+    if check.tolerance is not None:
+        return f"{line} subsets (tolerance {check.tolerance:g})"
     return (
-        f"subset {check.subset}, seed {check.seed}: {verdict}, difference {check.difference:.2g} "
-        f"of the spread between subsets (tolerance {check.tolerance:g})"
+        f"{line} subsets (no tolerance: rounding moves a row as far), place {check.place} of its own subset among those"
+        f" that it is like (up to {check.places} agree)"
     )
 
 

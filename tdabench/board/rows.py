@@ -11,7 +11,7 @@ from typing import Literal, TypeVar
 
 from tdabench.board.runs import Run, by_configuration, draws_of, mean_over_seeds
 from tdabench.board.seed_draws import SeedDraws, rank_groups
-from tdabench.ensembles import SIZES, format_ensemble, without_defaults
+from tdabench.ensembles import KINDS, SIZES, format_ensemble, without_defaults
 from tdabench.front import pareto_front
 from tdabench.records import Costs, Record
 
@@ -166,7 +166,9 @@ class Row:
         """The ensemble's options that count members."""
         options = self.record.ensemble.options if self.record.ensemble else {}
         counts = {k: v for k, v in options.items() if isinstance(v, int) and not isinstance(v, bool)}
-        return {k: v for k, v in counts.items() if k in SIZES or v == self.record.members}
+        if self.kind in KINDS:
+            return {k: v for k, v in counts.items() if k in SIZES}
+        return {k: v for k, v in counts.items() if k in SIZES or v == self.record.members}  # a kind of another version
 
     @property
     def flavour(self) -> str:

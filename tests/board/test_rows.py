@@ -267,6 +267,15 @@ def test_names_say_which_dropout_it_is(make):
     assert make.row(ensemble=make.ensemble("lora", 2, models=1, adapters=2, rank=4)).short == "trak · lora rank=4 ×2"
 
 
+def test_an_option_that_happens_to_equal_the_number_of_members_is_no_size(make):
+    options = {"models": 1, "rank": 8, "epochs": 5}
+    rows = [make.row(ensemble=make.ensemble("lora", n, adapters=n, **options)) for n in (5, 8, 10)]
+    assert [row.sizes for row in rows] == [{"models": 1, "adapters": n} for n in (5, 8, 10)]
+    assert {row.flavour for row in rows} == {""}
+    unknown = make.row(ensemble=make.ensemble("new", 5, copies=5, rank=8))
+    assert unknown.sizes == {"copies": 5}
+
+
 def test_names_say_the_version_of_a_method_s_file_where_runs_differ_in_it(make):
     old, new = (make.row(run_id=sha, code=sha * 64) for sha in "ab")
     assert names([old, new]) == ["trak (code aaaaaa)", "trak (code bbbbbb)"]

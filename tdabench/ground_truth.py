@@ -135,6 +135,11 @@ def ground_truth_folder(task: Task) -> Path:
     return task.folder / "ground_truth"
 
 
+def has_ground_truth(task: Task) -> bool:
+    """Return whether a task's ground truth is complete; whether it is valid shows when it is read."""
+    return (ground_truth_folder(task) / MANIFEST_FILE).exists()
+
+
 def read_ground_truth(task: Task, folder: Path | None = None) -> GroundTruth:
     """Read and check a task's ground truth.
 

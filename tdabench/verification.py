@@ -151,8 +151,9 @@ def _place(truth: GroundTruth, subset: int, seed: int, outputs: np.ndarray) -> i
 
     All less their mean over subsets: what a subset changes is compared, and not which queries are easy.
     """
+    mean = truth.mean  # [n_subsets, n_queries]
     row = outputs - truth.outputs[:, seed].mean(axis=0, dtype=np.float64)  # [n_queries]
-    shipped = truth.mean - truth.mean.mean(axis=0)  # [n_subsets, n_queries]
+    shipped = mean - mean.mean(axis=0)
     like = np.corrcoef(row, shipped)[0, 1:]  # [n_subsets]
     others = np.delete(like, subset)
     return 1 + int((~(like[subset] > others)).sum())  # what is not finite is like nothing

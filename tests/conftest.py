@@ -117,6 +117,7 @@ def network_task(small, view) -> Callable:
     from tdabench import MEAN_LOG_PROBABILITY, Examples, TaskData, token_cross_entropy
     from tdabench.tasks.networks import resnet9
     from tdabench.tasks.transformers import music_transformer
+    from tests import made_up
 
     changes = {
         "resnet": {"make_model": lambda: resnet9(3, width=8, strides=(2, 2, 2), p=0.1)},
@@ -132,10 +133,8 @@ def network_task(small, view) -> Callable:
 
         def examples(n: int, split: str) -> Examples:
             if network == "resnet":
-                images = torch.randn(n, 3, 8, 8, generator=random)
-                return Examples(images, torch.randint(3, (n,), generator=random), split)
-            tokens = torch.randint(7, (n, 7), generator=random)
-            return Examples(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), split)
+                return made_up.images(n, split, random, side=8)
+            return made_up.sequences(n, split, random, vocabulary=7, length=6)
 
         task = replace(small, name=network, n_train=16, n_queries=4, **changes[network])
         return view(task, TaskData(examples(16, "train"), examples(4, "queries")), store=network)

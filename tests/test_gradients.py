@@ -19,6 +19,7 @@ from tdabench.targets import MEAN_LOG_PROBABILITY, token_cross_entropy
 from tdabench.task import Recipe
 from tdabench.tasks.networks import resnet9
 from tdabench.tasks.transformers import music_transformer, nano_gpt
+from tests import made_up
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 N_TRAIN, N_QUERIES = 9, 5
@@ -488,10 +489,8 @@ def network_view(small, view):
 
         def examples(n: int, split: str) -> Examples:
             if name == "resnet":
-                images = torch.randn(n, 3, 16, 16, generator=random)
-                return Examples(images, torch.randint(3, (n,), generator=random), split)
-            tokens = torch.randint(VOCABULARY, (n, LENGTH + 1), generator=random)
-            return Examples(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), split)
+                return made_up.images(n, split, random, side=16)
+            return made_up.sequences(n, split, random, VOCABULARY, LENGTH)
 
         recipe = Recipe(lr=0.01, momentum=0.9, batch_size=4, epochs=2)
         make_model = ORDINARY[name][0] if name in ORDINARY else NETWORKS[name]

@@ -33,7 +33,7 @@ from tdabench.baselines.peers.contests import (
 from tdabench.building import build
 from tdabench.cli.output import note, print_table
 from tdabench.errors import MissingGroundTruthError, TdabenchError
-from tdabench.ground_truth import MANIFEST_FILE, ground_truth_folder
+from tdabench.ground_truth import has_ground_truth
 from tdabench.jobs import Job, plan
 from tdabench.records import Record
 from tdabench.registry import METHODS, find_task, names
@@ -70,7 +70,7 @@ def main(task: str, repeats: int, runs: Path, json_file: Path | None, timeout_s:
 def _build_truth(reference: str) -> None:
     """Build the ground truth of the wide task where it is missing; other tasks ship theirs."""
     task = find_task(reference)
-    if reference == WIDE and not (ground_truth_folder(task) / MANIFEST_FILE).exists():
+    if reference == WIDE and not has_ground_truth(task):
         note(f"Building the ground truth of {task.name} (once).")
         build(reference)
 

@@ -166,9 +166,8 @@ class Row:
         """The ensemble's options that count members."""
         options = self.record.ensemble.options if self.record.ensemble else {}
         counts = {k: v for k, v in options.items() if isinstance(v, int) and not isinstance(v, bool)}
-        if self.kind in KINDS:
-            return {k: v for k, v in counts.items() if k in SIZES}
-        return {k: v for k, v in counts.items() if k in SIZES or v == self.record.members}  # a kind of another version
+        guessed = self.kind not in KINDS  # of another version: its size is what equals the number of members
+        return {k: v for k, v in counts.items() if k in SIZES or (guessed and v == self.record.members)}
 
     @property
     def flavour(self) -> str:

@@ -60,11 +60,11 @@ def _describe_task(name: str) -> dict[str, Any]:
 
 def _ground_truth_of(task: Task) -> str:
     from tdabench.building import total_replicas, work_folder
-    from tdabench.ground_truth import MANIFEST_FILE, ground_truth_folder
+    from tdabench.ground_truth import has_ground_truth
     from tdabench.slices import read_slices
 
     size = f"{task.plan.n_subsets} subsets x {task.plan.n_seeds} seeds"
-    if (ground_truth_folder(task) / MANIFEST_FILE).exists():
+    if has_ground_truth(task):
         return size
     done = read_slices(task, [work_folder(task)]).n_done
     return f"not built ({size})" if done == 0 else f"{done} of {total_replicas(task)} replicas ({size})"

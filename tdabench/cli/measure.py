@@ -248,10 +248,10 @@ def suite(
 
 def note_without_truth(tasks: Iterable[Task]) -> None:
     """Say of which tasks only costs can be told, before hours are spent on them."""
-    from tdabench.ground_truth import MANIFEST_FILE, ground_truth_folder
+    from tdabench.ground_truth import has_ground_truth
 
     for task in tasks:
-        if not (ground_truth_folder(task) / MANIFEST_FILE).exists():
+        if not has_ground_truth(task):
             note(f"{task.name} has no ground truth yet: its runs will have costs, and no LDS until it is built.")
 
 

@@ -10,7 +10,7 @@ from tdabench.board.rows import AXES, TaskInfo
 from tdabench.board.runs import Run
 from tdabench.findings.curves import ABOVE, BELOW, Bounded
 from tdabench.findings.entries import Contest, Entry, Family, contests_of
-from tdabench.findings.savings import CLAIMS, Gain, gains, verdicts
+from tdabench.findings.savings import CLAIMS, Gain, Verdict, gains, verdicts
 from tdabench.findings.winners import Winner, duel, strongest, winners
 
 _BOUNDS = {BELOW: "below the curve", ABOVE: "at least"}
@@ -27,7 +27,7 @@ def numbers(runs: Iterable[Run], tasks: Sequence[TaskInfo]) -> list[dict[str, An
 
 def _contest(contest: Contest) -> dict[str, Any]:
     ladder = strongest(contest.families)
-    price = contest.price
+    price, judged = contest.price, verdicts(contest)
     return {
         "task": contest.task.name,
         "task_version": contest.task.version,
@@ -35,18 +35,18 @@ def _contest(contest: Contest) -> dict[str, Any]:
         "ceiling": contest.task.ceiling,
         "model_train_s": None if price is None else price.seconds,
         "trainings": 0 if price is None else price.n,
-        "methods": [_family(contest, family) for family in contest.families],
+        "methods": [_family(family, judged) for family in contest.families],
         "winners": [] if ladder is None else _winners(ladder, contest.entries),
     }
 
 
-def _family(contest: Contest, family: Family) -> dict[str, Any]:
+def _family(family: Family, judged: Sequence[Verdict]) -> dict[str, Any]:
     found = {gain.entry.name: gain for gain in gains(family)}
     return {
         "method": family.name,
         "options": family.entries[0].record.options,
         "code": family.entries[0].code,
-        "claim": {v.axis: v.outcome for v in verdicts(contest) if v.family.name == family.name},
+        "claim": {v.axis: v.outcome for v in judged if v.family.name == family.name},
         "ensembles": [_entry(entry, family, found.get(entry.name)) for entry in family.entries],
         "winners": _winners(family, family.entries) if len(family.curve) > 1 else [],
     }

@@ -1,0 +1,90 @@
+"""What stands in ``leaderboard/runs``: runs of the tasks as they are, evidence that holds, memory under the budget."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tdabench.board.rows import TaskInfo
+from tdabench.board.runs import Run
+from tdabench.ensembles import format_ensemble, kind_of, parse_ensemble
+from tdabench.estimates import BUDGET_BYTES
+from tdabench.findings import Source, render
+from tdabench.ground_truth import has_ground_truth
+from tdabench.jobs import Job
+from tdabench.options import values
+from tdabench.records import Record, read_record
+from tdabench.registry import TASKS, find_task, names
+from tdabench.results import find_runs, read_runs
+from tdabench.suites import find_suite
+
+ROOT = Path(__file__).parent.parent
+FOLDERS = find_runs(ROOT / "leaderboard" / "runs")
+RECORDS = [read_record(folder) for folder in FOLDERS]
+Standing = tuple[str, str, str, int]
+NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
+
+
+def standing(record: Record) -> Standing:
+    return record.task, record.method, record.label.partition(" + ")[2], record.seed
+
+
+def wanted(job: Job) -> Standing:
+    ensemble = parse_ensemble(job.ensemble) if job.ensemble else None
+    text = format_ensemble(kind_of(ensemble), values(ensemble)) if ensemble else ""
+    return job.task, job.method, text, job.seed
+
+
+def test_every_run_of_the_standard_suite_is_there_once_and_ended_as_ok_or_with_a_reason():
+    found = [standing(record) for record in RECORDS]
+    assert {wanted(job) for job in find_suite("standard").jobs} - set(found) == set()
+    assert len(found) == len(set(found))
+    assert {record.status for record in RECORDS} == {"ok", "declined"}
+
+
+def test_every_task_that_a_cpu_can_retrain_has_runs():
+    assert {name for name in names(TASKS) if has_ground_truth(find_task(name))} <= {record.task for record in RECORDS}
+
+
+def test_runs_are_of_the_tasks_as_they_are_and_on_one_machine_class():
+    assert [r.run_id for r in RECORDS if r.task_version != find_task(r.task).version] == []
+    assert len({record.machine.machine_class for record in RECORDS}) == 1
+
+
+def test_runs_are_of_a_commit_without_changes():
+    assert [record.run_id for record in RECORDS if record.provenance.dirty] == []
+
+
+def test_no_method_takes_more_host_memory_than_the_budget():
+    """What a run adds to its process and the process itself, together."""
+    taken = {
+        record.run_id: record.costs.peak_host_bytes + record.costs.baseline_host_bytes
+        for record in RECORDS
+        if record.costs is not None
+    }
+    assert {run: peak for run, peak in taken.items() if peak >= BUDGET_BYTES} == {}
+
+
+@pytest.fixture(scope="module")
+def evaluated() -> tuple[list[Run], list[TaskInfo]]:
+    return read_runs(FOLDERS)
+
+
+def test_evidence_gives_every_ok_run_an_lds_below_the_ceiling(evaluated):
+    runs, tasks = evaluated
+    ceilings = {task.name: task.ceiling for task in tasks}
+    for run in runs:
+        assert (run.lds is None) == (run.record.status != "ok"), run.record.run_id
+        assert run.lds is None or run.lds < ceilings[run.record.task], run.record.run_id
+
+
+def test_the_findings_in_the_documents_are_those_of_the_runs(evaluated):
+    """Word for word, and the numbers to a percent: another processor may round the last digit elsewhere."""
+    kept = (ROOT / "docs" / "findings.md").read_text(encoding="utf-8")
+    command = "tdabench findings leaderboard/runs --suite standard --out docs/findings.md"
+    again = render(*evaluated, Source(command, (find_suite("standard"),)))
+    assert NUMBER.sub("#", again) == NUMBER.sub("#", kept)
+    numbers = [[float(n.replace(",", "")) for n in NUMBER.findall(text)] for text in (again, kept)]
+    assert numbers[0] == pytest.approx(numbers[1], rel=0.01, abs=0.0021)

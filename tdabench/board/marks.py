@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -98,10 +98,16 @@ class Predicted:
 
 
 def colours(rows: Sequence[Row]) -> dict[str, int]:
-    """Give every method of the page its colour, those that are drawn first; beyond the palette they repeat."""
-    drawn = {row.record.method for row in rows if row.lds is not None}
+    """Give every method of the page its colour, those that are drawn first.
+
+    Where there are more methods than colours, those with the most configurations have one of their own, since curves
+    are told apart by it, and all others share the last, a grey: one colour for two methods would read as one method.
+    """
+    drawn = Counter(row.record.method for row in rows if row.lds is not None)
     methods = sorted({row.record.method for row in rows}, key=lambda method: (method not in drawn, method))
-    return {method: i % len(PALETTE) for i, method in enumerate(methods)}
+    if len(methods) > len(PALETTE):
+        methods.sort(key=lambda method: -drawn[method])
+    return {method: min(i, len(PALETTE) - 1) for i, method in enumerate(methods)}
 
 
 def shape_of(kind: str, flavour: str = "") -> str:

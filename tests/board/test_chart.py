@@ -172,6 +172,18 @@ def test_a_shorter_label_says_the_ensemble_rather_than_the_method(make):
     ]
 
 
+def test_beyond_the_palette_curves_keep_their_colours_and_single_points_share_a_grey(make):
+    singles = [make.row(f"method-{i}", 0.1, run_id=f"single-{i}") for i in range(len(PALETTE))]
+    curve = [
+        make.row("zeta", n / 10, run_id=f"zeta-{n}", ensemble=make.ensemble("independent", n, models=n)) for n in (2, 5)
+    ]
+    assert set(colours(singles).values()) == set(range(len(PALETTE)))
+    found = colours([*singles, *curve])
+    own = [method for method, colour in found.items() if colour != len(PALETTE) - 1]
+    assert found["zeta"] == 0
+    assert len({found[method] for method in own}) == len(own) == len(PALETTE) - 1
+
+
 def test_sizes_beside_a_curve_say_the_flavour(make):
     beaten = make.ensemble("dropout", 5, models=1, masks=5, scope="q-only")
     rows = [make.row("trak", 0.1, ensemble=beaten, costs={"train_s": 50.0}), make.row("grad-dot", 0.4)]

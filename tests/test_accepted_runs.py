@@ -28,7 +28,8 @@ NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
 
 
 def standing(record: Record) -> Standing:
-    return record.task, record.method, record.label.partition(" + ")[2], record.seed
+    text = format_ensemble(record.ensemble.kind, record.ensemble.options) if record.ensemble else ""
+    return record.task, record.method, text, record.seed
 
 
 def wanted(job: Job) -> Standing:

@@ -244,6 +244,7 @@ def sizes_of(member: Member) -> Sizes:
         representation=_representation(member),
         n_outputs=outputs.shape[-1],
         has_one_label=task.training.labels.dim() == 1,
+        short=one.short,
     )
 
 

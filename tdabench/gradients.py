@@ -14,7 +14,7 @@ whole per-sample gradient is formed by :meth:`Gradients.dense` alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from tdabench.examples import Examples, consecutive
 from tdabench.layout import layout_of
-from tdabench.pieces import Piece, Rows, dot, joined
+from tdabench.pieces import Piece, Rows, add_products, dot, in_order, joined, put, room_for
 from tdabench.projections import Draw, Kind, Sketch, projection
 from tdabench.taps import Layout, tap
 
@@ -72,7 +72,6 @@ class Gradients:
         self.member, self.examples, self.of = member, examples, of
         self._rows = range(len(examples)) if rows is None else rows
         self._kept: list[Piece] | None = None
-        self._squares: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -119,38 +118,32 @@ class Gradients:
         single = all(isinstance(p, Rows) or p.positions == 1 for p in pieces)
         return single and 4 * len(self) * sum(p.numbers for p in pieces) <= _KEPT_BYTES
 
-    def _compact(self) -> Iterator[tuple[slice, list[Piece]]]:
-        """Yield the pieces in the form whose dot products are cheap, and note the norms on the way."""
-        squares = self.like.new_zeros(len(self)) if self._squares is None else None
-        for rows, pieces in self.blocks():
-            compact = [piece.compact() for piece in pieces]
-            if squares is not None:
-                squares[rows] = sum(piece.squares() for piece in compact)
-            yield rows, compact
-        if squares is not None:
-            self._squares = squares
+    @property
+    def short(self) -> bool:
+        """Whether products of gradients that are sums over positions may be taken of numbers in bfloat16.
 
-    def _held(self, most_bytes: int) -> Iterator[tuple[slice, list[Piece]]]:
-        """Yield as many consecutive examples at once as may be held."""
-        parts: list[list[Piece]] = []
-        start = stop = size = 0
-        for rows, pieces in self._compact():
-            more = 4 * (rows.stop - rows.start) * sum(p.numbers for p in pieces)
-            if parts and size + more > most_bytes:
-                yield slice(start, stop), _joined(parts)
-                parts, start, size = [], stop, 0
-            parts.append(pieces)
-            stop, size = rows.stop, size + more
-        yield slice(start, stop), _joined(parts)
+        They are where the task's models were trained in it: the precision of its recipe, where the processor has it.
+        """
+        return self.member.task.trained_in == "bfloat16"
+
+    def _compact(self, *, short: bool) -> Iterator[tuple[slice, list[Piece]]]:
+        """Yield the pieces in the form whose dot products are cheap."""
+        for rows, pieces in self.blocks():
+            yield rows, [piece.compact(short=short) for piece in pieces]
+
+    def _held(self, most_bytes: int, *, short: bool) -> Iterator[tuple[slice, list[Piece]]]:
+        """Yield as many consecutive examples at once as may be held, good until the next are asked for."""
+        return gathered(self._compact(short=short), len(self), most_bytes)
 
     def dot(self, other: Gradients) -> Tensor:
         """Return the dot products ``[n, m]`` with the gradients of ``m`` other examples at the same member."""
         if len(other) < len(self):
             return other.dot(self).T
         out = self.like.new_zeros(len(self), len(other))
-        for rows, held in self._held(_HELD_BYTES):
+        short = self.short
+        for rows, held in self._held(_HELD_BYTES, short=short):
             # Many columns at once, or the held side would be read from memory for every few of them.
-            for columns, pieces in other._held(_BLOCK_BYTES):
+            for columns, pieces in other._held(_BLOCK_BYTES, short=short):
                 products = out.new_zeros(rows.stop - rows.start, columns.stop - columns.start)
                 for a, b in zip(held, pieces, strict=True):
                     dot(a, b, products)
@@ -159,11 +152,10 @@ class Gradients:
 
     def norms(self) -> Tensor:
         """Return the Euclidean norms ``[n]``."""
-        if self._squares is None:
-            for _ in self._compact():
-                pass
-        assert self._squares is not None
-        return self._squares.sqrt()
+        squares = self.like.new_zeros(len(self))
+        for rows, pieces in self._compact(short=False):
+            squares[rows] = sum(piece.squares() for piece in pieces)
+        return squares.sqrt_()
 
     def times(self, vectors: Tensor | Mapping[str, Tensor], through: Through = _as_it_is) -> Tensor:
         """Return the products ``[n, m]`` with ``m`` vectors in parameter space.
@@ -172,56 +164,65 @@ class Gradients:
         ----------
         vectors
             ``[m, P]``, flat in the order of ``member.parameters``; or by layer as :meth:`by_layer` gives them,
-            ``[m, p, q]`` each.
+            ``[m, p, q]`` each. Layers in bfloat16 are multiplied with gradients in bfloat16.
         through
             Changes each piece of the gradients first, to other coordinates for example; not the vectors.
         """
         layers = self.split(vectors) if isinstance(vectors, Tensor) else vectors
+        short = any(layer.dtype == torch.bfloat16 for layer in layers.values())
         out = self.like.new_zeros(len(self), len(next(iter(layers.values()))))
-        for rows, key, flat in self.flats(through):
-            out[rows].addmm_(flat, layers[key].flatten(1).T)
+        for rows, key, flat in self._flats(through, short=short):
+            add_products(flat, layers[key].flatten(1), out[rows])
         return out
 
-    def flats(self, through: Through = _as_it_is) -> Iterator[tuple[slice, str, Tensor]]:
+    def flats(self) -> Iterator[tuple[slice, str, Tensor]]:
         """Yield which examples, which layer, and their gradients in it ``[b, p * q]``, in blocks of bounded memory."""
-        for rows, pieces in self._held(_BLOCK_BYTES):
+        return self._flats(_as_it_is, short=False)
+
+    def _flats(self, through: Through, *, short: bool) -> Iterator[tuple[slice, str, Tensor]]:
+        for rows, pieces in self._held(_BLOCK_BYTES, short=short):
             for piece in pieces:
+                if isinstance(piece, Rows):  # formed already
+                    yield rows, piece.key, through(piece).flat()
+                    continue
                 for some in consecutive(rows.stop - rows.start, max(1, _FORMED_BYTES // (4 * math.prod(piece.shape)))):
                     part = slice(rows.start + some.start, rows.start + some.stop)
                     yield part, piece.key, through(piece.part(some)).flat()
 
     def split(self, vectors: Tensor) -> dict[str, Tensor]:
         """Return flat vectors ``[m, P]`` by layer, ``[m, p, q]`` each."""
-        return {key: self._matrix(vectors, names, shape) for key, (names, shape) in self._layers.items()}
+        return {piece.key: self._matrix(vectors, piece) for piece in self._one}
 
     def flatten(self, layers: Mapping[str, Tensor]) -> Tensor:
         """Return what :meth:`split` splits: ``[m, P]`` from ``[m, p, q]`` by layer."""
         out = self.like.new_empty(len(next(iter(layers.values()))), self.n_parameters)
-        for key, (names, _) in self._layers.items():
-            self._write(out, names, layers[key])
+        for piece in self._one:
+            self._write(out, piece, layers[piece.key])
         return out
 
     @cached_property
-    def _layers(self) -> dict[str, tuple[tuple[str, ...], tuple[int, int]]]:
-        """Each layer's parameters and the shape of one gradient in it."""
+    def _one(self) -> list[Piece]:
+        """The pieces of one example, which show each layer's parameters, shape and order."""
         first = Gradients(self.member, self.examples, self.of, self._rows[:1])
-        return {piece.key: (piece.parameters, piece.shape) for _, pieces in first.blocks() for piece in pieces}
+        return [piece for _, pieces in first.blocks() for piece in pieces]
 
-    def _matrix(self, flat: Tensor, names: tuple[str, ...], shape: tuple[int, int]) -> Tensor:
+    def _matrix(self, flat: Tensor, like: Piece) -> Tensor:
         """Return a layer's part of flat vectors ``[m, P]`` as ``[m, p, q]``; a bias is the last column."""
-        parts = [flat[:, self._places[name]] for name in names]
-        p, q = shape
+        parts = [flat[:, self._places[name]] for name in like.parameters]
+        p, q = like.shape
         if len(parts) == 1:
-            return parts[0].reshape(-1, p, q)
-        return torch.cat([parts[0].reshape(-1, p, q - 1), parts[1].reshape(-1, p, 1)], dim=2)
+            return in_order(parts[0].reshape(-1, p, q), like.order)
+        return in_order(torch.cat([parts[0].reshape(-1, p, q - 1), parts[1].reshape(-1, p, 1)], dim=2), like.order)
 
-    def _write(self, out: Tensor, names: tuple[str, ...], values: Tensor) -> None:
+    def _write(self, out: Tensor, like: Piece, values: Tensor) -> None:
         """Write a layer's part ``[m, p, q]`` to its place in flat vectors ``[m, P]``."""
-        if len(names) == 1:
-            out[:, self._places[names[0]]] = values.flatten(1)
+        if like.order is not None:
+            values = values[..., like.order.argsort()]
+        weight, *bias = (self._places[name] for name in like.parameters)
+        if bias:
+            out[:, weight], out[:, bias[0]] = values[:, :, :-1].flatten(1), values[:, :, -1]
         else:
-            out[:, self._places[names[0]]] = values[:, :, :-1].flatten(1)
-            out[:, self._places[names[1]]] = values[:, :, -1]
+            out[:, weight] = values.flatten(1)
 
     @cached_property
     def _places(self) -> dict[str, slice]:
@@ -237,14 +238,14 @@ class Gradients:
         out = self.like.new_empty(len(self), self.n_parameters)
         for rows, pieces in self.blocks():
             for piece in pieces:
-                self._write(out[rows], piece.parameters, piece.rows().values)
+                self._write(out[rows], piece, piece.rows().values)
         return out
 
     def by_layer(
         self, most_bytes: int | None = None, through: Through = _as_it_is
     ) -> Iterator[tuple[slice, dict[str, Tensor]]]:
         """Yield the gradients by layer, ``[h, p, q]`` each, of as many examples at once as ``most_bytes`` hold."""
-        for rows in consecutive(len(self), max(1, (most_bytes or _HELD_BYTES // 2) // (4 * self.n_parameters))):
+        for rows in consecutive(len(self), max(1, (most_bytes or layer_bytes()) // (4 * self.n_parameters))):
             part = Gradients(self.member, self.examples, self.of, self._rows[rows])
             layers: dict[str, Tensor] = {}
             for some, pieces in part.blocks():
@@ -279,6 +280,38 @@ class Gradients:
                 if piece.key not in sketches:
                     sketches[piece.key] = draw(piece)
             yield rows, {piece.key: _in_parts(sketches[piece.key], piece) for piece in pieces}
+
+
+def layer_bytes() -> int:
+    """Return how much may be held of gradients by layer, unless it is said: as much again is made of them."""
+    return _HELD_BYTES // 2
+
+
+def gathered(
+    blocks: Iterable[tuple[slice, list[Piece]]], n: int, most_bytes: int
+) -> Iterator[tuple[slice, list[Piece]]]:
+    """Yield the pieces of as many of ``n`` consecutive examples at once as may be held.
+
+    They are good until the next are asked for: they are written to the same memory each time, as fetching fresh memory
+    costs more than filling it.
+    """
+    room: list[Piece] | None = None
+    start = 0
+    for rows, pieces in blocks:
+        if room is None:
+            at_once = len(pieces[0]) * max(1, most_bytes // sum(piece.bytes for piece in pieces))
+            # Nothing is gathered where there is but one block, or no two may be held.
+            room = [room_for(p, min(at_once, n)) for p in pieces] if min(at_once, n) > len(pieces[0]) else []
+        if not room:
+            yield rows, pieces
+            continue
+        if rows.stop - start > len(room[0]):
+            yield slice(start, rows.start), [piece.part(slice(rows.start - start)) for piece in room]
+            start = rows.start
+        for piece, place in zip(pieces, room, strict=True):
+            put(piece, place, rows.start - start)
+    if room:
+        yield slice(start, n), [piece.part(slice(n - start)) for piece in room]
 
 
 def _in_parts(sketch: Sketch, piece: Piece) -> Tensor:

@@ -8,17 +8,19 @@ independent of one another.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from tdabench.gradients import Gradients
-from tdabench.pieces import Outer, Piece
+from tdabench.gradients import Gradients, gathered, layer_bytes
+from tdabench.pieces import Outer, Piece, Rows
 
 # A side longer than this keeps its own coordinates: an eigendecomposition grows with the third power.
 _LONGEST = 4096
+# So much of the queries is solved for at once.
+_SOLVED_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,8 @@ def solved_dot(
     Notes
     -----
     Where a layer has one outer product per example, both sides are turned to the eigenbasis while they are factors, and
-    nothing is turned back; elsewhere the queries are turned there and back, since they are few.
+    nothing is turned back; elsewhere the queries are turned there and back, since they are few, and products are taken
+    as :meth:`~tdabench.gradients.Gradients.dot` takes them.
     """
     one_product: set[str] = set()
 
@@ -92,14 +95,18 @@ def solved_dot(
         one_product.add(piece.key)
         return piece.rotated(bases[piece.key].left, bases[piece.key].right)
 
+    def solved() -> Iterator[tuple[slice, list[Piece]]]:
+        for rows, layers in queries.by_layer(min(_SOLVED_BYTES, layer_bytes()), through=turned):
+            yield rows, [solution(key, layers[key]) for key in bases]
+
+    def solution(key: str, vectors: Tensor) -> Piece:
+        if key in one_product:
+            return Rows(key, (), vectors * bases[key].inverse(ridges[key]))
+        return Rows(key, (), bases[key].solve(vectors, ridges[key])).compact(short=queries.short)
+
     out = queries.like.new_empty(len(queries), len(training))
-    for rows, layers in queries.by_layer(through=turned):
-        for key, basis in bases.items():
-            if key in one_product:
-                layers[key] *= basis.inverse(ridges[key])
-            else:
-                layers[key] = basis.solve(layers[key], ridges[key])
-        out[rows] = training.times(layers, through=turned).T
+    for rows, held in gathered(solved(), len(queries), layer_bytes()):
+        out[rows] = training.times({piece.key: piece.rows().values for piece in held}, through=turned).T
     return out
 
 

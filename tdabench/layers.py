@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -66,13 +67,19 @@ def _positions(x: Tensor) -> Tensor:
     return x.reshape(x.shape[0], -1, x.shape[-1])
 
 
-def _products(name: str, x: Tensor, g: Tensor, values: Mapping[str, Tensor]) -> Iterator[Piece]:
-    """Yield the pieces of a weight ``[p, q]``, with a bias as one more input that is always one."""
+def _products(
+    name: str, x: Tensor, g: Tensor, values: Mapping[str, Tensor], order: Tensor | None = None
+) -> Iterator[Piece]:
+    """Yield the pieces of a weight ``[p, q]``, with a bias as one more input that is always one.
+
+    ``order`` says which of the weight's columns each number of ``x`` is for, if not that in its place.
+    """
     weight, bias, *_ = own_names(name)
     if weight in values and bias in values:
-        yield Outer(name, (weight, bias), g, torch.cat([x, x.new_ones(*x.shape[:2], 1)], dim=2))
+        with_bias = None if order is None else torch.cat([order, order.new_tensor([len(order)])])
+        yield Outer(name, (weight, bias), g, torch.cat([x, x.new_ones(*x.shape[:2], 1)], dim=2), with_bias)
     elif weight in values:
-        yield Outer(name, (weight,), g, x)
+        yield Outer(name, (weight,), g, x, order)
     elif bias in values:
         yield Rows(bias, (bias,), g.sum(1).unsqueeze(2))
 
@@ -92,19 +99,44 @@ def _convolution(name: str, module: nn.Conv2d, x: Tensor, g: Tensor, values: Map
     g = g.reshape(-1, *g.shape[-3:]).flatten(2).transpose(1, 2)  # [B * rows, L, channels]
     if weight in values:
         patches = _patches(module, x.reshape(-1, *x.shape[-3:]))
-        yield from _products(name, patches.reshape(n, -1, patches.shape[2]), g.reshape(n, -1, g.shape[2]), values)
+        patches = patches.reshape(n, -1, patches.shape[2])
+        yield from _products(name, patches, g.reshape(n, -1, g.shape[2]), values, _column_order(module, x.device))
     elif bias in values:
         yield Rows(bias, (bias,), g.reshape(n, -1, g.shape[2]).sum(1).unsqueeze(2))
 
 
 def _patches(module: nn.Conv2d, x: Tensor) -> Tensor:
-    """Return what each output position sees, ``[B, L, channels * kernel]``."""
-    if module.kernel_size == (1, 1) and module.padding == (0, 0):
-        seen = x[:, :, :: module.stride[0], :: module.stride[1]].flatten(2)
-    else:
-        kernel: Any = module.kernel_size
-        seen = F.unfold(x, kernel, module.dilation, module.padding, module.stride)  # type: ignore[arg-type]
-    return seen.transpose(1, 2)
+    """Return what each output position sees, ``[B, L, kernel * channels]``.
+
+    Place by place of the kernel: in images with channels last, a row of a patch then lies in memory in one piece.
+    """
+    (high, wide), (down, along), (top, left) = module.kernel_size, module.stride, _both(module.padding)
+    images = x.permute(0, 2, 3, 1)
+    if module.kernel_size == (1, 1) and (top, left) == (0, 0):
+        return images[:, ::down, ::along].flatten(1, 2)
+    images = F.pad(images, (0, 0, left, left, top, top)).contiguous()
+    apart_down, apart_along = module.dilation
+    rows = (images.shape[1] - apart_down * (high - 1) - 1) // down + 1
+    columns = (images.shape[2] - apart_along * (wide - 1) - 1) // along + 1
+    by_image, by_row, by_column, _ = images.stride()
+    windows = images.as_strided(
+        (len(images), rows, columns, high, wide, images.shape[3]),
+        (by_image, down * by_row, along * by_column, apart_down * by_row, apart_along * by_column, 1),
+    )
+    return windows.reshape(len(images), rows * columns, -1)
+
+
+def _both(padding: str | tuple[int, ...]) -> tuple[int, int]:
+    assert not isinstance(padding, str)  # see factors()
+    return padding[0], padding[1]
+
+
+def _column_order(module: nn.Conv2d, device: torch.device) -> Tensor | None:
+    """Return where the weight ``[p, channels * kernel]`` holds the columns of the patches."""
+    places = math.prod(module.kernel_size)
+    if places == 1:
+        return None
+    return torch.arange(module.in_channels * places, device=device).view(-1, places).T.flatten()
 
 
 def _embedding(name: str, module: nn.Embedding, x: Tensor, g: Tensor, values: Mapping[str, Tensor]) -> Iterator[Piece]:
@@ -124,9 +156,10 @@ def _batch_norm(name: str, module: Any, x: Tensor, g: Tensor, values: Mapping[st
     mean = values.get(f"{start}running_mean", module.running_mean)
     variance = values.get(f"{start}running_var", module.running_var)
     channels = module.num_features
+    normal = F.batch_norm(x.flatten(0, 1), mean, variance, eps=module.eps).view_as(x)
     # From [B, rows, channels, ...] to [B, T, channels].
-    x, g = (t.reshape(*t.shape[:2], channels, -1).transpose(2, 3).flatten(1, 2) for t in (x, g))
-    yield from _scale_and_shift(name, (x - mean) / (variance + module.eps).sqrt(), g, values)
+    normal, g = (t.reshape(*t.shape[:2], channels, -1).transpose(2, 3).flatten(1, 2) for t in (normal, g))
+    yield from _scale_and_shift(name, normal, g, values)
 
 
 def _scale_and_shift(name: str, normal: Tensor, g: Tensor, values: Mapping[str, Tensor]) -> Iterator[Piece]:

@@ -23,6 +23,7 @@ from tdabench.examples import Batch, Examples
 from tdabench.graph import entries
 from tdabench.kernels import differentiable
 from tdabench.layers import factors, own_names
+from tdabench.pieces import in_order
 from tdabench.taps import Layout, hooked, leaves_of, pieces_at, row
 
 if TYPE_CHECKING:
@@ -161,7 +162,7 @@ def _is_right(member: Member, layout: Layout, batch: Batch, of: Quantity) -> boo
         for piece in pieces:
             found = piece.part(slice(i, i + 1)).rows().values[0]  # [p, q]; a bias is the last column
             wanted = [expected[name].reshape(len(found), -1) for name in piece.parameters]
-            difference = found - torch.cat(wanted, dim=1)
+            difference = found - in_order(torch.cat(wanted, dim=1), piece.order)
             # Written so that what is not finite passes: it is not the layout's doing.
             if difference.norm() > _SAME * found.norm() + nothing:
                 return False

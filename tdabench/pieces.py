@@ -7,10 +7,17 @@ a convolution; one for a plain vector) of outer products of the gradient at the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+
+LONG = 4096
+"""Products of so many numbers or more may be taken of numbers in bfloat16: over fewer, roundings do not average out."""
+
+# A product in bfloat16 comes out in bfloat16; the parts of so many numbers are added up in the format of the sum.
+_SPAN = 8192
+_MOMENT_BLOCK = 144
 
 
 @dataclass(frozen=True)
@@ -25,11 +32,15 @@ class Rows:
         Whose gradient it is: one parameter, or a weight and a bias, which is then the last column.
     values
         ``[n, p, q]``.
+    order
+        ``[q]``: which of the parameters' columns each column is; None where they are the same. Layers give their
+        columns in the order that costs least, a convolution for one.
     """
 
     key: str
     parameters: tuple[str, ...]
     values: Tensor
+    order: Tensor | None = None
 
     def __len__(self) -> int:
         return self.values.shape[0]
@@ -44,21 +55,26 @@ class Rows:
         """How many numbers are held for one example."""
         return self.values[0].numel()
 
+    @property
+    def bytes(self) -> int:
+        """How much memory all of them take."""
+        return self.values.nbytes
+
     def flat(self) -> Tensor:
         """Return the gradients ``[n, p * q]``."""
         return self.values.flatten(1)
 
     def part(self, rows: slice) -> Rows:
         """Return some of the examples."""
-        return Rows(self.key, self.parameters, self.values[rows])
+        return replace(self, values=self.values[rows])
 
     def rows(self) -> Rows:
         """Return itself."""
         return self
 
-    def compact(self) -> Rows:
-        """Return itself."""
-        return self
+    def compact(self, *, short: bool = False) -> Rows:
+        """Return itself; in bfloat16 if ``short`` and if roundings average out over a gradient's length."""
+        return replace(self, values=self.values.bfloat16()) if short and self.numbers >= LONG else self
 
     def squares(self) -> Tensor:
         """Return the squared norms ``[n]``."""
@@ -67,10 +83,11 @@ class Rows:
     def rotated(self, left: Tensor | None, right: Tensor | None) -> Rows:
         """Return the gradients in other coordinates, ``left.T @ gradient @ right``; None leaves a side alone."""
         values = self.values if right is None else self.values @ right
-        return Rows(self.key, self.parameters, values if left is None else left.T @ values)
+        order = self.order if right is None else None
+        return Rows(self.key, self.parameters, values if left is None else left.T @ values, order)
 
     def take(self, left: Tensor, right: Tensor) -> Rows:
-        """Return some coordinates of each side."""
+        """Return some rows and some columns, as they stand here."""
         return Rows(self.key, self.parameters, self.values.index_select(1, left).index_select(2, right))
 
     def moments(self, longest: int) -> tuple[Tensor | None, Tensor | None]:
@@ -92,12 +109,15 @@ class Outer:
         As in :class:`Rows`.
     left, right
         ``[n, T, p]`` and ``[n, T, q]``: example i's gradient is ``left[i].T @ right[i]``.
+    order
+        As in :class:`Rows`.
     """
 
     key: str
     parameters: tuple[str, ...]
     left: Tensor
     right: Tensor
+    order: Tensor | None = None
 
     def __len__(self) -> int:
         return self.left.shape[0]
@@ -117,9 +137,14 @@ class Outer:
         """How many numbers are held for one example."""
         return self.left[0].numel() + self.right[0].numel()
 
+    @property
+    def bytes(self) -> int:
+        """How much memory all of them take."""
+        return self.left.nbytes + self.right.nbytes
+
     def part(self, rows: slice) -> Outer:
         """Return some of the examples."""
-        return Outer(self.key, self.parameters, self.left[rows], self.right[rows])
+        return replace(self, left=self.left[rows], right=self.right[rows])
 
     def rows(self) -> Rows:
         """Sum the outer products."""
@@ -127,20 +152,26 @@ class Outer:
             values = self.left.transpose(1, 2) * self.right
         else:
             values = self.left.transpose(1, 2) @ self.right
-        return Rows(self.key, self.parameters, values)
+        return Rows(self.key, self.parameters, values, self.order)
 
     def flat(self) -> Tensor:
         """Return the gradients ``[n, p * q]``."""
         return self.rows().flat()
 
-    def compact(self) -> Rows | Outer:
+    def compact(self, *, short: bool = False) -> Rows | Outer:
         """Return whichever form makes dot products cheap: factors only where there is one outer product.
 
         With T positions, a dot product of two examples costs T^2 (p + q) from factors and p q from sums; on every
         task here that has positions, sums win. With one position factors win always.
+
+        If ``short``, sums are formed in bfloat16 where roundings average out over a gradient's length.
         """
         p, q = self.shape
-        return self.rows() if self.positions**2 * (p + q) > p * q and self.positions > 1 else self
+        if self.positions == 1 or self.positions**2 * (p + q) <= p * q:
+            return self
+        if short and p * q >= LONG:
+            return replace(self, left=self.left.bfloat16(), right=self.right.bfloat16()).rows()
+        return self.rows()
 
     def squares(self) -> Tensor:
         """Return the squared norms ``[n]``."""
@@ -148,13 +179,24 @@ class Outer:
             return self.left.square().sum((1, 2)) * self.right.square().sum((1, 2))
         return self.rows().squares()
 
-    def rotated(self, left: Tensor | None, right: Tensor | None) -> Outer:
-        """Return the gradients in other coordinates, ``left.T @ gradient @ right``; None leaves a side alone."""
+    def rotated(self, left: Tensor | None, right: Tensor | None) -> Piece:
+        """Return the gradients in other coordinates, ``left.T @ gradient @ right``; None leaves a side alone.
+
+        With many positions the sum is formed first, where that takes fewer multiply-adds in the end.
+        """
+        p, q = self.shape
+        new_p, new_q = p if left is None else left.shape[1], q if right is None else right.shape[1]
+        of_left, of_right = 0 if left is None else p * new_p, 0 if right is None else q * new_q
+        of_factors = self.positions * (of_left + of_right + new_p * new_q)
+        if self.positions > 1 and self.positions * p * q + p * of_right + new_q * of_left < of_factors:
+            return self.rows().rotated(left, right)
         new_left = self.left if left is None else self.left @ left
-        return Outer(self.key, self.parameters, new_left, self.right if right is None else self.right @ right)
+        if right is None:
+            return replace(self, left=new_left)
+        return Outer(self.key, self.parameters, new_left, self.right @ right)
 
     def take(self, left: Tensor, right: Tensor) -> Outer:
-        """Return some coordinates of each side."""
+        """Return some rows and some columns, as they stand here."""
         return Outer(self.key, self.parameters, self.left.index_select(2, left), self.right.index_select(2, right))
 
     def moments(self, longest: int) -> tuple[Tensor | None, Tensor | None]:
@@ -163,7 +205,16 @@ class Outer:
 
 
 def _moment(rows: Tensor, longest: int) -> Tensor | None:
-    return rows.T @ rows if 1 < rows.shape[1] <= longest else None
+    """Return ``rows.T @ rows``, of whose blocks above the diagonal none is computed: they are those below."""
+    size = rows.shape[1]
+    if not 1 < size <= longest:
+        return None
+    out = rows.new_empty(size, size)
+    for start in range(0, size, _MOMENT_BLOCK):
+        columns, below = slice(start, start + _MOMENT_BLOCK), slice(start, None)
+        block = rows[:, below].T @ rows[:, columns]
+        out[below, columns], out[columns, below] = block, block.T
+    return out
 
 
 Piece = Rows | Outer
@@ -178,15 +229,47 @@ def dot(a: Piece, b: Piece, out: Tensor) -> None:
             lefts = torch.einsum("ntp,msp->nmts", a.left, b.left)
             out += lefts.mul_(torch.einsum("ntq,msq->nmts", a.right, b.right)).sum((2, 3))
     else:
-        out.addmm_(a.flat(), b.flat().T)
+        add_products(a.flat(), b.flat(), out)
+
+
+def add_products(a: Tensor, b: Tensor, out: Tensor) -> None:
+    """Add the dot products of the rows of ``a [n, d]`` and ``b [m, d]`` to ``out [n, m]``, in the format of ``b``."""
+    a = a.to(b.dtype)
+    if a.dtype == out.dtype:
+        out.addmm_(a, b.T)
+        return
+    for start in range(0, a.shape[1], _SPAN):
+        span = slice(start, start + _SPAN)
+        out += a[:, span] @ b[:, span].T
+
+
+def in_order(columns: Tensor, order: Tensor | None) -> Tensor:
+    """Return what stands in the parameters' columns ``[..., q]`` in the order of a piece's."""
+    return columns if order is None else columns[..., order]
 
 
 def joined(parts: list[Piece]) -> Piece:
     """Join the pieces of consecutive examples."""
-    first = parts[0]
-    if len(parts) == 1:
-        return first
-    if isinstance(first, Rows):
-        return Rows(first.key, first.parameters, torch.cat([p.values for p in parts if isinstance(p, Rows)]))
-    outers = [p for p in parts if isinstance(p, Outer)]
-    return Outer(first.key, first.parameters, torch.cat([p.left for p in outers]), torch.cat([p.right for p in outers]))
+    whole = room_for(parts[0], sum(len(part) for part in parts))
+    start = 0
+    for part in parts:
+        put(part, whole, start)
+        start += len(part)
+    return whole
+
+
+def room_for(piece: Piece, n: int) -> Piece:
+    """Return a piece of ``n`` examples like that one, with whatever memory holds."""
+    if isinstance(piece, Rows):
+        return replace(piece, values=piece.values.new_empty(n, *piece.values.shape[1:]))
+    left, right = (side.new_empty(n, *side.shape[1:]) for side in (piece.left, piece.right))
+    return replace(piece, left=left, right=right)
+
+
+def put(piece: Piece, room: Piece, start: int) -> None:
+    """Write a piece's examples to their place in a larger one of its kind."""
+    there = slice(start, start + len(piece))
+    if isinstance(piece, Rows) and isinstance(room, Rows):
+        room.values[there] = piece.values
+    elif isinstance(piece, Outer) and isinstance(room, Outer):
+        room.left[there], room.right[there] = piece.left, piece.right

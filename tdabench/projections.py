@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tdabench.pieces import Outer, Piece
+from tdabench.pieces import Outer, Piece, in_order
 from tdabench.seeds import derive_seed, generator
 
 Kind = Literal["auto", "dense", "sparse", "rank-one"]
@@ -132,10 +132,14 @@ def projection(size: int, *stream: str | int, kind: Kind = "auto") -> Draw:
         one = isinstance(piece, Outer) and piece.positions == 1
         if kind == "rank-one" or (kind == "auto" and one):
             left = signs(p * size, like, *name, "left").view(p, size)
-            return RankOne(left / math.sqrt(size), signs(q * size, like, *name, "right").view(q, size))
+            right = signs(q * size, like, *name, "right").view(q, size)
+            return RankOne(left / math.sqrt(size), _rows_in_order(right, piece))
         if kind == "dense":
-            return Dense(signs(p * q * size, like, *name, "dense").view(p * q, size) / math.sqrt(size))
-        return _sparse(p * q, size, like, *name)
+            dense = signs(p * q * size, like, *name, "dense").view(p, q, size) / math.sqrt(size)
+            return Dense(_rows_in_order(dense, piece).flatten(0, 1))
+        sparse = _sparse(p * q, size, like, *name)
+        buckets, of_sign = (in_order(t.view(p, q), piece.order).flatten() for t in (sparse.buckets, sparse.signs))
+        return Sparse(buckets, of_sign, size)
 
     return draw
 
@@ -148,6 +152,8 @@ def masked_sketch(size: int, keep: float, *stream: str | int) -> Draw:
         name, like = (*stream, piece.key), _like(piece)
         left, right = _some(p, keep**0.5, like, *name, "left"), _some(q, keep**0.5, like, *name, "right")
         inner = _sparse(len(left) * len(right), min(size, len(left) * len(right)), like, *name)
+        if piece.order is not None:
+            right = piece.order.argsort()[right]
         return Masked(left, right, inner, math.sqrt(p * q / (len(left) * len(right))))
 
     return draw
@@ -161,7 +167,10 @@ def kronecker_sketch(rank: int, *stream: str | int) -> Draw:
         p, q = piece.shape
         # One side that is short leaves its room to the other: a bias of 64 numbers is kept whole at rank 8.
         most_left, most_right = rank * max(1, rank // q), rank * max(1, rank // p)
-        return Kronecker(_normal(p, most_left, like, *name, "left"), _normal(q, most_right, like, *name, "right"))
+        right = _normal(q, most_right, like, *name, "right")
+        return Kronecker(
+            _normal(p, most_left, like, *name, "left"), None if right is None else _rows_in_order(right, piece)
+        )
 
     return draw
 
@@ -193,6 +202,11 @@ def _normal(n: int, size: int, like: Tensor, *stream: str | int) -> Tensor | Non
     if n <= size:
         return None
     return (torch.randn(n, size, generator=generator(*stream)) / math.sqrt(size)).to(like.device, like.dtype)
+
+
+def _rows_in_order(table: Tensor, piece: Piece) -> Tensor:
+    """Return numbers drawn for the parameters' columns, ``[..., q, size]``, in the order of a piece's."""
+    return table if piece.order is None else table.index_select(-2, piece.order)
 
 
 def _like(piece: Piece) -> Tensor:

@@ -2,7 +2,8 @@
 
 A method need not know how the engine cuts its work into blocks: the methods of :class:`Sizes` are named after what
 :class:`~tdabench.gradients.Gradients` and :class:`~tdabench.hessian.Hessian` do, and count it. Passes are exact;
-multiply-adds are those of the matrix products; memory is an upper bound.
+multiply-adds are those of the matrix products; memory is an upper bound, and so are the passes of EK-FAC on a task
+trained in bfloat16, whose queries take half the room once they are solved for.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from tdabench import pieces
 from tdabench.work import Counts
 
 
@@ -51,6 +53,10 @@ class Layer:
     def compact(self) -> int:
         """Numbers held of one example for dot products."""
         return self.factors if self.stays_factored else self.numbers
+
+    def compact_bytes(self, *, short: bool) -> int:
+        """Return what they take, where long sums may be held in bfloat16 or not."""
+        return self.compact * (2 if short and not self.stays_factored and self.numbers >= pieces.LONG else 4)
 
     @property
     def forming(self) -> Counts:
@@ -111,6 +117,8 @@ class Sizes:
         Length of the model's output, of one position in sequences.
     has_one_label
         Whether an example has one label, and not one for each token.
+    short
+        Whether products of long sums are taken of numbers in bfloat16.
     q_members
         Passes that the member's Q factor averages.
     last
@@ -125,6 +133,7 @@ class Sizes:
     representation: tuple[int, int] | None = None
     n_outputs: int = 0
     has_one_label: bool = True
+    short: bool = False
     q_members: int = 1
     last: Sizes | None = None
 
@@ -162,21 +171,18 @@ class Sizes:
         largest = max(layer.numbers for layer in self.layers)
         return self._held(n, self.blocks.block_bytes, times) + forming + Counts(blocks=min(n * largest, block))
 
-    def _held(self, n: int, most_bytes: int, times: int = 1) -> Counts:
+    def _held(self, n: int, most_bytes: int, times: int = 1, *, short: bool = False) -> Counts:
         """Count uses in which as many examples at once as ``most_bytes`` hold are there in compact form."""
-        held = 2 * max(self._cuts(n, most_bytes)) * sum(layer.compact for layer in self.layers)
+        held = max(self._cuts(n, most_bytes, short=short)) * self._each(short=short) // 4
         return self.passes(n, times) + Counts(blocks=held + self.passes(n).blocks)
 
-    def _cuts(self, n: int, most_bytes: int) -> list[int]:
+    def _each(self, *, short: bool) -> int:
+        return sum(layer.compact_bytes(short=short) for layer in self.layers)
+
+    def _cuts(self, n: int, most_bytes: int, *, short: bool = False) -> list[int]:
         """Return how many examples each held block has."""
-        size = self.blocks.most_examples if self.keeps(n) else self.batch
-        each = 4 * sum(layer.compact for layer in self.layers)
-        cuts = [0]
-        for more in _parts(n, size):
-            if cuts[-1] and (cuts[-1] + more) * each > most_bytes:
-                cuts.append(0)
-            cuts[-1] += more
-        return cuts
+        block = min(n, self.blocks.most_examples if self.keeps(n) else self.batch)
+        return list(_parts(n, block * max(1, most_bytes // (block * self._each(short=short)))))
 
     def _compacted(self, n: int) -> Counts:
         return sum((layer.compacting for layer in self.layers), Counts()) * n
@@ -189,8 +195,10 @@ class Sizes:
     def dot(self, n: int, m: int, *, again: bool = False) -> Counts:
         """Count all dot products of ``n`` gradients with ``m`` others; ``again`` where both were used before."""
         few, many = sorted((n, m))
-        cuts = len(self._cuts(few, self.blocks.held_bytes))
-        sides = self._held(few, self.blocks.held_bytes), self._held(many, self.blocks.block_bytes, cuts)
+        short = self.short
+        cuts = len(self._cuts(few, self.blocks.held_bytes, short=short))
+        held = self._held(few, self.blocks.held_bytes, short=short)
+        sides = held, self._held(many, self.blocks.block_bytes, cuts, short=short)
         passed = sum(0 if again and self.keeps(k) else s.gradients for k, s in zip((few, many), sides, strict=True))
         products = few * many * sum(layer.pair for layer in self.layers)
         forming = self._compacted(few) + self._compacted(many) * cuts
@@ -243,9 +251,11 @@ class Sizes:
         for layer in self.layers:
             sides = self._eigen_sides(layer)
             # A side's moment and rotation: of every position's factor, or of the other side's length of rows.
-            each = sum(side * (layer.positions * side or layer.numbers) for side in sides)
+            of_sums = sum(side * layer.numbers for side in sides)
+            of_factors = layer.positions * sum(side**2 for side in sides)
+            moments, rotations = of_factors or of_sums, min(of_factors, of_sums) or of_sums
             moved = n * layer.numbers if layer.positions != 1 else 0
-            total += Counts(products=n * (2 * each + layer.positions * layer.numbers), moved=moved)
+            total += Counts(products=n * (moments + rotations + layer.positions * layer.numbers), moved=moved)
             total += sum((Counts.eigenvectors(side) for side in sides), Counts())
         return total
 

@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tdabench import bank, lora
+from tdabench import bank, lora, precision
 from tdabench.dropout import DropoutSite
 from tdabench.errors import StorageError
 from tdabench.examples import Examples
 from tdabench.member import Member, MemberMasks
 from tdabench.meter import TRAIN, Meter, Trained
 from tdabench.model_store import ModelStore
+from tdabench.precision import Precision
 from tdabench.task import Task, TaskData
 from tdabench.trainer import OnEpoch, Parameters, Program, fit_stacked, stacked_state, train_replicas
 
@@ -79,6 +80,11 @@ class TaskView:
     def epochs(self) -> int:
         """For how many epochs a model is trained."""
         return self._task.recipe.epochs
+
+    @property
+    def trained_in(self) -> Precision:
+        """The number format of training: the recipe's, where the processor has it."""
+        return precision.used(self._task.recipe.precision, self.device)
 
     def learning_rate(self, epoch: int) -> float:
         """Return the recipe's mean learning rate over the steps of an epoch, counted from 1."""

@@ -112,12 +112,12 @@ def network_task(small, view) -> Callable:
     """Return a factory of views of a task with a tiny network, ``resnet`` or ``transformer``, and made-up examples."""
     from dataclasses import replace
 
+    import made_up
     import torch
 
     from tdabench import MEAN_LOG_PROBABILITY, Examples, TaskData, token_cross_entropy
     from tdabench.tasks.networks import resnet9
     from tdabench.tasks.transformers import music_transformer
-    from tests import made_up
 
     changes = {
         "resnet": {"make_model": lambda: resnet9(3, width=8, strides=(2, 2, 2), p=0.1)},

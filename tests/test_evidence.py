@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_evaluation import FakeTruth
 
 from tdabench.errors import FileFormatError, UsageError
 from tdabench.evaluation import Evaluator, compare
 from tdabench.evidence import EVIDENCE_FILE, read_evidence, whole, write_evidence
 from tdabench.lds import average_ranks
-from tests.test_evaluation import FakeTruth
 
 N_SUBSETS, N_QUERIES, N_TRAIN = 40, 12, 30
 

@@ -3,12 +3,13 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import count
 
+import made_up
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tdabench import Declined, TaskData, gradients, layers, projections
+from tdabench import Declined, TaskData, gradients, kronecker, layers, pieces, projections
 from tdabench.baselines.grad_dot import GradDot
 from tdabench.baselines.trak import Trak
 from tdabench.ensembles import Independent, Lora
@@ -19,7 +20,7 @@ from tdabench.targets import MEAN_LOG_PROBABILITY, token_cross_entropy
 from tdabench.task import Recipe
 from tdabench.tasks.networks import resnet9
 from tdabench.tasks.transformers import music_transformer, nano_gpt
-from tests import made_up
+from tdabench.view import TaskView
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 N_TRAIN, N_QUERIES = 9, 5
@@ -144,6 +145,13 @@ FACTORED = {
         nn.Conv2d(8, 8, 2, dilation=2, padding=1),
         nn.Flatten(),
         nn.Linear(32, 10),
+    ),
+    "wide kernels": lambda: images(
+        nn.Conv2d(1, 5, (2, 3), stride=(2, 1), padding=(0, 2), dilation=(1, 2)),
+        nn.Conv2d(5, 6, (3, 1), padding=(1, 0)),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(192, 10),
     ),
     "running statistics": lambda: images(
         nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(72, 10), nn.BatchNorm1d(10)
@@ -319,6 +327,87 @@ def test_batches_and_blocks_do_not_change_results(member_of, monkeypatch, name, 
         torch.testing.assert_close(got[key], want, rtol=1e-4, atol=1e-4, msg=lambda m, key=key: f"{key}: {m}")
 
 
+DRAWS = {
+    "dense": projections.projection(8, "order", kind="dense"),
+    "sparse": projections.projection(8, "order", kind="sparse"),
+    "rank-one": projections.projection(8, "order", kind="rank-one"),
+    "masked": projections.masked_sketch(8, 0.5, "order"),
+    "kronecker": projections.kronecker_sketch(4, "order"),
+}
+
+
+@pytest.mark.parametrize("draw", DRAWS)
+def test_a_projection_is_of_parameters_in_whatever_order_a_layer_gives_its_columns(draw):
+    """Convolutions give their columns in another order than the parameter has; nobody's random numbers follow it."""
+    random = torch.Generator().manual_seed(0)
+    left, right, order = (
+        torch.randn(3, 2, 6, generator=random),
+        torch.randn(3, 2, 10, generator=random),
+        torch.randperm(10),
+    )
+    turned, plain = (
+        pieces.Outer("layer", ("weight",), left, right[..., order], order),
+        pieces.Outer("layer", ("weight",), left, right),
+    )
+    expected = DRAWS[draw](plain)(plain)
+    for piece in (turned, turned.rows()):
+        torch.testing.assert_close(DRAWS[draw](turned)(piece), expected, **CLOSE)
+
+
+def wide_convolution() -> nn.Module:
+    return images(
+        nn.Conv2d(1, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 32, 3), nn.Flatten(), nn.Linear(512, 10)
+    )
+
+
+@pytest.fixture
+def short_member(member_of, monkeypatch):
+    """A member whose products may be taken in bfloat16 (emulated where the processor has it not), trained without."""
+    member = member_of(wide_convolution)
+    monkeypatch.setattr(TaskView, "trained_in", "bfloat16")
+    return member
+
+
+def products(member):
+    """Return the dot products, and those that EK-FAC takes."""
+    training, queries = member.gradients(member.task.training, "loss"), member.gradients(member.task.queries, "target")
+    bases = kronecker.eigenbases(training)
+    return queries.dot(training), kronecker.solved_dot(queries, training, bases, dict.fromkeys(bases, 1e-3))
+
+
+def test_long_sums_are_multiplied_in_the_precision_that_the_task_was_trained_in(short_member, monkeypatch):
+    """Roundings average out over the 4,640 numbers of the second convolution; what is shorter stays exact."""
+    found = products(short_member)
+    monkeypatch.setattr(TaskView, "trained_in", "float32")
+    for short, exact in zip(found, products(short_member), strict=True):
+        assert short.dtype == torch.float32
+        assert 0 < (short - exact).std() < 3e-3 * exact.std()
+
+
+def test_short_sums_are_multiplied_as_they_are(short_member, monkeypatch):
+    monkeypatch.setattr(pieces, "LONG", 4641)
+    found = products(short_member)
+    monkeypatch.setattr(TaskView, "trained_in", "float32")
+    assert all(torch.equal(short, exact) for short, exact in zip(found, products(short_member), strict=True))
+
+
+def test_gradients_themselves_and_what_is_no_product_of_two_are_never_in_bfloat16(short_member, monkeypatch):
+    found = all_of(short_member)
+    monkeypatch.setattr(TaskView, "trained_in", "float32")
+    for name, exact in all_of(short_member).items():
+        assert torch.equal(found[name], exact) == (name != "dot")
+
+
+@pytest.mark.parametrize(("batch", "block", "held"), [(1, 1, 1), (4, 30_000, 90_000)])
+def test_blocks_do_not_change_products_in_bfloat16(short_member, monkeypatch, batch, block, held):
+    expected = products(short_member)
+    for limit, value in {"_BATCH": batch, "_BLOCK_BYTES": block, "_HELD_BYTES": held}.items():
+        monkeypatch.setattr(gradients, limit, value)
+    for found, whole in zip(products(short_member), expected, strict=True):
+        # A last bit that differs may be rounded the other way.
+        torch.testing.assert_close(found, whole, rtol=0, atol=3e-3 * float(whole.std()))
+
+
 @pytest.mark.parametrize("kind", ["auto", "dense", "sparse", "rank-one"])
 @pytest.mark.parametrize(("make", "ensemble"), [(mlp, "plain"), (mlp, "lora"), (OnTokens, "plain")])
 def test_projections_preserve_dot_products_on_average(member_of, make, ensemble, kind):
@@ -380,15 +469,6 @@ def test_factors_that_fit_are_used_again(member_of):
     results = gradient.norms(), gradient.project(4, "x"), gradient.dense()
     assert all(r.isfinite().all() for r in results)
     assert member.task.meter.backward_examples == N_TRAIN
-
-
-def test_the_norms_are_known_after_a_dot_product(member_of):
-    member = member_of(FACTORED["convolution"])
-    a, b = member.gradients(member.task.queries, "target"), member.gradients(member.task.training, "loss")
-    a.dot(b)
-    passes = member.task.meter.backward_examples
-    assert b.norms().shape == (N_TRAIN,)
-    assert member.task.meter.backward_examples == passes == N_TRAIN + N_QUERIES
 
 
 def test_members_keep_parameters_without_gradients(member_of):

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from tdabench import MemberMethod, Method, gradients, member, planning
+from tdabench import MemberMethod, Method, gradients, member, pieces, planning
 from tdabench.baselines import astra
 from tdabench.baselines.influence import definition
 from tdabench.calibration import Bench, Rates, Training, sizes_of
@@ -168,6 +168,26 @@ def test_layers_with_positions_are_counted_as_well(name, cut, small, small_data,
     agree(name, None, bench, view(task, small_data))
 
 
+def twice_convolutional() -> nn.Module:
+    """Return a model most of whose parameters are those of a convolution."""
+    convolutions = nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3)
+    return nn.Sequential(nn.Unflatten(1, (1, 8, 8)), *convolutions, nn.AvgPool2d(4), nn.Flatten(), nn.Linear(8, 10))
+
+
+def test_sums_in_bfloat16_take_half_the_room_and_are_cut_as_they_are_counted(small, small_data, view, monkeypatch):
+    monkeypatch.setattr(TaskView, "trained_in", "bfloat16")
+    monkeypatch.setattr(pieces, "LONG", 1)
+    monkeypatch.setattr(gradients, "_BLOCK_BYTES", 100_000)
+    monkeypatch.setattr(gradients, "_HELD_BYTES", 20_000)
+    task = replace(small, name="small-convolutional", make_model=twice_convolutional)
+    bench = Counting(task, small_data)
+    sizes = bench.sizes(Parts(1, 1))
+    passes = [replace(sizes, short=short).dot(sizes.n_queries, sizes.n_train).gradients for short in (True, False)]
+    assert sizes.short
+    assert passes[0] < passes[1]
+    agree("grad-dot", None, bench, view(task, small_data))
+
+
 @pytest.mark.parametrize("rank", [0, 3])
 def test_sizes_are_those_of_the_gradients(rank, bench):
     member = bench.member(rank)
@@ -175,7 +195,7 @@ def test_sizes_are_those_of_the_gradients(rank, bench):
     engine = member.gradients(member.task.training, of="loss")
     assert sizes.n_parameters == engine.n_parameters
     assert sizes.batch == engine._batch_size()
-    assert {layer.key: (layer.p, layer.q) for layer in sizes.layers} == {k: s for k, (_, s) in engine._layers.items()}
+    assert {layer.key: (layer.p, layer.q) for layer in sizes.layers} == {one.key: one.shape for one in engine._one}
 
 
 def test_the_last_layer_alone_has_sizes_too(bench):

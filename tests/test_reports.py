@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from board.conftest import make_run, make_seeds, make_task
 
 from tdabench.board import rows_of
 from tdabench.cli.reports import print_board
-from tests.board.conftest import make_run, make_seeds, make_task
 
 
 @pytest.fixture

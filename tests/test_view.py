@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from tdabench import MemberMethod, Method
+from tdabench import MemberMethod, Method, precision
 from tdabench import view as view_module
 from tdabench.ensembles import Checkpoints, Independent, Lora
 from tdabench.errors import StorageError
@@ -406,3 +406,13 @@ def test_a_loaded_model_has_the_order_of_a_trained_one(view, normalised, small_d
     assert list(fresh) == list(cached) == [*dict(normalised.make_model().named_parameters()), *STATISTICS]
     adapters = [view(normalised, small_data).train_adapter(0, 0, rank=2, epochs=1)[1] for _ in range(2)]
     assert list(adapters[0]) == list(adapters[1])
+
+
+@pytest.mark.parametrize("asked", ["float32", "bfloat16"])
+@pytest.mark.parametrize("available", [False, True])
+def test_the_precision_of_training_is_that_of_the_recipe_where_the_processor_has_it(
+    small, small_data, view, monkeypatch, asked, available
+):
+    monkeypatch.setattr(precision, "has_bfloat16", lambda kind: available)
+    task = view(replace(small, recipe=replace(small.recipe, precision=asked)), small_data)
+    assert task.trained_in == (asked if available else "float32")

@@ -1,11 +1,11 @@
 from __future__ import annotations
 
 import pytest
+from board.conftest import make_evaluation, make_record
 
 from tdabench.board import Run
 from tdabench.errors import UsageError
 from tdabench.wandb_sink import send, summary
-from tests.board.conftest import make_evaluation, make_record
 
 
 def test_offline_runs_are_written_without_a_network(tmp_path, monkeypatch):

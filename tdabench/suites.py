@@ -5,9 +5,9 @@ from __future__ import annotations
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from tdabench.errors import FileFormatError, UnknownNameError
 from tdabench.jobs import Job
@@ -16,13 +16,27 @@ from tdabench.records import Strict
 _FOLDER = Path(__file__).parent / "suites"
 
 
+_Seeds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+
+
 class _Block(Strict):
-    """Every method of ``methods`` under every ensemble of ``ensembles``; an empty ensemble is a single model."""
+    """Every method of ``methods`` under every ensemble of ``ensembles``; an empty ensemble is a single model.
+
+    ``seeds_by_task`` names tasks that have other seeds than ``seeds``.
+    """
 
     tasks: list[str] = Field(min_length=1)
     methods: list[str] = Field(min_length=1)
     ensembles: list[str] = Field(min_length=1)
-    seeds: list[Annotated[int, Field(ge=0)]] = Field(default=[0], min_length=1)
+    seeds: _Seeds = Field(default=[0])
+    seeds_by_task: dict[str, _Seeds] = Field(default={})
+
+    @model_validator(mode="after")
+    def _seeds_are_of_these_tasks(self) -> Self:
+        others = sorted(self.seeds_by_task.keys() - set(self.tasks))
+        if others:
+            raise ValueError(f"seeds_by_task names {others[0]}, which is not among tasks")
+        return self
 
 
 class LeftOut(Strict):
@@ -92,5 +106,5 @@ def _jobs(content: _File) -> list[Job]:
         for task in block.tasks
         for method in block.methods
         for ensemble in block.ensembles
-        for seed in block.seeds
+        for seed in block.seeds_by_task.get(task, block.seeds)
     ]

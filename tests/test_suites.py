@@ -115,7 +115,7 @@ def test_suites_of_every_method_and_kind_of_ensemble_have_them(name):
         assert name != "tasks" or {"", *KINDS} <= kinds
 
 
-@pytest.mark.parametrize(("task", "n_seeds"), [("digits-mlp", 5), ("etudes-music-transformer", 3)])
+@pytest.mark.parametrize(("task", "n_seeds"), [("digits-mlp", 5), ("etudes-music-transformer", 3), ("mnist-mlp", 3)])
 def test_the_luck_of_a_model_is_measured_where_ensembles_are_compared(task, n_seeds):
     suite = find_suite("standard")
     seeds = {}
@@ -145,6 +145,8 @@ def test_unknown_suite():
         ('title = "Two methods"', "", "title: Field required"),
         ("seeds = [0, 1]", "seeds = [-1]", "run.0.seeds.0: "),
         ("seeds = [0, 1]", 'seeds = ["0"]', "run.0.seeds.0: "),
+        ("seeds = [0, 1]", "seeds_by_task = {digits-mlp = []}", "run.0.seeds_by_task.digits-mlp: "),
+        ("seeds = [0, 1]", "seeds_by_task = {mnist-mlp = [1]}", "run.0: Value error, seeds_by_task names mnist-mlp, "),
         ("seeds = [0, 1]", "options = {}", "run.0.options: "),
         ('methods = ["trak"]', "methods = []", "run.1.methods: "),
         ('methods = ["trak"]', 'methods = "trak"', "run.1.methods: "),

@@ -54,9 +54,13 @@ class Layer:
         """Numbers held of one example for dot products."""
         return self.factors if self.stays_factored else self.numbers
 
+    def is_short(self, *, short: bool) -> bool:
+        """Return whether dot products are taken of numbers in bfloat16, where long sums may be."""
+        return short and not self.stays_factored and self.numbers >= pieces.LONG
+
     def compact_bytes(self, *, short: bool) -> int:
-        """Return what they take, where long sums may be held in bfloat16 or not."""
-        return self.compact * (2 if short and not self.stays_factored and self.numbers >= pieces.LONG else 4)
+        """Return what the numbers held of one example for dot products take."""
+        return self.compact * (2 if self.is_short(short=short) else 4)
 
     @property
     def forming(self) -> Counts:
@@ -200,7 +204,8 @@ class Sizes:
         held = self._held(few, self.blocks.held_bytes, short=short)
         sides = held, self._held(many, self.blocks.block_bytes, cuts, short=short)
         passed = sum(0 if again and self.keeps(k) else s.gradients for k, s in zip((few, many), sides, strict=True))
-        products = few * many * sum(layer.pair for layer in self.layers)
+        each = sum(layer.pair // (2 if layer.is_short(short=short) else 1) for layer in self.layers)
+        products = few * many * each
         forming = self._compacted(few) + self._compacted(many) * cuts
         written = few * many * len(self.layers)
         blocks = sum(side.blocks for side in sides)

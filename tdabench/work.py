@@ -28,7 +28,7 @@ class Counts:
         Products of a vector with one example's part of the Hessian: likewise one pass forward and one backward, and
         half of one more.
     products
-        Multiply-adds of matrix products in float32; those in float64 count twice.
+        Multiply-adds of matrix products in float32; those in float64 count twice, those in bfloat16 half.
     moved
         Numbers that are written one by one: gradients that are formed, buckets that are added to.
     held

@@ -17,6 +17,7 @@ LONG = 4096
 
 # A product in bfloat16 comes out in bfloat16; the parts of so many numbers are added up in the format of the sum.
 _SPAN = 8192
+# Columns of a second moment that are computed at once: of 72 to 256, the fastest on the layers of a small ResNet.
 _MOMENT_BLOCK = 144
 
 
@@ -250,6 +251,8 @@ def in_order(columns: Tensor, order: Tensor | None) -> Tensor:
 
 def joined(parts: list[Piece]) -> Piece:
     """Join the pieces of consecutive examples."""
+    if len(parts) == 1:
+        return parts[0]
     whole = room_for(parts[0], sum(len(part) for part in parts))
     start = 0
     for part in parts:

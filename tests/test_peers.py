@@ -19,7 +19,7 @@ from tdabench.baselines.grad_dot import GradDot
 from tdabench.baselines.peers import bench
 from tdabench.baselines.peers.bench import measure_all, summarise
 from tdabench.baselines.peers.captum import CaptumTracIn
-from tdabench.baselines.peers.contests import Contest, Entry, Measured, judge, ratios
+from tdabench.baselines.peers.contests import Contest, Entry, Measured, elsewhere, judge, ratios
 from tdabench.baselines.peers.dattri import DattriEkFac, DattriGradDot, DattriTrak
 from tdabench.baselines.peers.kronfluence import KronfluenceEkFac, KronfluenceIdentity
 from tdabench.baselines.peers.library import model_of, quiet
@@ -315,6 +315,13 @@ CONTEST = Contest("job", Entry("ours"), Entry("theirs"), 10)
 )
 def test_bars(theirs, met):
     assert [verdict.met for verdict in judge(CONTEST, OURS, theirs)] == met
+
+
+def test_on_other_tasks_the_bar_on_time_is_another_where_there_is_one():
+    theirs = Measured((3.0, 6.0, 3.0), (100, 100, 100))
+    assert next((v.bar, v.met) for v in judge(elsewhere(CONTEST), OURS, theirs)) == ("at least 3", True)
+    without = replace(CONTEST, times_faster=None)
+    assert elsewhere(without) == without
 
 
 def test_ratios_are_taken_within_a_repeat():

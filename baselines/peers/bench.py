@@ -26,6 +26,7 @@ from tdabench.baselines.peers.contests import (
     Entry,
     Measured,
     Verdict,
+    elsewhere,
     judge,
     median,
     ratios,
@@ -59,7 +60,8 @@ def main(task: str, repeats: int, runs: Path, json_file: Path | None, timeout_s:
     except TdabenchError as error:
         raise click.ClickException(str(error)) from error
     measured |= {entry: time_metric(entry, repeats) for entry in (LDS_JOB.ours, LDS_JOB.theirs)}
-    rows = [(c, measured[c.ours], measured[c.theirs]) for c in (*CONTESTS, LDS_JOB)]
+    contests = [*CONTESTS, LDS_JOB] if task == WIDE else [elsewhere(contest) for contest in (*CONTESTS, LDS_JOB)]
+    rows = [(c, measured[c.ours], measured[c.theirs]) for c in contests]
     judged = [judge(*row) for row in rows]
     print_table(_COLUMNS, [_cells(*row, verdicts) for row, verdicts in zip(rows, judged, strict=True)])
     if json_file is not None:

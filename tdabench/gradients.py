@@ -126,14 +126,13 @@ class Gradients:
         """
         return self.member.task.trained_in == "bfloat16"
 
-    def _compact(self, *, short: bool) -> Iterator[tuple[slice, list[Piece]]]:
-        """Yield the pieces in the form whose dot products are cheap."""
-        for rows, pieces in self.blocks():
-            yield rows, [piece.compact(short=short) for piece in pieces]
-
     def _held(self, most_bytes: int, *, short: bool) -> Iterator[tuple[slice, list[Piece]]]:
-        """Yield as many consecutive examples at once as may be held, good until the next are asked for."""
-        return gathered(self._compact(short=short), len(self), most_bytes)
+        """Yield the pieces in the form whose dot products are cheap, of as many examples at once as may be held.
+
+        They are good until the next are asked for.
+        """
+        compact = ((rows, [piece.compact(short=short) for piece in pieces]) for rows, pieces in self.blocks())
+        return gathered(compact, len(self), most_bytes)
 
     def dot(self, other: Gradients) -> Tensor:
         """Return the dot products ``[n, m]`` with the gradients of ``m`` other examples at the same member."""
@@ -153,7 +152,7 @@ class Gradients:
     def norms(self) -> Tensor:
         """Return the Euclidean norms ``[n]``."""
         squares = self.like.new_zeros(len(self))
-        for rows, pieces in self._compact(short=False):
+        for rows, pieces in self.blocks():
             squares[rows] = sum(piece.squares() for piece in pieces)
         return squares.sqrt_()
 

@@ -15,7 +15,7 @@ from tdabench.errors import GroundTruthError, ScoresError
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
-BLOCK_BYTES = 8 * 2**20
+BLOCK_BYTES = 4 * 2**20
 """Size of the float64 copy of a block of scores: large enough for the matrix product, small enough for the cache."""
 
 CENTRE_BITS = 24
@@ -209,12 +209,12 @@ def _subset_size(masks: Bools) -> int:
 def _centred_sums(scores: npt.NDArray[np.floating], weights: Floats, kept: int, buffer: Floats) -> Floats:
     # A centre of few bits keeps the sums of float32 scores of similar magnitude exact. Centred on the float64 mean, two
     # subsets with the same sum (counts, votes, 0/1 scores) would differ by rounding, and their tie would be broken.
-    mantissa, exponent = np.frexp(scores.mean(axis=1, dtype=np.float64))
-    centre = np.ldexp(np.round(np.ldexp(mantissa, CENTRE_BITS)), exponent - CENTRE_BITS)  # [n_queries]
     centred = buffer[: len(scores)]  # [n_queries, n_train]
     centred[...] = scores
+    mantissa, exponent = np.frexp(centred.mean(axis=1))
+    centre = np.ldexp(np.round(np.ldexp(mantissa, CENTRE_BITS)), exponent - CENTRE_BITS)  # [n_queries]
     centred -= centre[:, None]
-    sums = (centred @ weights.T).T  # [n_subsets, n_queries]
+    sums = weights @ centred.T  # [n_subsets, n_queries]
     span = sums.max(axis=0) - sums.min(axis=0)
     # If all scores of a query are equal, its sums are rounding noise around a constant, and ranking noise gives a
     # random number instead of 0. The noise in the difference of two sums is at most 2 * kept * eps * sum(|score|)

@@ -24,6 +24,7 @@ from tdabench.tuned import CANDIDATES_FOLDER, Candidate, Grid, Tuned, declared_g
 if TYPE_CHECKING:
     from tdabench.ground_truth import GroundTruth
     from tdabench.jobs import Job, Plan
+    from tdabench.records import Record
 
 #: Candidates that a method may have measured.
 BUDGET = 12
@@ -87,7 +88,7 @@ def best_of(candidates: Iterable[Candidate], default: dict[str, Any]) -> dict[st
 def tune(
     job: Job,
     runs: Path,
-    on_candidate: Callable[[Candidate], None] = lambda _: None,
+    on_candidate: Callable[[Candidate, Record], None] = lambda *_: None,
     timeout_s: float | None = None,
     budget: int = BUDGET,
 ) -> Tuned:
@@ -101,7 +102,7 @@ def tune(
         Folder of runs. The candidates' run folders go into :data:`~tdabench.tuned.CANDIDATES_FOLDER` in it; a candidate
         measured before is not measured again.
     on_candidate
-        Called after every candidate.
+        Called after every candidate, with the record of its run.
     timeout_s
         Seconds after which a candidate is stopped; the runner's default if None.
     budget
@@ -125,8 +126,9 @@ def tune(
 
     def measure(options: dict[str, Any]) -> Candidate:
         planned = plan(replace(base.job, options={**fixed, **options}))
-        candidate = _try(planned, truth, options, runs / CANDIDATES_FOLDER, timeout_s)
-        on_candidate(candidate)
+        folder, record = _measured(planned, runs / CANDIDATES_FOLDER, timeout_s)
+        candidate = _scored(folder, record, truth, options)
+        on_candidate(candidate, record)
         return candidate
 
     candidates = search(grid, base.options, measure, budget)
@@ -154,17 +156,22 @@ def _left(grid: Grid, fixed: dict[str, Any], method: str) -> Grid:
     return left
 
 
-def _try(planned: Plan, truth: GroundTruth, options: dict[str, Any], runs: Path, timeout_s: float | None) -> Candidate:
-    from tdabench.lds import lds_per_query
+def _measured(planned: Plan, runs: Path, timeout_s: float | None) -> tuple[Path, Record]:
+    """Return the run folder and the record of a run, which is measured if it is not there."""
     from tdabench.records import read_record
     from tdabench.runner import DEFAULT_TIMEOUT_S, find_run, run
-    from tdabench.scores import read_run_scores
 
     folder = find_run(planned, runs)
     if folder is None:
-        folder, record = run(planned, runs, timeout_s=timeout_s or DEFAULT_TIMEOUT_S)
-    else:
-        record = read_record(folder)
+        return run(planned, runs, timeout_s=timeout_s or DEFAULT_TIMEOUT_S)
+    return folder, read_record(folder)
+
+
+def _scored(folder: Path, record: Record, truth: GroundTruth, options: dict[str, Any]) -> Candidate:
+    """Return what a run makes its options worth: its LDS on the tuning queries and its cost."""
+    from tdabench.lds import lds_per_query
+    from tdabench.scores import read_run_scores
+
     if record.costs is None or record.status != "ok":
         return Candidate(options=options, tuning_lds=None, charged_s=round(record.process_s, _DIGITS))
     scores = read_run_scores(folder, record)[truth.tuning]

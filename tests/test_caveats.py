@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tdabench import provenance
-from tdabench.cli.caveats import note_other_sources, warn_of_busy
+from tdabench.cli.caveats import note_other_sources, warn_of_busy, warn_of_busy_candidates
 from tdabench.records import Record, parse_record
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "record.json").read_text())
@@ -64,3 +64,12 @@ def test_busy_runs_of_many_are_counted_and_named(said):
     assert f"1 of 3 runs was measured on a busy machine ({name})." in said()[0]
     warn_of_busy([make(**BUSY)] * 5)
     assert f"5 of 5 runs were measured on a busy machine ({'; '.join([name] * 3)} and 2 more)." in said()[0]
+
+
+def test_candidates_of_a_tuning_on_a_busy_machine_are_named_with_their_folder(tmp_path, said):
+    warn_of_busy_candidates([make()], tmp_path)
+    assert said() == []
+    warn_of_busy_candidates([make(), make(**BUSY)], tmp_path)
+    (line,) = said()
+    assert line.startswith(f"Warning: Of 2 candidates 1 had a busy machine ({GOLDEN['run_id']}), and the ")
+    assert line.endswith(f"remove their folders in {tmp_path / '.tuning'}.")

@@ -96,8 +96,10 @@ def test_only_the_tuning_queries_decide(
 def test_candidates_measured_before_are_not_measured_again(tuned, runs, small_reference, small_truth_folder):
     before = {path: path.stat().st_mtime_ns for path in runs.rglob("*")}
     seen = []
-    assert tune(Job(small_reference, GOOD, {}), runs, on_candidate=seen.append) == tuned
-    assert seen == tuned.candidates
+    again = tune(Job(small_reference, GOOD, {}), runs, on_candidate=lambda *tried: seen.append(tried))
+    assert again == tuned
+    assert [candidate for candidate, _ in seen] == tuned.candidates
+    assert [record.options for _, record in seen] == [candidate.options for candidate in tuned.candidates]
     assert {path: path.stat().st_mtime_ns for path in runs.rglob("*")} == before
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tdabench.cli.output import note, warn
@@ -47,6 +48,20 @@ def warn_of_busy(records: Sequence[Record]) -> None:
         f" Trainings keep their times: remove those models below {cache_folder() / 'models'} first." if trained else ""
     )
     warn(f"{what} Measure again on an idle machine, with `tdabench run ... --again`.{kept}")
+
+
+def warn_of_busy_candidates(records: Sequence[Record], runs: Path) -> None:
+    """Say how many of a tuning's times, which are charged, were taken while the machine did other work."""
+    from tdabench.tuned import CANDIDATES_FOLDER
+
+    busy = [record.run_id for record in records if record.busy()]
+    if busy:
+        more = f" and {len(busy) - _SHOWN} more" if len(busy) > _SHOWN else ""
+        warn(
+            f"Of {len(records)} candidates {len(busy)} had a busy machine ({'; '.join(busy[:_SHOWN])}{more}), "
+            "and the tuning is charged with their times. To try them again on an idle machine, remove their folders "
+            f"in {runs / CANDIDATES_FOLDER}."
+        )
 
 
 def _counted(some: Sequence[Record], records: Sequence[Record]) -> str:

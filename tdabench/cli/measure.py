@@ -312,19 +312,21 @@ def tune(
     The choice is stored with the task, together with what --set gives; `run` and `suite` use it and are charged for the
     tuning. The candidates are no results: they go into a folder .tuning among the runs, which boards do not read.
     """
+    from tdabench.cli.caveats import warn_of_busy_candidates
     from tdabench.jobs import Job, plan
     from tdabench.registry import find_task
     from tdabench.tuned import write_tuned
     from tdabench.tuning import tune as tune_job
 
     job = on_machine(Job(task, method, parse_settings(settings), None, seed), threads, device, data_folder)
-    chosen = tune_job(
-        job,
-        runs,
-        on_candidate=lambda c: note(f"{c.options}: {_tried(c)}"),
-        timeout_s=timeout_s,
-        budget=budget,
-    )
+    records: list[Record] = []
+
+    def tried(candidate: Candidate, record: Record) -> None:
+        note(f"{candidate.options}: {_tried(candidate)}")
+        records.append(record)
+
+    chosen = tune_job(job, runs, on_candidate=tried, timeout_s=timeout_s, budget=budget)
+    warn_of_busy_candidates(records, runs)
     where = None if dry_run else write_tuned(find_task(task), method, chosen)
     command = plan(replace(job, options=chosen.options, tune_s=chosen.tune_s)).command
     facts: dict[str, Any] = {

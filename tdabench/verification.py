@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from tdabench import provenance
+from tdabench import precision, provenance
 from tdabench.errors import GroundTruthError, UsageError
 from tdabench.ground_truth import Builder, GroundTruth, in_spreads, read_ground_truth, rms_difference
 from tdabench.grouping import threads
@@ -27,6 +28,9 @@ LARGEST_TOLERANCE = 1.0
 # Where rounding moves a row as far as another replica is away, a row is known by its subset. Of the honest replicas of
 # the shipped tasks of that kind, 98 % and more are among the first tenth; of rows from anywhere else, a tenth.
 PLACES = 0.1
+# There, rounding moves a row no further than another seed would: of the shipped tasks' rows, none is 1.5 times as far
+# from the same subset's under the next seed as they are on average.
+FARTHEST = 1.5
 
 
 @dataclass(frozen=True)
@@ -38,38 +42,59 @@ class Check:
     difference
         Root mean square over queries of the retrained row less the shipped one, in units of the spread between subsets.
     tolerance
-        The largest difference that agrees; None where rounding, amplified by training, moves a row too far to tell.
-    place
-        Among all subsets, ordered by how much the retrained row is like their shipped outputs: 1 where it is most like
-        those of its own subset.
+        The largest difference that agrees.
     places
-        The last place that agrees; what counts where there is no tolerance.
+        Where the tolerance alone does not tell a replica from another; else None.
     """
 
     subset: int
     seed: int
     difference: float
-    tolerance: float | None
-    place: int
-    places: int
+    tolerance: float
+    places: Places | None = None
 
     @property
     def passed(self) -> bool:
         """Whether the retrained row agrees with the shipped one."""
-        return self.place <= self.places if self.tolerance is None else self.difference <= self.tolerance
+        return self.difference <= self.tolerance and (self.places is None or self.places.passed)
 
 
-def tolerance(truth: GroundTruth, builder: Builder) -> float | None:
-    """Return the tolerance for a builder's replicas here: tight on its processor and torch version, loose elsewhere.
+@dataclass(frozen=True)
+class Places:
+    """What is compared where rounding, amplified by training, moves a row too far: whether both rows fit the subset.
 
-    Loose also for what a GPU built: its kernels may add up in another order each time. Loose is twice what perturbing
-    the initialisation by a part in a million changes, at least 0.25 spreads. Beyond 1 spread it would no longer tell a
-    replica from another, and there is none.
+    Attributes
+    ----------
+    retrained, shipped
+        Among all subsets, ordered by how much the row is like their shipped outputs: 1 where it is most like those of
+        its own subset. The shipped row is held against the other seeds.
+    last
+        The last place that agrees.
+    """
+
+    retrained: int
+    shipped: int
+    last: int
+
+    @property
+    def passed(self) -> bool:
+        """Whether both rows are as much like their own subset's as is asked."""
+        return max(self.retrained, self.shipped) <= self.last
+
+
+def tolerance(task: Task, truth: GroundTruth, builder: Builder, device: str = "cpu") -> float | None:
+    """Return the tolerance for a builder's replicas on a device here; None where no difference tells replicas apart.
+
+    Tight where replicas train as they did in the build: on its processor, in its precision, with its torch version.
+    Loose elsewhere, and for what a GPU builds or retrains: its kernels may add up in another order each time. Loose is
+    twice what perturbing the initialisation by a part in a million changes, at least 0.25 spreads. Beyond 1 spread it
+    would no longer tell a replica from another, and there is none.
     """
     same = (
-        builder.device == "cpu"
+        builder.device == device == "cpu"
         and builder.cpu == provenance.cpu_name()
         and builder.packages.get("torch") == provenance.packages()["torch"]
+        and builder.precision == precision.used(task.recipe.precision, torch.device(device))
     )
     if same:
         return SAME_MACHINE_TOLERANCE
@@ -134,29 +159,43 @@ def verify(
         with threads(builder.threads_per_worker):
             rows = retrain(task, data, seed, subsets, builder.replicas_per_group).numpy()
         for subset, outputs in zip(subsets, rows, strict=True):
-            checks.append(_compare(truth, builder, subset, seed, outputs))
+            checks.append(_compare(truth, tolerance(task, truth, builder, device), subset, seed, outputs))
             on_check(checks[-1])
     return checks
 
 
-def _compare(truth: GroundTruth, builder: Builder, subset: int, seed: int, outputs: np.ndarray) -> Check:
-    rms = rms_difference(outputs, truth.outputs[subset, seed])
-    difference = in_spreads(rms, truth.manifest.subset_spread)
-    places = max(1, int(PLACES * len(truth.outputs)))
-    return Check(subset, seed, difference, tolerance(truth, builder), _place(truth, subset, seed, outputs), places)
+def _compare(truth: GroundTruth, tolerance: float | None, subset: int, seed: int, outputs: np.ndarray) -> Check:
+    spread = truth.manifest.subset_spread
+    difference = in_spreads(rms_difference(outputs, truth.outputs[subset, seed]), spread)
+    if tolerance is not None:
+        return Check(subset, seed, difference, tolerance)
+    return Check(subset, seed, difference, _farthest(truth), _places(truth, subset, seed, outputs))
 
 
-def _place(truth: GroundTruth, subset: int, seed: int, outputs: np.ndarray) -> int:
-    """Return the place of a subset by how much its shipped outputs correlate, over queries, with a retrained row.
+def _farthest(truth: GroundTruth) -> float:
+    """Return how far another seed's row of the same subset may be from a row, in spreads."""
+    here, there = truth.outputs, np.roll(truth.outputs, 1, axis=1)  # [n_subsets, n_seeds, n_queries]
+    if here.shape[1] == 1:  # taken to be all noise: two rows are then a root of two apart
+        return FARTHEST * 2**0.5
+    return FARTHEST * in_spreads(rms_difference(here, there), truth.manifest.subset_spread)
+
+
+def _places(truth: GroundTruth, subset: int, seed: int, outputs: np.ndarray) -> Places:
+    centre = truth.outputs[:, seed].mean(axis=0, dtype=np.float64)  # [n_queries]
+    others = np.delete(truth.outputs, seed, axis=1).astype(np.float64)  # [n_subsets, n_seeds - 1, n_queries]
+    retrained = _place(outputs - centre, truth.mean, subset)
+    # With one seed there are no others, and the retrained row is held against the shipped one.
+    shipped = _place(truth.outputs[subset, seed] - centre, others.mean(axis=1), subset) if others.size else retrained
+    return Places(retrained, shipped, max(1, int(PLACES * len(truth.outputs))))
+
+
+def _place(row: np.ndarray, means: np.ndarray, subset: int) -> int:
+    """Return the place of a subset among all by how much its ``means [n_subsets, n_queries]`` correlate with a row.
 
     All less their mean over subsets: what a subset changes is compared, and not which queries are easy.
     """
-    mean = truth.mean  # [n_subsets, n_queries]
-    row = outputs - truth.outputs[:, seed].mean(axis=0, dtype=np.float64)  # [n_queries]
-    shipped = mean - mean.mean(axis=0)
-    like = np.corrcoef(row, shipped)[0, 1:]  # [n_subsets]
-    others = np.delete(like, subset)
-    return 1 + int((~(like[subset] > others)).sum())  # what is not finite is like nothing
+    like = np.corrcoef(row, means - means.mean(axis=0))[0, 1:]  # [n_subsets]
+    return 1 + int((~(like[subset] > np.delete(like, subset))).sum())  # what is not finite is like nothing
 
 
 def _check_device(task: Task, device: str) -> None:

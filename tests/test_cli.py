@@ -28,6 +28,7 @@ from tdabench.records import read_record
 from tdabench.retraining import compute_slice
 from tdabench.scores import read_scores
 from tdabench.task import TaskData
+from tdabench.verification import Check, Places
 
 METHODS = Path(__file__).parent / "methods_for_runner.py"
 GOOD, RAISES = f"{METHODS}:Good", f"{METHODS}:Raises"
@@ -594,6 +595,25 @@ def test_a_retraining_that_diverges_is_null_in_json(tdabench, small_reference, s
     done = tdabench("ground-truth", "verify", small_reference, "--replicas", 1, "--json")
     assert (done.code, done.json["passed"]) == (1, False)
     assert done.json["checks"][0]["difference"] is None
+
+
+def test_verify_says_which_subset_the_rows_are_like_where_rounding_moves_them_far(
+    tdabench, small_reference, small_truth_folder, monkeypatch
+):
+    places = Places(retrained=1, shipped=7, last=2)
+    check = Check(subset=3, seed=1, difference=0.8, tolerance=2.15, places=places)
+
+    def verified(*_, on_check, **__):
+        on_check(check)
+        return [check]
+
+    monkeypatch.setattr("tdabench.verification.verify", verified)
+    done = tdabench("ground-truth", "verify", small_reference, "--replicas", 1)
+    assert done.code == 1
+    assert "subset 3, seed 1: DIFFERS, difference 0.8 of the spread between subsets (tolerance 2.15, " in done.err
+    assert "its own is at place 1 for the retrained row and 7 for the shipped one (up to 2 agree)" in done.err
+    (shown,) = tdabench("ground-truth", "verify", small_reference, "--json").json["checks"]
+    assert (shown["passed"], shown["places"]) == (False, {"retrained": 1, "shipped": 7, "last": 2})
 
 
 @pytest.mark.parametrize(

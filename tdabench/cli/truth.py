@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from math import isfinite
 from pathlib import Path
@@ -214,7 +214,7 @@ class _Outcome:
 
     def to_dict(self) -> dict[str, Any]:
         checks = [
-            {**vars(c), "difference": c.difference if isfinite(c.difference) else None, "passed": c.passed}
+            {**asdict(c), "difference": c.difference if isfinite(c.difference) else None, "passed": c.passed}
             for c in self.checks
         ]
         problem = {} if self.error is None else {"error": self.error}
@@ -246,12 +246,14 @@ def _check_line(check: Check) -> str:
     verdict = "agrees" if check.passed else "DIFFERS"
     line = (
         f"subset {check.subset}, seed {check.seed}: {verdict}, difference {check.difference:.2g} of the spread between"
+        f" subsets (tolerance {check.tolerance:.3g}"
     )
-    if check.tolerance is not None:
-        return f"{line} subsets (tolerance {check.tolerance:g})"
+    if check.places is None:
+        return f"{line})"
     return (
-        f"{line} subsets (no tolerance: rounding moves a row as far), place {check.place} of its own subset among those"
-        f" that it is like (up to {check.places} agree)"
+        f"{line}, as rounding moves a row as far as another seed); among the subsets that a row is like, its own is at "
+        f"place {check.places.retrained} for the retrained row and {check.places.shipped} for the shipped one (up to "
+        f"{check.places.last} agree)"
     )
 
 

@@ -94,8 +94,10 @@ class Estimate:
 
     @property
     def fits_budget(self) -> bool | None:
-        """Whether the peak memory stays below the budget; None where it is not known."""
-        return None if self.peak_bytes is None else self.peak_bytes < BUDGET_BYTES
+        """Whether the peak memory stays below the budget; None where it is not known, and on a GPU, which has none."""
+        if self.peak_bytes is None or self.plan.machine.device != "cpu":
+            return None
+        return self.peak_bytes < BUDGET_BYTES
 
 
 @dataclass(frozen=True)

@@ -222,7 +222,7 @@ def _centred_sums(scores: npt.NDArray[np.floating], weights: Floats, kept: int, 
     # spares a pass over the scores of all other queries.
     bound = 2 * kept * EPS
     largest = np.maximum(scores.max(axis=1) - centre, centre - scores.min(axis=1))
-    suspects = np.flatnonzero(span <= bound * len(weights) * largest)
+    suspects = np.flatnonzero(span <= bound * weights.shape[1] * largest)
     noise = suspects[span[suspects] <= bound * np.abs(centred[suspects]).sum(axis=1)]
     sums[:, noise] = 0.0
     return sums

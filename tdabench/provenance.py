@@ -12,10 +12,8 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-from tdabench.records import Machine
+from tdabench.records import PACKAGES, Machine
 from tdabench.registry import METHODS
-
-_PACKAGES = ("torch", "torchvision", "numpy", "scipy", "pandas", "scikit-learn", "safetensors")
 
 
 @cache
@@ -64,7 +62,7 @@ def machine(threads: int, device: str) -> Machine:
 
 def packages(*more: str) -> dict[str, str]:
     """Return the versions of the packages that results depend on, and of ``more`` that are installed."""
-    return versions(*_PACKAGES, *more)
+    return versions(*PACKAGES, *more)
 
 
 def versions(*names: str) -> dict[str, str]:

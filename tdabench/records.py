@@ -19,6 +19,8 @@ SCHEMA_VERSION: Literal[2] = 2
 RECORD_FILE = "record.json"
 SCORES_FILE = "scores.safetensors"
 LOG_FILE = "log.txt"
+PACKAGES = ("torch", "torchvision", "numpy", "scipy", "pandas", "scikit-learn", "safetensors")
+"""Packages whose versions every record holds; beside them, that of a library that the method calls."""
 BUSY_SHARE = 0.9
 """Share of its time below which a single thread did not have the processor to itself."""
 _LEAST_WAIT_S = 0.01  # shorter ones are of the disk and the clocks
@@ -203,6 +205,12 @@ class Record(Strict):
     def members(self) -> int:
         """How many members the method was evaluated at."""
         return 1 if self.ensemble is None else self.ensemble.members
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """The versions of torch and of a library that the method calls: what decides, beside code, what it computes."""
+        found = self.provenance.packages
+        return {name: found[name] for name in sorted(found) if name == "torch" or name not in PACKAGES}
 
     def busy(self) -> dict[str, float]:
         """Return the processor's share of the times that were taken while the machine did other work too.

@@ -29,7 +29,7 @@ def read_run_scores(folder: Path, record: Record) -> Scores:
     if record.scores is None:
         raise FileFormatError(f"The run in {folder} has no scores: it ended as {record.status} ({record.reason}).")
     path = folder / SCORES_FILE
-    scores = _from_safetensors(path)
+    scores = _from_safetensors(path, "Run the method again, or remove the run's folder.")
     if sha256_file(path) != record.scores.sha256:
         raise FileFormatError(f"{path} is not the file that its record was written for. Run the method again.")
     return scores
@@ -54,8 +54,10 @@ def read_scores(path: Path) -> Scores:
     raise FileFormatError(f"{path} is neither a run folder nor a .safetensors or .npy file of scores.")
 
 
-def _from_safetensors(path: Path) -> Scores:
-    hint = "Write it again, for example with safetensors.torch.save_file({'scores': scores.float()}, path)."
+_WRITE_AGAIN = "Write it again, for example with safetensors.torch.save_file({'scores': scores.float()}, path)."
+
+
+def _from_safetensors(path: Path, hint: str = _WRITE_AGAIN) -> Scores:
     arrays = read_arrays(path, "file of scores", hint)
     if len(arrays) != 1 and "scores" not in arrays:
         raise FileFormatError(f"{path} holds {sorted(arrays)}; expected one array called scores.")

@@ -118,7 +118,7 @@ class Work:
             self.attribute + other.attribute,
             self.state + other.state,
             self.retrained + other.retrained,
-            max(self.share, other.share),
+            max((w.share for w in (self, other) if w.retrained), default=1.0),
             self.at_most or other.at_most,
         )
 

@@ -270,6 +270,18 @@ def test_compare(tdabench, small_reference, runs):
     done = tdabench("compare", good, good, "--task", small_reference)
     assert "+0.0000" in done.out
     assert "not significant" in done.out
+    assert there["same_models"]
+    assert "The interval holds subsets and queries, not the luck of the trained models. For that, run both" in done.err
+
+
+def test_compare_says_that_other_seeds_are_other_models(tdabench, small_reference, runs, tmp_path):
+    good = one(runs, "Good")
+    other = tmp_path / "other"
+    shutil.copytree(good, other)
+    facts = json.loads((other / "record.json").read_text())
+    (other / "record.json").write_text(json.dumps(facts | {"seed": 1}))
+    done = tdabench("compare", good, other, "--task", small_reference)
+    assert "different seeds, and so different models, whose luck does not cancel. For that" in done.err
 
 
 def test_board_in_a_process_of_its_own_needs_the_file_of_an_own_task(runs, small_reference, tmp_path):

@@ -192,8 +192,9 @@ def run(world):
     ):
         wrapped = ensemble_record(ensemble)
         kind, options = (wrapped["kind"], wrapped["options"]) if wrapped else ("", {})
-        # A model does not give the checkpoints of its past: the training is charged to its owner as well.
-        extra = train if kind == "checkpoints" else max(train - 1.0, 0.0)
+        # A model gives neither the checkpoints of its past nor a bank: both are charged to its owner as well.
+        bank = any(name.startswith("bank") for name in changes.get("trainings", {}))
+        extra = train if kind == "checkpoints" or bank else max(train - 1.0, 0.0)
         costs = RECORD["costs"] | {"train_s": train, "extra_train_s": extra, "storage_bytes": storage}
         seed, models = changes.get("seed", 0), options.get("models", 1)
         took = {f"model-{seed}-{i}": (1.0 if kind == "lora" else train / models) for i in range(models)}
@@ -203,7 +204,7 @@ def run(world):
         value = RECORD | trainings | {"method": method, "ensemble": wrapped, "correlations": None} | changes
         value["run_id"] = f"{method}-{ensemble}-{value['seed']}"
         value["costs"] = costs | {"fit_s": serve / 2, "attribute_s": serve / 2} if noise is not None else None
-        value["provenance"] = RECORD["provenance"] | {"method_sha256": sha256}
+        value["provenance"] = RECORD["provenance"] | changes.get("provenance", {}) | {"method_sha256": sha256}
         record = Record.model_validate(value)
         if noise is None:
             return Run(record)
@@ -384,7 +385,7 @@ def test_adapters_checkpoints_and_banks_are_charged_as_measured(run):
     costs = {e.name: (e.costs["train"], e.costs["extra"], e.costs["total"]) for e in contest.entries}
     assert costs["trak + lora(models=1, adapters=1)"] == pytest.approx((1.4, 0.4, 2.4))
     assert costs["trak + checkpoints(models=1, last=5)"] == pytest.approx((1.0, 1.0, 2.0))
-    assert costs["a-bank"] == pytest.approx((70.0, 69.0, 71.0))
+    assert costs["a-bank"] == pytest.approx((70.0, 70.0, 71.0))
 
 
 def test_winners_stay_within_the_budget_and_name_who_is_level(trak):
@@ -525,6 +526,28 @@ def test_growth_is_predicted_from_the_smallest_ensemble(trak):
     assert dropout.at_last == predicted_lds(dropout.first.lds, (1, 5), (1, 20), 0.6, None)
     assert independent.at_last == predicted_lds(trak.curve[0].lds, (1, 1), (5, 1), None, 0.3)
     assert set(found) == {"dropout", "independent"}, "the others' records carry no correlations"
+
+
+def test_members_correlate_by_their_mean_over_seeds(run):
+    """A seed measured twice weighs once, and one whose record has none is left out."""
+
+    def one(seed, within, **changes):
+        carried = {"within": within, "between": None, "n_within_pairs": 10, "n_between_pairs": 0}
+        found = carried if within is not None else None
+        return run(ensemble="dropout(models=1, masks=5)", noise=3.0, stream=seed, seed=seed, correlations=found)
+
+    (contest,) = contests_of([one(0, None), one(1, 0.2), one(1, 0.4), one(2, 0.6)], [TASK])
+    (growth,) = growths(contest.families[0])
+    assert growth.within == pytest.approx(0.45)
+    assert growth.between is None
+
+
+def test_runs_of_different_libraries_versions_are_different_entries(run):
+    newer = {"packages": RECORD["provenance"]["packages"] | {"torch": "99.0"}}
+    (contest,) = contests_of([run(noise=3.0), run(noise=3.0, seed=1), run(noise=3.0, provenance=newer)], [TASK])
+    assert sorted(len(entry.records) for entry in contest.entries) == [1, 2]
+    assert len(contest.families) == 2
+    assert len({entry.name for entry in contest.entries}) == 2
 
 
 @pytest.mark.parametrize("flavour", sorted({flavour for pair in PAIRS for flavour in pair[:2]}))

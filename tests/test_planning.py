@@ -221,6 +221,13 @@ def test_times_a_number_is_adding_so_often(work, n):
     assert work * n == sum([work] * (n - 1), work)
 
 
+@given(works, works)
+def test_a_bank_keeps_its_share_beside_work_that_retrains_nothing(bank, other):
+    half, nothing = replace(bank, retrained=10, share=0.5), replace(other, retrained=0)
+    assert (half + nothing).share == (nothing + half).share == 0.5
+    assert (nothing + nothing).share == 1.0
+
+
 @given(counts, counts)
 def test_what_is_done_adds_up_and_what_is_held_does_not(a, b):
     total = a + b
@@ -423,6 +430,13 @@ def test_json_holds_the_same(capsys, small):
     assert facts["work"]["attribute"]["gradients"] == 160
     assert facts["parts"] == asdict(Parts(1, 1))
     assert facts["fits_budget"] is True
+
+
+def test_the_budget_is_no_measure_of_a_gpu(small):
+    found = planning.estimate_job(Job(SMALL, "grad-dot", {}))
+    assert found.fits_budget is True
+    gpu = replace(found.plan, machine=found.plan.machine.model_copy(update={"device": "cuda"}))
+    assert replace(found, plan=gpu).fits_budget is None
 
 
 @pytest.mark.parametrize(

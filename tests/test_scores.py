@@ -45,7 +45,7 @@ def test_scores_missing_or_never_made(run_folder):
     with pytest.raises(FileFormatError, match=r"has no scores: it ended as failed \(it broke\)"):
         read_run_scores(run_folder, failed)
     (run_folder / "scores.safetensors").unlink()
-    with pytest.raises(FileFormatError, match="There is no file of scores"):
+    with pytest.raises(FileFormatError, match=r"There is no file of scores.* Run the method again, or remove the run"):
         read_scores(run_folder)
 
 

@@ -140,7 +140,8 @@ def _family(row: Row) -> tuple[object, ...]:
         return ("single", *configuration(record))
     variant = tuple(sorted((k, repr(v)) for k, v in ensemble.options.items() if k not in row.sizes))
     options = tuple(sorted((k, repr(v)) for k, v in record.options.items()))
-    return (record.method, record.provenance.method_sha256, options, ensemble.kind, variant)
+    code = (record.provenance.method_sha256, *sorted(record.versions.items()))
+    return (record.method, code, options, ensemble.kind, variant)
 
 
 def points(

@@ -9,10 +9,11 @@ from tdabench.board.rows import Row
 
 
 def names(rows: Sequence[Row]) -> list[str]:
-    """Name rows as briefly as tells them apart: method and size, then options, code, machine and run that differ."""
+    """Name rows as briefly as tells them apart: method and size, then what else differs."""
     chosen = [row.short for row in rows]
     chosen = _tell_apart(rows, chosen, _options)
     chosen = _tell_apart(rows, chosen, lambda row: {"": code_name(row)})
+    chosen = _tell_apart(rows, chosen, lambda row: {name: f"{name} {v}" for name, v in row.record.versions.items()})
     chosen = _tell_apart(
         rows, chosen, lambda row: {"": f"on {row.record.machine.device_name or row.record.machine.cpu}"}
     )

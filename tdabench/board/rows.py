@@ -94,7 +94,7 @@ class Row:
     @cached_property
     def interval(self) -> tuple[float, float]:
         """Its 95 % interval over subsets and queries, and over run seeds where there are several; else no numbers."""
-        return (math.nan, math.nan) if self.draws is None else self.draws.interval()
+        return (math.nan, math.nan) if self.draws is None else self.draws.interval(within=1.0)
 
     def mean(self, read: Callable[[Run], float | None]) -> float | None:
         """Return the mean over run seeds of what ``read`` finds in a run; None where it finds nothing in any."""

@@ -44,8 +44,9 @@ def configuration(record: Record) -> tuple[str, ...]:
     """Return what runs of one configuration share: what decides what they compute, are charged and compare with."""
     ensemble = "" if record.ensemble is None else json.dumps(record.ensemble.model_dump(), sort_keys=True)
     options = json.dumps(record.options, sort_keys=True)
-    code = record.provenance.method_sha256
-    return record.task, record.task_version, record.machine.machine_class, record.method, code, options, ensemble
+    code, versions = record.provenance.method_sha256, json.dumps(record.versions, sort_keys=True)
+    machine = record.machine.machine_class
+    return record.task, record.task_version, machine, record.method, code, versions, options, ensemble
 
 
 def configuration_name(record: Record) -> str:

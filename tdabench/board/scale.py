@@ -70,7 +70,9 @@ def score_scale(values: Sequence[float], start: float, end: float) -> Linear:
 
 def score_ticks(scale: Linear, at_most: int = 7) -> list[float]:
     """Return round values on a linear scale; zero is one of them."""
-    step = next(s for s in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0) if (scale.high - scale.low) / s <= at_most)
+    span = scale.high - scale.low
+    steps = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+    step = next((s for s in steps if span / s <= at_most), math.ceil(span / at_most))
     first, last = math.ceil(scale.low / step - 1e-9), math.floor(scale.high / step + 1e-9)
     return [round(i * step, 10) for i in range(first, last + 1)]
 

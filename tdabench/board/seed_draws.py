@@ -13,6 +13,7 @@ cancels in a difference. Entries are therefore compared at the seeds that they s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -57,9 +58,14 @@ class SeedDraws:
         """Return draws whose spread estimates that of the value, ``[n_resamples]``."""
         return np.asarray(self.sampled.corrected() + self.seeds)
 
-    def interval(self, level: float = 0.95) -> tuple[float, float]:
-        """Return the percentile interval of the corrected draws."""
-        return percentile_interval(self.corrected(), level)
+    def interval(self, level: float = 0.95, within: float = math.inf) -> tuple[float, float]:
+        """Return the percentile interval of the corrected draws, as far as it lies in ``[-within, within]``.
+
+        Two seeds have a single degree of freedom, whose t factor of 12.7 can carry an interval past what a correlation
+        can be.
+        """
+        low, high = percentile_interval(self.corrected(), level)
+        return max(low, -within), min(high, within)
 
 
 def over_seeds(by_seed: Mapping[int, Sequence[Draws]]) -> SeedDraws:

@@ -130,12 +130,15 @@ def _served(estimate: Estimate) -> list[list[str]]:
     work = estimate.work
     assert work is not None
     most = "at most " if work.at_most else ""
-    side = "below" if estimate.fits_budget else "ABOVE"
+    held = _bytes(estimate.peak_bytes)
+    if estimate.fits_budget is not None:
+        side = "below" if estimate.fits_budget else "ABOVE"
+        held = f"{held}, {side} the budget of {_bytes(BUDGET_BYTES)}"
     times = f"fit {_seconds(estimate.fit_s)}, attribute {_seconds(estimate.attribute_s)}"
     left = f"models {_bytes(estimate.models_bytes)}, what fit leaves {_bytes(4 * work.state)}"
     return [
         ["serving", f"{most}{_seconds(estimate.serve_s)} ({times})"],
-        ["peak memory", f"{_bytes(estimate.peak_bytes)}, {side} the budget of {_bytes(BUDGET_BYTES)}"],
+        ["peak memory", held],
         ["storage", f"{_bytes(estimate.storage_bytes)} ({left})"],
         ["fit", _counts(work.fit)],
         ["attribute", _counts(work.attribute)],

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import click
 
-from tdabench.cli.output import json_option, own_tasks_option, print_facts, print_json
+from tdabench.cli.output import json_option, note, own_tasks_option, print_facts, print_json
 from tdabench.errors import UsageError
 
 _PATH = click.Path(path_type=Path, exists=True)
@@ -95,11 +95,22 @@ def compare(first: Path, second: Path, as_json: bool) -> None:
         "high": difference.high,
         "p_better": difference.p_better,
         "significant": difference.significant,
+        "same_models": records[0].seed == records[1].seed,
         "cost_ratios": _ratios(records) if same else None,
     }
+    note(_of_these_models(same_seed=records[0].seed == records[1].seed))
     if as_json:
         return print_json(facts)
     return _print_comparison(facts)
+
+
+def _of_these_models(same_seed: bool) -> str:
+    """Say what the interval leaves out, which with one run of each is most of the luck."""
+    others = "" if same_seed else " The runs have different seeds, and so different models, whose luck does not cancel."
+    return (
+        f"The interval holds subsets and queries, not the luck of the trained models.{others} "
+        "For that, run both with several seeds; `tdabench findings` and the board compare them over seeds."
+    )
 
 
 def _ratios(records: list[Any]) -> dict[str, float | None]:

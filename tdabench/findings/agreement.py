@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 
+from tdabench.board.runs import mean_over_seeds
 from tdabench.findings.entries import INDEPENDENT, ONE_MODEL, Entry, Family
+from tdabench.records import CorrelationsRecord
 from tdabench.saturation import predicted_lds
 
 Size = tuple[float, float]
@@ -22,7 +25,8 @@ class Growth:
     first, last
         The smallest and the largest measured.
     within, between
-        Mean correlations of the last one's members, of one model and of different ones; None without such pairs.
+        Mean correlations of the last one's members, of one model and of different ones, over run seeds; None without
+        such pairs.
     at_last, limit
         LDS predicted from the first's, at the last one's size and without end (of models for independent ensembles,
         of members of as many models for others); None where nothing follows.
@@ -48,15 +52,20 @@ def growths(family: Family) -> list[Growth]:
 def _growth(flavour: str, entries: list[Entry]) -> Growth | None:
     ordered = sorted(entries, key=lambda e: (e.members, e.models))
     first, last = ordered[0], ordered[-1]
-    carried = last.record.correlations
-    if carried is None:
+    within, between = (_over_seeds(last, read) for read in (lambda c: c.within, lambda c: c.between))
+    if within is None and between is None:
         return None
     models, _ = _size(last)
     end: Size = (math.inf, 1.0) if flavour == INDEPENDENT else (models, math.inf)
-    at_last, limit = (
-        predicted_lds(first.lds, _size(first), to, carried.within, carried.between) for to in (_size(last), end)
-    )
-    return Growth(flavour, first, last, carried.within, carried.between, at_last, limit)
+    at_last, limit = (predicted_lds(first.lds, _size(first), to, within, between) for to in (_size(last), end))
+    return Growth(flavour, first, last, within, between, at_last, limit)
+
+
+def _over_seeds(entry: Entry, read: Callable[[CorrelationsRecord], float | None]) -> float | None:
+    """Return the mean over run seeds of one of the members' correlations; None where no record has it."""
+    carried = [(record.seed, record.correlations) for record in entry.records]
+    found = [(seed, value) for seed, c in carried if c is not None and (value := read(c)) is not None]
+    return mean_over_seeds(found) if found else None
 
 
 def _size(entry: Entry) -> Size:

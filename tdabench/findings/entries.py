@@ -1,4 +1,4 @@
-"""Runs as findings compare them: seeds joined, and apart by task, task version, machine class and the method's code."""
+"""Runs as findings compare them: seeds joined; apart by task, its version, machine class, code and library versions."""
 
 from __future__ import annotations
 
@@ -64,6 +64,11 @@ class Entry:
         return self.record.provenance.method_sha256
 
     @property
+    def versions(self) -> dict[str, str]:
+        """The versions of torch and of the method's library that all runs were made with."""
+        return self.record.versions
+
+    @property
     def seeds(self) -> tuple[int, ...]:
         """The run seeds."""
         return tuple(sorted({record.seed for record in self.records}))
@@ -106,7 +111,7 @@ class Entry:
     @property
     def interval(self) -> tuple[float, float]:
         """Its 95 % interval over subsets and queries, and over run seeds where there are several."""
-        return self.draws.interval()
+        return self.draws.interval(within=1.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,9 +167,9 @@ class Contest:
     @cached_property
     def families(self) -> list[Family]:
         """Methods with their code and options, each with its curve and its other ensembles."""
-        groups: dict[tuple[str, str, str], list[Entry]] = defaultdict(list)
+        groups: dict[tuple[str, ...], list[Entry]] = defaultdict(list)
         for entry in self.entries:
-            groups[entry.method, entry.options, entry.code].append(entry)
+            groups[entry.method, entry.options, entry.code, *entry.versions.values()].append(entry)
         firsts = [members[0] for _, members in sorted(groups.items())]
         named = zip(_told_apart(firsts, [e.method for e in firsts]), sorted(groups.items()), strict=True)
         return [_family(name, members) for name, (_, members) in named]
@@ -227,7 +232,8 @@ def _entry(runs: Sequence[Run], price: Price | None) -> Entry:
 
 def _entry_order(entry: Entry) -> tuple[object, ...]:
     place = _ORDER.index(entry.kind) if entry.kind in _ORDER else len(_ORDER)
-    return entry.method, place, entry.flavour, entry.models, entry.members, entry.options, entry.ensemble, entry.code
+    size, made_by = (entry.models, entry.members), (entry.code, *entry.versions.values())
+    return entry.method, place, entry.flavour, *size, entry.options, entry.ensemble, *made_by
 
 
 def _told_apart(entries: Sequence[Entry], names: Sequence[str]) -> list[str]:
@@ -244,7 +250,7 @@ def _told_apart(entries: Sequence[Entry], names: Sequence[str]) -> list[str]:
 
 def _facts(entry: Entry) -> dict[str, str]:
     options = {name: f"{name}={value}" for name, value in entry.record.options.items()}
-    return options | {"": f"code {entry.code[:6]}"}
+    return options | {"": f"code {entry.code[:6]}"} | {f" {k}": f"{k} {v}" for k, v in entry.versions.items()}
 
 
 def _family(name: str, entries: Sequence[Entry]) -> Family:

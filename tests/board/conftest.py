@@ -52,8 +52,8 @@ def make_evaluation(lds: float, half: float = 0.03, **changes: Any) -> Evaluatio
 def make_record(method: str = "trak", status: str = "ok", **changes: Any) -> Record:
     """Make a record as a run writes it.
 
-    ``costs={...}`` changes its costs, ``code`` the hash of its method's file, ``dirty`` whether the checkout had
-    changes; all else replaces.
+    ``costs={...}`` changes its costs, ``packages={...}`` versions, ``code`` the hash of its method's file, ``dirty``
+    whether the checkout had changes; all else replaces.
     """
     ok = status == "ok"
     costs = {
@@ -70,6 +70,7 @@ def make_record(method: str = "trak", status: str = "ok", **changes: Any) -> Rec
     given = changes.pop("costs", {} if ok else None)
     code, dirty = changes.pop("code", "b" * 64), changes.pop("dirty", False)
     ensemble = changes.pop("ensemble", None)
+    packages = {"torch": "2.13.0", "numpy": "2.3.1", "scipy": "1.16.0"} | changes.pop("packages", {})
     values = {
         "schema_version": 2,
         "run_id": f"{method}-0001",
@@ -105,7 +106,7 @@ def make_record(method: str = "trak", status: str = "ok", **changes: Any) -> Rec
             "method_sha256": code,
             "data_sha256": "c" * 64,
             "python": "3.11.9",
-            "packages": {"torch": "2.13.0", "numpy": "2.3.1", "scipy": "1.16.0"},
+            "packages": packages,
             "matmul_precision": "highest",
             "seeds": {"models": [1000, 1001], "projection": [7]},
         },

@@ -149,6 +149,14 @@ def test_runs_that_differ_in_their_seed_are_one_row_with_the_mean(make):
     assert (row.rank_group, row.seeds) == (1, "3 seeds")
 
 
+def test_an_interval_of_two_seeds_ends_where_correlations_do(make):
+    """With one degree of freedom the t factor is 12.7: half the difference of two seeds becomes six of it."""
+    (row,) = rows_of([make.run(lds=0.6, seed=0), make.run(lds=0.05, seed=1)])
+    assert row.draws.interval() < (-1.0, math.inf)
+    assert row.draws.interval()[1] > 1.0
+    assert row.interval == (-1.0, 1.0)
+
+
 def test_a_row_of_one_run_has_its_interval(make):
     (row,) = rows_of([make.run(lds=0.3, half=0.02)])
     assert row.interval == pytest.approx((0.28, 0.32))
@@ -174,6 +182,8 @@ def test_a_seed_measured_twice_weighs_once(make):
         {"machine": {"machine_class": "another"}},
         {"method": "logra"},
         {"code": "e" * 64},
+        {"packages": {"torch": "2.14.0"}},
+        {"packages": {"dattri": "0.4.0"}},
         {"options": {"proj_dim": 64}},
         {"ensemble": {"kind": "independent", "options": {"models": 1}, "members": 1}},
     ],
@@ -280,6 +290,17 @@ def test_names_say_the_version_of_a_method_s_file_where_runs_differ_in_it(make):
     old, new = (make.row(run_id=sha, code=sha * 64) for sha in "ab")
     assert names([old, new]) == ["trak (code aaaaaa)", "trak (code bbbbbb)"]
     assert names([new, make.row("x", code="a" * 64)]) == ["trak", "x"]
+
+
+def test_names_say_the_versions_in_which_runs_differ(make):
+    old, new = (make.row(packages={"dattri": version}) for version in ("0.3.0", "0.4.0"))
+    assert names([old, new]) == ["trak (dattri 0.3.0)", "trak (dattri 0.4.0)"]
+    assert names([make.row(), make.row(packages={"torch": "2.14.0"})]) == ["trak (torch 2.13.0)", "trak (torch 2.14.0)"]
+
+
+def test_packages_that_no_result_hangs_on_tell_nothing_apart(make):
+    (row,) = rows_of([make.run(seed=0), make.run(seed=1, packages={"numpy": "9.0"})])
+    assert len(row.runs) == 2
 
 
 def test_names_fall_back_to_machine_and_run(make):

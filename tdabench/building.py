@@ -33,7 +33,7 @@ from tdabench.ground_truth import (
     write_ground_truth,
 )
 from tdabench.grouping import choose_group
-from tdabench.registry import find_task
+from tdabench.registry import absolute_reference, find_task, reference_to
 from tdabench.retraining import Work, compute_slice, local_pool, rounding_difference
 from tdabench.slices import (
     LOCK,
@@ -185,9 +185,15 @@ def merge(
     Raises
     ------
     UsageError
-        If a replica is missing, ``out`` exists and ``replace`` is not given, or ``out`` holds other files.
+        If a replica is missing, ``out`` exists and ``replace`` is not given, or ``out`` holds other files; or if the
+        task needs a GPU and another device was asked for.
     """
     task, options = find_task(reference), options or Options()
+    if task.needs_cuda and options.device == "cpu":
+        raise UsageError(
+            f"To merge {task.name}, one of its replicas is retrained twice, which needs a GPU. On a machine that has "
+            f"one, use `tdabench ground-truth merge {reference_to(task)} ... --device cuda`."
+        )
     out = out or ground_truth_folder(task)
     _refuse_existing(out, replace)
     found = read_slices(task, folders)
@@ -275,7 +281,8 @@ def _plan(reference: str, task: Task, folder: Path, options: Options, built_on: 
         grouping = choose_group(task, task.data(options.data_folder).to(options.device))
         size, seconds = grouping.size, {str(n): s for n, s in grouping.seconds.items()}
     facts |= {"replicas_per_group": size, "seconds_by_group": seconds}
-    return Work(reference, options.data_folder, options.device, folder, size, facts)
+    data_folder = None if options.data_folder is None else options.data_folder.absolute()
+    return Work(absolute_reference(reference), data_folder, options.device, folder.absolute(), size, facts)
 
 
 def _workers(options: Options) -> int:
@@ -326,8 +333,7 @@ def _facts(task: Task, found: Found, options: Options) -> dict[str, object]:
     plan = task.plan
     builder = found.built_on[int(found.builders[0, 0])]
     data = task.data(options.data_folder).to(options.device)
-    first = torch.from_numpy(found.outputs[0, 0])
-    rounding, spread = rounding_difference(task, data, first, builder.replicas_per_group), subset_spread(found.outputs)
+    rounding, spread = rounding_difference(task, data, builder.replicas_per_group), subset_spread(found.outputs)
     return {
         "task": task.name,
         "task_version": task.version,

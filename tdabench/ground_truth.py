@@ -81,7 +81,7 @@ class Manifest(Strict):
     subset_spread: float = Field(ge=0)
     """Standard deviation of an output between subsets, averaged over queries and seeds; the unit of tolerances."""
     rounding_difference: float = Field(ge=0)
-    """What retraining from inputs perturbed by one part in a million changes, root mean square, in that unit."""
+    """What perturbing the initialisation by one part in a million changes, root mean square, in that unit."""
     manifest_sha256: str = ""
     """Of this file with this field empty."""
 

@@ -124,6 +124,12 @@ def split_reference(reference: str) -> tuple[Path, str] | None:
     return Path(path), name
 
 
+def absolute_reference(reference: str) -> str:
+    """Return a reference that names the same from any folder: for workers that may be elsewhere."""
+    parts = split_reference(reference)
+    return reference if parts is None else f"{parts[0].absolute()}:{parts[1]}"
+
+
 def _from_file(kind: str, reference: str) -> Any:
     parts = split_reference(reference)
     if parts is None:
@@ -160,11 +166,17 @@ def _load(path: Path) -> ModuleType:
         raise UsageError(f"{path} cannot be imported as Python. Give the path of a Python file, as FILE.py:NAME.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
+    beside = str(path.parent.absolute())
+    # As for a script, what lies beside the file can be imported; but it stands in for no module that is installed.
+    sys.path.append(beside)
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # a script may call sys.exit at its end
         del sys.modules[name]
         raise UsageError(f"{path} fails on import: {type(error).__name__}: {error}. Run `python {path}`.") from error
+    finally:
+        if beside in sys.path:
+            sys.path.remove(beside)
     return module
 
 

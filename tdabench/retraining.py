@@ -45,11 +45,12 @@ def retrain(task: Task, data: TaskData, seed: int, subsets: Iterable[int], group
     return torch.cat(parts)
 
 
-def rounding_difference(task: Task, data: TaskData, outputs: torch.Tensor, group: int) -> float:
+def rounding_difference(task: Task, data: TaskData, group: int) -> float:
     """Return how much training amplifies rounding: the root mean square change of the outputs of subset 0, seed 0.
 
-    Its retraining is repeated from an initialisation whose values are changed by a random part in a million, some ten
-    units of the last place: no less than another processor's kernels change within a few steps.
+    It is retrained twice, both times here, the second time from an initialisation whose values are changed by a random
+    part in a million, some ten units of the last place: no less than another processor's kernels change within a few
+    steps.
     """
 
     def perturbed() -> nn.Module:
@@ -61,8 +62,8 @@ def rounding_difference(task: Task, data: TaskData, outputs: torch.Tensor, group
         return model
 
     with threads(1):
-        again = retrain(replace(task, make_model=perturbed), data, 0, [0], group)[0]
-    return rms_difference(again.numpy(), outputs.numpy())
+        plain, moved = (retrain(t, data, 0, [0], group)[0] for t in (task, replace(task, make_model=perturbed)))
+    return rms_difference(moved.numpy(), plain.numpy())
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Work:
     Attributes
     ----------
     reference
-        The task's name or ``path.py:NAME``.
+        The task's name or ``path.py:NAME``; paths are absolute, as a worker may be elsewhere.
     data_folder
         Where the user's data sets are.
     device
@@ -93,12 +94,19 @@ class Work:
     facts: dict[str, Any]
 
 
+# Models are initialised from torch's own generator, and its number of threads and switches are the process's: where an
+# executor has several threads in a process, one of them trains at a time.
+_TRAINING = threading.Lock()
+
+
 def compute_slice(work: Work, part: Slice) -> float:
-    """Compute one slice in a worker, write it, and return its seconds."""
-    task, data = find_task(work.reference), _cached_data(work.reference, work.data_folder, work.device)
-    start = time.perf_counter()
-    outputs = retrain(task, data, part.seed, part.subsets, work.group)
-    seconds = time.perf_counter() - start
+    """Compute one slice in a worker, on one thread, write it, and return its seconds."""
+    with _TRAINING, threads(1):
+        task = find_task(work.reference)
+        data = _cached_data(work.reference, task.version, work.data_folder, work.device)
+        start = time.perf_counter()
+        outputs = retrain(task, data, part.seed, part.subsets, work.group)
+        seconds = time.perf_counter() - start
     if not outputs.isfinite().all():
         subset = part.subsets[int((~outputs.isfinite()).any(1).nonzero()[0])]
         raise UsageError(
@@ -110,7 +118,8 @@ def compute_slice(work: Work, part: Slice) -> float:
 
 
 @lru_cache(maxsize=1)
-def _cached_data(reference: str, data_folder: Path | None, device: str) -> TaskData:
+def _cached_data(reference: str, version: str, data_folder: Path | None, device: str) -> TaskData:
+    """Return a task's data; of another version, as of a file edited since, it is read anew."""
     return find_task(reference).data(data_folder).to(device)
 
 

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property, partial
+from math import inf
 from pathlib import Path
 from typing import Literal
 
@@ -66,6 +67,22 @@ class Recipe:
     warmup: float = 0.0
     precision: Literal["float32", "bfloat16"] = "float32"
 
+    def __post_init__(self) -> None:
+        """Refuse what would silently train another recipe than is written."""
+        for name, known in _CHOICES.items():
+            if getattr(self, name) not in known:
+                raise UsageError(f"A recipe's {name} is {' or '.join(known)}, not {getattr(self, name)!r}.")
+        for name in ("lr", "momentum", "weight_decay", "warmup"):
+            if not 0 <= getattr(self, name) < inf:
+                raise UsageError(f"A recipe's {name} is at least 0, not {getattr(self, name)}.")
+        for name in ("batch_size", "epochs"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"A recipe's {name} is at least 1, not {getattr(self, name)}.")
+        if self.warmup > 1:
+            raise UsageError(f"A recipe's warmup is a share of its steps, at most 1, not {self.warmup}.")
+        if self.optimizer == "adamw" and not 0 < self.beta2 < 1:
+            raise UsageError(f"AdamW needs a second decay rate between 0 and 1, as beta2=0.999; this is {self.beta2}.")
+
     def rate(self, step: int, n_steps: int) -> float:
         """Return the learning rate of a step, counted from 0."""
         rise = min(1.0, (step + 1) / (self.warmup * n_steps)) if self.warmup else 1.0
@@ -83,6 +100,11 @@ class Recipe:
 
 
 _FIRST_RECIPE_FIELDS = 5
+_CHOICES = {
+    "optimizer": ("sgd", "adamw"),
+    "schedule": ("constant", "linear"),
+    "precision": ("float32", "bfloat16"),
+}
 
 
 @dataclass(frozen=True)
@@ -92,6 +114,16 @@ class SubsetPlan:
     n_subsets: int = 100
     n_seeds: int = 10
     fraction: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Refuse a plan whose subsets would all be the same, or of which there are none."""
+        if self.n_subsets < 1 or self.n_seeds < 1:
+            raise UsageError(f"A plan has at least one subset and seed, not {self.n_subsets} and {self.n_seeds}.")
+        if not 0 < self.fraction < 1:
+            raise UsageError(
+                f"A plan's fraction is the share of the training set that a subset keeps, between 0 and 1 as 0.5, "
+                f"not {self.fraction}."
+            )
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import time
@@ -20,6 +21,7 @@ from tdabench.errors import StorageError, UsageError
 from tdabench.files import write_json
 from tdabench.ground_truth import ARRAYS_FILE, MANIFEST_FILE, read_ground_truth
 from tdabench.grouping import Grouping
+from tdabench.registry import find_task
 from tdabench.retraining import retrain
 from tdabench.slices import Slice, read_slices
 
@@ -75,6 +77,71 @@ def test_an_executor_that_is_given_does_all_the_work_and_stays_open(small_refere
         build(small_reference, tmp_path / "truth", executor=executor)
         assert [(s.seed, s.subsets) for s in executor.slices] == [(seed, tuple(range(8))) for seed in range(4)]
         assert executor.submit(int, "3").result() == 3
+
+
+def test_threads_of_one_process_train_one_at_a_time_and_on_one_thread_each(
+    small_reference, small, small_truth_folder, cache, tmp_path, monkeypatch
+):
+    """Models are initialised from the generator of the process, which two at once would share."""
+    at_work, seen = [], set()
+
+    def watched(*words):
+        at_work.append(words)
+        seen.add((len(at_work), torch.get_num_threads()))
+        time.sleep(0.05)
+        outputs = retrain(*words)
+        at_work.pop()
+        return outputs
+
+    monkeypatch.setattr(retraining, "retrain", watched)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with ThreadPoolExecutor(4) as executor:
+            manifest = build(small_reference, tmp_path / "truth", executor=executor)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    truth, other = read_ground_truth(small, tmp_path / "truth"), read_ground_truth(small, small_truth_folder)
+    np.testing.assert_array_equal(truth.outputs, other.outputs)
+    assert seen == {(1, 1)}
+    assert manifest.built_on[0].threads_per_worker == 1
+
+
+def test_workers_are_told_paths_that_name_the_same_from_anywhere(small_reference, cache, tmp_path, monkeypatch):
+    """A worker of another machine starts in a folder of its own."""
+    file, _, name = small_reference.rpartition(":")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    told = []
+    monkeypatch.setattr(building, "compute_slice", lambda work, part: told.append(work) or pytest.fail("stop here"))
+    options = Options(Path("data"), slices=Path("slices"))
+    with InlineExecutor() as executor, pytest.raises(pytest.fail.Exception):
+        build(f"{os.path.relpath(file)}:{name}", tmp_path / "truth", options, executor=executor)
+    (work, *_) = told
+    assert (work.data_folder, work.folder) == (tmp_path / "here" / "data", tmp_path / "here" / "slices")
+    monkeypatch.chdir(tmp_path)
+    assert find_task(work.reference).name == "small"
+
+
+def test_merging_what_needs_a_gpu_is_refused_on_a_cpu(small, monkeypatch, tmp_path):
+    monkeypatch.setattr(building, "find_task", lambda _: replace(small, needs_cuda=True))
+    with pytest.raises(UsageError, match=r"To merge small, .*needs a GPU.*`tdabench ground-truth merge .*cuda`"):
+        merge("huge", [tmp_path], tmp_path / "truth")
+
+
+def test_a_task_of_another_version_is_read_anew_by_a_worker_that_lives_on(small_reference, small, monkeypatch):
+    retraining._cached_data.cache_clear()
+    loads = []
+    monkeypatch.setattr(type(small), "data", lambda task, folder: loads.append(folder) or small_data_of(task))
+    for version in ("a", "a", "b"):
+        retraining._cached_data(small_reference, version, None, "cpu")
+    assert len(loads) == 2
+    retraining._cached_data.cache_clear()
+
+
+def small_data_of(task):
+    return task.load_data(None)
 
 
 def test_a_replica_retrained_alone_or_in_any_group_is_the_same_to_the_bit(small, small_data):

@@ -27,6 +27,7 @@ from tdabench.ground_truth import ARRAYS_FILE, read_ground_truth, write_ground_t
 from tdabench.records import read_record
 from tdabench.retraining import compute_slice
 from tdabench.scores import read_scores
+from tdabench.slices import Slice
 from tdabench.task import TaskData
 from tdabench.verification import Check, Places
 
@@ -520,6 +521,17 @@ def registered(monkeypatch, small, small_truth_folder, tmp_path) -> None:
     }
     monkeypatch.setattr(registry, "names", lambda _: list(tasks))
     monkeypatch.setattr(registry, "find_task", tasks.__getitem__)
+
+
+def test_a_damaged_slice_of_one_task_hides_no_other(tdabench, registered, small, tmp_path, cache):
+    bare = replace(small, name="bare", folder=tmp_path / "bare")
+    building.work_folder(bare).mkdir(parents=True)
+    (building.work_folder(bare) / Slice(0, (0, 1)).file_name).write_bytes(b"half a file")
+    done = tdabench("tasks")
+    assert done.code == 0
+    assert "not built (8 subsets x 4 seeds); " in done.out
+    assert "is not a readable slice" in done.out
+    assert "small" in done.out
 
 
 def test_verify_all_on_a_gpu_takes_the_tasks_that_need_one_too(tdabench, registered, monkeypatch):

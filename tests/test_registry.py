@@ -129,6 +129,20 @@ def test_a_file_that_fails_on_import(tmp_path, text, what):
     assert not {m for m in set(sys.modules) - before if m.startswith("tdabench_file")}
 
 
+def test_a_file_may_import_what_lies_beside_it_but_not_in_place_of_what_is_installed(tmp_path):
+    """As `python FILE.py` does, so that what works there works here."""
+    (tmp_path / "beside_it.py").write_text("from tdabench import MemberMethod\n\n\nclass Base(MemberMethod): pass\n")
+    (tmp_path / "torch.py").write_text("raise SystemExit('not this one')\n")
+    text = "import torch\nfrom beside_it import Base\n\n\nclass Mine(Base):\n    kind = torch.float32\n"
+    (tmp_path / "mine_beside.py").write_text(text)
+    before = list(sys.path)
+    try:
+        assert find_method(f"{tmp_path / 'mine_beside.py'}:Mine").__name__ == "Mine"
+        assert sys.path == before
+    finally:
+        sys.modules.pop("beside_it", None)
+
+
 def test_an_entry_point_that_does_not_load(monkeypatch):
     broken = importlib.metadata.EntryPoint("broken", "nothing_of_that_name:Mine", registry.METHODS)
     monkeypatch.setattr(importlib.metadata, "entry_points", lambda **_: importlib.metadata.EntryPoints([broken]))

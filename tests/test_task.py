@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from tdabench.errors import DataError
+from tdabench.errors import DataError, UsageError
 from tdabench.registry import find_task
 from tdabench.targets import Target, log_odds
 from tdabench.task import SubsetPlan
@@ -80,6 +80,38 @@ def test_more_subsets_leave_the_first_ones_as_they_are(small):
 def assert_no_training_example_is_a_query(data):
     training = {row.numpy().tobytes() for row in data.training.inputs}
     assert not [i for i, row in enumerate(data.queries.inputs) if row.numpy().tobytes() in training]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"optimizer": "SGD"}, "optimizer is sgd or adamw, not 'SGD'"),
+        ({"schedule": "cosine"}, "schedule is constant or linear, not 'cosine'"),
+        ({"precision": "bf16"}, "precision is float32 or bfloat16, not 'bf16'"),
+        ({"optimizer": "adamw"}, "AdamW needs a second decay rate between 0 and 1"),
+        ({"lr": -0.1}, "lr is at least 0, not -0.1"),
+        ({"lr": float("nan")}, "lr is at least 0, not nan"),
+        ({"batch_size": 0}, "batch_size is at least 1, not 0"),
+        ({"epochs": 0}, "epochs is at least 1, not 0"),
+        ({"warmup": 5.0}, "warmup is a share of its steps"),
+    ],
+)
+def test_a_recipe_that_would_train_otherwise_than_it_reads_is_refused(small, change, message):
+    with pytest.raises(UsageError, match=message):
+        replace(small.recipe, **change)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"fraction": 50}, "fraction is the share .* between 0 and 1 as 0.5, not 50"),
+        ({"fraction": 1.0}, "between 0 and 1"),
+        ({"n_subsets": 0}, "at least one subset and seed, not 0 and"),
+    ],
+)
+def test_a_plan_without_different_subsets_is_refused(small, change, message):
+    with pytest.raises(UsageError, match=message):
+        replace(small.plan, **change)
 
 
 def test_no_training_example_of_digits_is_a_query(digits, digits_data):

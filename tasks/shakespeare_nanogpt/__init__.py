@@ -27,7 +27,7 @@ def make_model() -> nn.Module:
 TASK = Task(
     name="shakespeare-nanogpt",
     title="Shakespeare, nanoGPT",
-    description="3,921 training sequences of 256 characters of tiny Shakespeare; nanoGPT, 10.7 M parameters.",
+    description="3,921 training sequences of 256 characters of tiny Shakespeare; nanoGPT, 10.8 M parameters.",
     licence=shakespeare.LICENCE,
     n_train=N_TRAIN,
     n_queries=N_QUERIES,

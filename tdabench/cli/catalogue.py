@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tdabench.cli.output import json_option, print_facts, print_json, print_table, warn_of_broken
+from tdabench.errors import TdabenchError
 
 if TYPE_CHECKING:
     from tdabench.task import Task
@@ -66,7 +67,10 @@ def _ground_truth_of(task: Task) -> str:
     size = f"{task.plan.n_subsets} subsets x {task.plan.n_seeds} seeds"
     if has_ground_truth(task):
         return size
-    done = read_slices(task, [work_folder(task)]).n_done
+    try:
+        done = read_slices(task, [work_folder(task)]).n_done
+    except TdabenchError as error:  # one damaged file must not hide the other tasks
+        return f"not built ({size}); {error}"
     return f"not built ({size})" if done == 0 else f"{done} of {total_replicas(task)} replicas ({size})"
 
 

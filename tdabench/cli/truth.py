@@ -105,7 +105,7 @@ def merge(
 ) -> None:
     """Put the shares that several machines built into folders SLICES together; none may be missing.
 
-    One replica is retrained, to measure how much training amplifies rounding.
+    One replica is retrained twice, to measure how much training amplifies rounding.
     """
     from tdabench.building import Options
     from tdabench.building import merge as merge_slices

@@ -13,6 +13,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from tdabench import gradients, kronecker, lora
+from tdabench.budgets import block_bytes
 from tdabench.dropout import DropoutSite, MaskTable
 from tdabench.errors import Declined
 from tdabench.examples import Examples
@@ -240,7 +241,7 @@ def sizes_of(member: Member) -> Sizes:
         n_queries=task.n_queries,
         layers=tuple(layers),
         pass_numbers=one.layout.numbers,
-        blocks=engine_blocks(),
+        blocks=engine_blocks(task.device),
         representation=_representation(member),
         n_outputs=outputs.shape[-1],
         has_one_label=task.training.labels.dim() == 1,
@@ -248,12 +249,12 @@ def sizes_of(member: Member) -> Sizes:
     )
 
 
-def engine_blocks() -> Blocks:
-    """Return how the engine cuts its work."""
+def engine_blocks(device: torch.device) -> Blocks:
+    """Return how the engine cuts its work on a device."""
     return Blocks(
-        gradients._BLOCK_BYTES,
-        gradients._HELD_BYTES,
-        gradients._KEPT_BYTES,
+        block_bytes(gradients._BLOCK_BYTES, device),
+        block_bytes(gradients._HELD_BYTES, device),
+        block_bytes(gradients._KEPT_BYTES, device),
         gradients._BATCH,
         kronecker._LONGEST,
     )

@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tdabench.budgets import BUDGET_BYTES
+
 if TYPE_CHECKING:
     from tdabench.calibration import Rates
     from tdabench.jobs import Plan
     from tdabench.work import Parts, Work
-
-#: What a run on a CPU should stay below.
-BUDGET_BYTES = 2_000_000_000
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ A linear layer's gradient for one example is an outer product: of the gradient w
 ``g [out]``, and of its input, ``a [in]`` (the bias is one more input that is always one). So a dot product of two
 examples' gradients is ``(g . g') (a . a')``, summed over layers, and the norms follow; one forward and one backward
 pass per batch gives all factors. Convolutions, layers on tokens and embeddings are sums of outer products over
-positions; where the sum is cheaper than its factors it is formed, one layer and one block of examples at a time. A
-whole per-sample gradient is formed by :meth:`Gradients.dense` alone.
+positions; where the sum is cheaper than its factors it is formed, one layer and one block of examples at a time. Whole
+per-sample gradients are formed by :meth:`Gradients.dense` alone, and, of a few queries, by :meth:`Gradients.by_layer`.
 
 :mod:`tdabench.taps` makes the passes, :mod:`tdabench.pieces` holds one layer's part,
 :mod:`tdabench.projections` shortens.
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from tdabench.budgets import block_bytes
 from tdabench.examples import Examples, consecutive
 from tdabench.layout import layout_of
 from tdabench.pieces import Piece, Rows, add_products, dot, in_order, joined, put, room_for
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 ExampleFunction = Callable[[Tensor, Tensor], Tensor]
 Through = Callable[[Piece], Piece]
 
-# What a pass and what is made of it may take; large enough for full matrix-product speed.
+# What a pass and what is made of it may take on a CPU; large enough for full matrix-product speed.
 _BLOCK_BYTES = 128 << 20
 # One side of a dot product is held up to this, because the other side's gradients are computed once for each part.
 _HELD_BYTES = 512 << 20
@@ -112,11 +113,15 @@ class Gradients:
             self._kept = _joined(parts)
 
     def _batch_size(self) -> int:
-        return max(1, min(_BATCH, _BLOCK_BYTES // (8 * self.layout.numbers)))
+        return max(1, min(_BATCH, self._most(_BLOCK_BYTES) // (8 * self.layout.numbers)))
+
+    def _most(self, on_cpu: int) -> int:
+        """Return what may take ``on_cpu`` bytes on a CPU, on the gradients' device."""
+        return block_bytes(on_cpu, self.like.device)
 
     def _worth_keeping(self, pieces: list[Piece]) -> bool:
         single = all(isinstance(p, Rows) or p.positions == 1 for p in pieces)
-        return single and 4 * len(self) * sum(p.numbers for p in pieces) <= _KEPT_BYTES
+        return single and 4 * len(self) * sum(p.numbers for p in pieces) <= self._most(_KEPT_BYTES)
 
     @property
     def short(self) -> bool:
@@ -140,9 +145,9 @@ class Gradients:
             return other.dot(self).T
         out = self.like.new_zeros(len(self), len(other))
         short = self.short
-        for rows, held in self._held(_HELD_BYTES, short=short):
+        for rows, held in self._held(self._most(_HELD_BYTES), short=short):
             # Many columns at once, or the held side would be read from memory for every few of them.
-            for columns, pieces in other._held(_BLOCK_BYTES, short=short):
+            for columns, pieces in other._held(self._most(_BLOCK_BYTES), short=short):
                 products = out.new_zeros(rows.stop - rows.start, columns.stop - columns.start)
                 for a, b in zip(held, pieces, strict=True):
                     dot(a, b, products)
@@ -179,12 +184,13 @@ class Gradients:
         return self._flats(_as_it_is, short=False)
 
     def _flats(self, through: Through, *, short: bool) -> Iterator[tuple[slice, str, Tensor]]:
-        for rows, pieces in self._held(_BLOCK_BYTES, short=short):
+        formed_bytes = self._most(_FORMED_BYTES)
+        for rows, pieces in self._held(self._most(_BLOCK_BYTES), short=short):
             for piece in pieces:
                 if isinstance(piece, Rows):  # formed already
                     yield rows, piece.key, through(piece).flat()
                     continue
-                for some in consecutive(rows.stop - rows.start, max(1, _FORMED_BYTES // (4 * math.prod(piece.shape)))):
+                for some in consecutive(rows.stop - rows.start, max(1, formed_bytes // (4 * math.prod(piece.shape)))):
                     part = slice(rows.start + some.start, rows.start + some.stop)
                     yield part, piece.key, through(piece.part(some)).flat()
 
@@ -244,7 +250,8 @@ class Gradients:
         self, most_bytes: int | None = None, through: Through = _as_it_is
     ) -> Iterator[tuple[slice, dict[str, Tensor]]]:
         """Yield the gradients by layer, ``[h, p, q]`` each, of as many examples at once as ``most_bytes`` hold."""
-        for rows in consecutive(len(self), max(1, (most_bytes or layer_bytes()) // (4 * self.n_parameters))):
+        most_bytes = most_bytes or layer_bytes(self.like.device)
+        for rows in consecutive(len(self), max(1, most_bytes // (4 * self.n_parameters))):
             part = Gradients(self.member, self.examples, self.of, self._rows[rows])
             layers: dict[str, Tensor] = {}
             for some, pieces in part.blocks():
@@ -281,9 +288,9 @@ class Gradients:
             yield rows, {piece.key: _in_parts(sketches[piece.key], piece) for piece in pieces}
 
 
-def layer_bytes() -> int:
+def layer_bytes(device: torch.device) -> int:
     """Return how much may be held of gradients by layer, unless it is said: as much again is made of them."""
-    return _HELD_BYTES // 2
+    return block_bytes(_HELD_BYTES // 2, device)
 
 
 def gathered(
@@ -315,7 +322,7 @@ def gathered(
 
 def _in_parts(sketch: Sketch, piece: Piece) -> Tensor:
     """Project some examples at a time, because a sketch may form the layer's gradients."""
-    size = max(1, _FORMED_BYTES // (4 * math.prod(piece.shape)))
+    size = max(1, block_bytes(_FORMED_BYTES, piece.device) // (4 * math.prod(piece.shape)))
     return torch.cat([sketch(piece.part(some)) for some in consecutive(len(piece), size)])
 
 

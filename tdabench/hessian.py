@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from tdabench.budgets import block_bytes
 from tdabench.errors import Declined
 from tdabench.examples import Batch, Examples, consecutive
 from tdabench.kernels import differentiable
@@ -111,7 +112,7 @@ class Hessian:
                 f"it is formed for up to {most:,} parameters"
             )
         out = self._like.new_empty(size, size)
-        for rows in consecutive(size, max(1, _BLOCK_BYTES // (4 * size))):
+        for rows in consecutive(size, max(1, self._most_bytes // (4 * size))):
             unit = out[rows].zero_()  # the rows of the identity, where their products will stand
             unit.diagonal(rows.start).fill_(1)
             out[rows] = self.times(unit)
@@ -136,18 +137,22 @@ class Hessian:
     def _like(self) -> Tensor:
         return next(iter(self.member.parameters.values()))
 
+    @property
+    def _most_bytes(self) -> int:
+        return block_bytes(_BLOCK_BYTES, self._like.device)
+
     def _batches(self) -> Iterator[Batch]:
-        for part in consecutive(len(self.rows), max(1, min(_BATCH, _BLOCK_BYTES // (8 * self._numbers)))):
+        for part in consecutive(len(self.rows), max(1, min(_BATCH, self._most_bytes // (8 * self._numbers)))):
             yield self.examples.take(self.rows[part])
 
     @property
     def _rows_at_once(self) -> int:
-        return max(1, _BLOCK_BYTES // (4 * self.n_parameters))
+        return max(1, self._most_bytes // (4 * self.n_parameters))
 
     @property
     def _vectors_at_once(self) -> int:
         examples = min(_BATCH, len(self.rows))
-        return max(1, min(_BLOCK_BYTES // (8 * self._numbers * examples), self._rows_at_once))
+        return max(1, min(self._most_bytes // (8 * self._numbers * examples), self._rows_at_once))
 
     @cached_property
     def _numbers(self) -> int:

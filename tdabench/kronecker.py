@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tdabench.budgets import block_bytes
 from tdabench.gradients import Gradients, gathered, layer_bytes
 from tdabench.pieces import Outer, Piece, Rows
 
@@ -88,6 +89,8 @@ def solved_dot(
     as :meth:`~tdabench.gradients.Gradients.dot` takes them.
     """
     one_product: set[str] = set()
+    most_bytes = layer_bytes(queries.like.device)
+    solved_bytes = min(block_bytes(_SOLVED_BYTES, queries.like.device), most_bytes)
 
     def turned(piece: Piece) -> Piece:
         if not isinstance(piece, Outer) or piece.positions > 1:
@@ -96,7 +99,7 @@ def solved_dot(
         return piece.rotated(bases[piece.key].left, bases[piece.key].right)
 
     def solved() -> Iterator[tuple[slice, list[Piece]]]:
-        for rows, layers in queries.by_layer(min(_SOLVED_BYTES, layer_bytes()), through=turned):
+        for rows, layers in queries.by_layer(solved_bytes, through=turned):
             yield rows, [solution(key, layers[key]) for key in bases]
 
     def solution(key: str, vectors: Tensor) -> Piece:
@@ -105,7 +108,7 @@ def solved_dot(
         return Rows(key, (), bases[key].solve(vectors, ridges[key])).compact(short=queries.short)
 
     out = queries.like.new_empty(len(queries), len(training))
-    for rows, held in gathered(solved(), len(queries), layer_bytes()):
+    for rows, held in gathered(solved(), len(queries), most_bytes):
         out[rows] = training.times({piece.key: piece.rows().values for piece in held}, through=turned).T
     return out
 

@@ -12,11 +12,16 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from tdabench.budgets import block_bytes
+from tdabench.examples import consecutive
+
 LONG = 4096
 """Products of so many numbers or more may be taken of numbers in bfloat16: over fewer, roundings do not average out."""
 
 # A product in bfloat16 comes out in bfloat16; the parts of so many numbers are added up in the format of the sum.
 _SPAN = 8192
+# Products of every pair of positions, of factors with several, take at most this twice.
+_PAIRS_BYTES = 64 << 20
 # Columns of a second moment that are computed at once: of 72 to 256, the fastest on the layers of a small ResNet.
 _MOMENT_BLOCK = 144
 
@@ -50,6 +55,11 @@ class Rows:
     def shape(self) -> tuple[int, int]:
         """Shape ``(p, q)`` of one gradient."""
         return self.values.shape[1], self.values.shape[2]
+
+    @property
+    def device(self) -> torch.device:
+        """Where they are."""
+        return self.values.device
 
     @property
     def numbers(self) -> int:
@@ -132,6 +142,11 @@ class Outer:
     def positions(self) -> int:
         """How many outer products make up one gradient."""
         return self.left.shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        """Where they are."""
+        return self.left.device
 
     @property
     def numbers(self) -> int:
@@ -227,8 +242,11 @@ def dot(a: Piece, b: Piece, out: Tensor) -> None:
         if a.positions == 1:
             out.addcmul_(a.left[:, 0] @ b.left[:, 0].T, a.right[:, 0] @ b.right[:, 0].T)
         else:
-            lefts = torch.einsum("ntp,msp->nmts", a.left, b.left)
-            out += lefts.mul_(torch.einsum("ntq,msq->nmts", a.right, b.right)).sum((2, 3))
+            pairs = len(a) * a.positions * b.positions  # numbers for one column
+            for columns in consecutive(len(b), max(1, block_bytes(_PAIRS_BYTES, a.device) // (4 * pairs))):
+                lefts = torch.einsum("ntp,msp->nmts", a.left, b.left[columns])
+                rights = torch.einsum("ntq,msq->nmts", a.right, b.right[columns])
+                out[:, columns] += lefts.mul_(rights).sum((2, 3))
     else:
         add_products(a.flat(), b.flat(), out)
 

@@ -1,8 +1,9 @@
-"""bfloat16 where the processor computes in it."""
+"""Which numbers products are taken of: bfloat16 where the processor computes in it, and float32 that is float32."""
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from functools import cache
 from typing import Literal
@@ -31,3 +32,15 @@ def autocast(asked: Precision, device: torch.device) -> AbstractContextManager[o
     if used(asked, device) == "float32":
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+@contextlib.contextmanager
+def exact_float32() -> Iterator[None]:
+    """Multiply float32 numbers as such on CUDA: by default torch rounds a convolution's to ten bits (TF32)."""
+    products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = products.allow_tf32, convolutions.allow_tf32
+    products.allow_tf32 = convolutions.allow_tf32 = False
+    try:
+        yield
+    finally:
+        products.allow_tf32, convolutions.allow_tf32 = before

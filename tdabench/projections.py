@@ -1,8 +1,7 @@
 r"""Projections: short vectors whose dot products stand for those of gradients.
 
 A projection works on one layer's piece at a time and draws its random numbers from a stream named after the layer, so
-neither blocks nor the order of layers change what comes out. All but the Kronecker-factored one preserve dot products
-in expectation.
+neither blocks nor the order of layers change what comes out. All preserve dot products in expectation.
 
 ========== =========================================================== ====================================
 kind       what it is                                                  cost for one example and layer

@@ -19,6 +19,7 @@ from torch import nn
 from tdabench.errors import UsageError
 from tdabench.ground_truth import rms_difference
 from tdabench.grouping import threads
+from tdabench.precision import exact_float32
 from tdabench.registry import find_task
 from tdabench.seeds import generator
 from tdabench.slices import Slice, write_slice
@@ -37,11 +38,12 @@ def retrain(task: Task, data: TaskData, seed: int, subsets: Iterable[int], group
     """
     chosen, masks = list(subsets), task.subset_masks()
     parts = []
-    for start in range(0, len(chosen), group):
-        part = chosen[start : start + group]
-        rows = part * 2 if len(part) == 1 < group else part
-        stacked: Parameters = train_replicas(task, data, masks[rows], STREAM, seed)
-        parts.append(target_outputs(task, data, stacked)[: len(part)].cpu())
+    with exact_float32():
+        for start in range(0, len(chosen), group):
+            part = chosen[start : start + group]
+            rows = part * 2 if len(part) == 1 < group else part
+            stacked: Parameters = train_replicas(task, data, masks[rows], STREAM, seed)
+            parts.append(target_outputs(task, data, stacked)[: len(part)].cpu())
     return torch.cat(parts)
 
 

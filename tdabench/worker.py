@@ -29,6 +29,7 @@ from tdabench.jobs import RESULT_FILE, Job, Plan, plan
 from tdabench.memory import PeakMemory
 from tdabench.meter import ATTRIBUTE, FIT, Meter
 from tdabench.options import make
+from tdabench.precision import exact_float32
 from tdabench.records import SCORES_FILE
 from tdabench.registry import find_method
 from tdabench.view import TaskView
@@ -53,7 +54,8 @@ def main() -> None:
     job_file, folder, handle, launcher = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
     _die_with(launcher)
     sources = provenance.sources_sha256()  # before the run: of the code that is imported now
-    result = _guarded(Job.from_json(job_file.read_text(encoding="utf-8")), sys.argv[5], folder, Events(handle))
+    with exact_float32():
+        result = _guarded(Job.from_json(job_file.read_text(encoding="utf-8")), sys.argv[5], folder, Events(handle))
     write_json(folder / RESULT_FILE, {**result, "sources_sha256": sources})
 
 

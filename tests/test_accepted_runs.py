@@ -9,8 +9,8 @@ import pytest
 
 from tdabench.board.rows import TaskInfo
 from tdabench.board.runs import Run
+from tdabench.budgets import BUDGET_BYTES
 from tdabench.ensembles import format_ensemble, kind_of, parse_ensemble
-from tdabench.estimates import BUDGET_BYTES
 from tdabench.findings import Source, render
 from tdabench.ground_truth import has_ground_truth
 from tdabench.jobs import Job

@@ -609,6 +609,28 @@ def test_a_model_that_mixes_examples_is_declined(network_view):
         member.gradients(member.task.training, "loss").norms()
 
 
+def test_a_model_that_mixes_examples_is_declined_also_for_one_query(network_view):
+    """Two examples that are one mix without a trace; the layout would be the training set's, too."""
+    member = network_view("over the batch").member()
+    queries = member.task.queries
+    single = Examples(queries.inputs[:1], queries.labels[:1], queries.split)
+    with pytest.raises(Declined, match=r"another output when others are passed with it"):
+        member.gradients(single, "target").norms()
+
+
+@pytest.mark.parametrize("most", [1, 4 * 5 * 3 * 3 * 2, 64 << 20])
+def test_products_of_factors_with_several_positions_are_made_in_blocks(monkeypatch, most):
+    monkeypatch.setattr(pieces, "_PAIRS_BYTES", most)
+    random = torch.Generator().manual_seed(0)
+    a, b = (
+        pieces.Outer("x", ("x",), torch.randn(n, 3, 40, generator=random), torch.randn(n, 3, 50, generator=random))
+        for n in (5, 7)
+    )
+    out = torch.ones(5, 7)
+    pieces.dot(a, b, out)
+    torch.testing.assert_close(out, 1 + a.flat() @ b.flat().T, rtol=1e-4, atol=1e-3)
+
+
 def test_kernels_are_left_as_they_were(network_view):
     member = network_view("LSTM").member()
     for enabled in (True, False):

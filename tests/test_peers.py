@@ -225,7 +225,7 @@ def test_ek_fac_of_kronfluence_is_ours_at_equal_damping_and_labels(view):
 
 
 def test_dattri_s_ek_fac_rotates_by_the_transposed_eigenvectors(view):
-    """What docs/peers.md says is wrong with 0.3.0: a factor is diagonal in its eigenbasis, not in the one used."""
+    """What docs/agreement.md says is wrong with 0.3.0: a factor is diagonal in its eigenbasis, not in the one used."""
     need(DattriEkFac())
     task = view()
     basis = DattriEkFac().fit(task.member()).bases["0"][0]  # [65, 65]

@@ -125,7 +125,7 @@ def _trained(estimate: Estimate) -> str:
 
 
 def _served(estimate: Estimate) -> list[list[str]]:
-    from tdabench.estimates import BUDGET_BYTES
+    from tdabench.budgets import BUDGET_BYTES
 
     work = estimate.work
     assert work is not None

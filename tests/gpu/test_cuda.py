@@ -22,6 +22,7 @@ from tdabench.execution import execute
 from tdabench.jobs import Job, plan
 from tdabench.memory import PeakMemory
 from tdabench.meter import FIT, TRAIN, Meter
+from tdabench.precision import exact_float32
 from tdabench.registry import METHODS, find_method, names
 from tdabench.runner import run
 from tdabench.seeds import generator
@@ -49,11 +50,9 @@ MODELS = ["mlp", "sequences", "images"]
 
 @pytest.fixture(autouse=True)
 def _exact_products() -> Iterator[None]:
-    """Multiply float32 in float32, not in TF32, so that the CPU can be compared with."""
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    yield
-    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+    """Multiply float32 as a run and a build do, so that the CPU can be compared with."""
+    with exact_float32():
+        yield
 
 
 def sequences() -> TaskData:

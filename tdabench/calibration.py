@@ -16,7 +16,7 @@ from tdabench import gradients, kronecker, lora
 from tdabench.budgets import block_bytes
 from tdabench.dropout import DropoutSite, MaskTable
 from tdabench.errors import Declined
-from tdabench.examples import Examples
+from tdabench.examples import FORWARD_BATCH, Examples
 from tdabench.gradients import Gradients
 from tdabench.grouping import candidates
 from tdabench.hessian import Hessian
@@ -29,8 +29,6 @@ from tdabench.trainer import Program, fit_stacked, stacked_state
 from tdabench.view import TaskView
 from tdabench.work import Parts
 
-#: Examples that are passed forward at once, at most.
-FORWARD_BATCH = 1024
 # Vectors that the Hessian is multiplied by at once.
 _VECTORS = 64
 

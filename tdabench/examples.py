@@ -10,6 +10,9 @@ from torch import Tensor
 
 from tdabench.errors import DataError
 
+FORWARD_BATCH = 256
+"""Examples of a pass without gradients; more are no faster, and a sequence's logits are many numbers."""
+
 
 def consecutive(n: int, size: int) -> Iterator[slice]:
     """Yield slices of at most ``size`` that make up ``range(n)``, in order."""

@@ -9,13 +9,11 @@ import torch
 from torch import Tensor
 
 from tdabench.errors import Declined
-from tdabench.examples import Examples
+from tdabench.examples import FORWARD_BATCH, Examples
 from tdabench.seeds import derive_seed
 
 if TYPE_CHECKING:
     from tdabench.member import Member
-
-_BATCH = 256
 
 
 @torch.no_grad()
@@ -43,7 +41,7 @@ def with_sampled_labels(member: Member, examples: Examples, *stream: str | int) 
         raise Declined("labels can be drawn from the model's predictions only where they are classes")
     labels = []
     random = np.random.Generator(np.random.PCG64(derive_seed(*stream, "labels")))
-    for batch in examples.batches(_BATCH):
+    for batch in examples.batches(FORWARD_BATCH):
         member.task.meter.count(forward=len(batch))
         logits = member.logits(member.parameters, batch)  # [B, ..., C]
         _check_classes(logits, batch.labels)

@@ -12,16 +12,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import Tensor
 
 from tdabench.budgets import block_bytes
 from tdabench.errors import Declined
 from tdabench.examples import Batch, Examples, consecutive
 from tdabench.kernels import differentiable
+from tdabench.layout import numbers_out
 from tdabench.projections import signs
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ class Hessian:
     @cached_property
     def _numbers(self) -> int:
         """How many numbers one example brings out of all modules, and so roughly what a pass holds of it."""
-        return max(1, _outputs(self.member, self.examples))
+        return max(1, numbers_out(self.member, self.examples.inputs[:1]))
 
     def _product(self, batch: Batch) -> Product:
         """Return what multiplies vectors, by parameter, with the sum over a batch's examples."""
@@ -220,21 +220,3 @@ def _pulled(ends: Sequence[Tensor], starts: Sequence[Tensor], vectors: Sequence[
         )
     m = len(vectors[0])
     return [start.new_zeros(m, *start.shape) if g is None else g for g, start in zip(found, starts, strict=True)]
-
-
-def _outputs(member: Member, examples: Examples) -> int:
-    """Return how many numbers come out of all modules for one example."""
-    sizes: list[int] = []
-
-    def note(module: nn.Module, args: Any, out: Any) -> None:
-        if isinstance(out, Tensor):
-            sizes.append(out.numel())
-
-    handles = [module.register_forward_hook(note) for module in member.model.modules()]
-    try:
-        with torch.no_grad():
-            functional_call(member.model, {**member.parameters, **member.statistics}, (examples.inputs[:1],))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return sum(sizes)

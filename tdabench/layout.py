@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakKeyDictionary
 
 import torch
@@ -68,10 +68,11 @@ def _find(member: Member, two: Batch) -> Layout:
     """Return the first layout that gives right gradients for two examples."""
     alone, both = _probe(member, two.inputs[:1]), _probe(member, two.inputs)
     _check_independent(member, alone.outputs, both.outputs)
-    for layout in _candidates(member, alone, both):
+    out = numbers_out(member, two.inputs[:1])
+    for layout in _candidates(member, alone, both, out):
         if all(_is_right(member, layout, two, of) for of in _QUANTITIES):
             return layout
-    return _layout(member, {}, "alone")
+    return _layout(member, {}, "alone", out)
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,24 @@ def _probe(member: Member, inputs: Tensor) -> _Probe:
     return _Probe(calls, entries(outputs, leaves), outputs.detach())
 
 
+def numbers_out(member: Member, inputs: Tensor) -> int:
+    """Return how many numbers come out of all modules for these inputs, those that hold modules included."""
+    sizes: list[int] = []
+
+    def note(module: nn.Module, args: Any, out: Any) -> None:
+        if isinstance(out, Tensor):
+            sizes.append(out.numel())
+
+    handles = [module.register_forward_hook(note) for module in member.model.modules()]
+    try:
+        with torch.no_grad():
+            functional_call(member.model, {**member.parameters, **member.statistics}, (inputs,))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return sum(sizes)
+
+
 def _check_independent(member: Member, alone: Tensor, both: Tensor) -> None:
     """Refuse models that mix examples: none of them has a gradient of its own."""
     name = member.task.name
@@ -124,10 +143,10 @@ def _check_independent(member: Member, alone: Tensor, both: Tensor) -> None:
         )
 
 
-def _candidates(member: Member, alone: _Probe, both: _Probe) -> Iterator[Layout]:
-    """Yield layouts from the fastest to the slowest."""
+def _candidates(member: Member, alone: _Probe, both: _Probe, out: int) -> Iterator[Layout]:
+    """Yield layouts from the fastest to the slowest; ``out`` numbers come out of all modules for an example."""
     calls = {name: found[0] for name, found in alone.calls.items() if alone.once(name) and both.once(name)}
-    layout = _layout(member, calls, "together")
+    layout = _layout(member, calls, "together", out)
     rows = [(probe.calls[name][0].inputs[:1], n) for name in calls for probe, n in ((alone, 1), (both, 2))]
     # A layer may be given all examples' tokens in one row, or its own parameters: then examples are not its rows.
     if not layout.loose and all(found == (n,) for found, n in rows):
@@ -136,12 +155,14 @@ def _candidates(member: Member, alone: _Probe, both: _Probe) -> Iterator[Layout]
     yield replace(layout, way="alone")
 
 
-def _layout(member: Member, calls: dict[str, _Call], way: Literal["together", "mapped", "alone"]) -> Layout:
+def _layout(member: Member, calls: dict[str, _Call], way: Literal["together", "mapped", "alone"], out: int) -> Layout:
     held = {p for name in calls for p in own_names(name)}
     loose = tuple(name for name in member.parameters if name not in held)
     modules = dict(member.model.named_modules())
     numbers = sum(_numbers(modules[name], call) for name, call in calls.items())
     numbers += sum(member.parameters[name].numel() for name in loose)
+    # A pass holds what comes out of frozen modules, too.
+    numbers = max(numbers, out)
     return Layout({name: call.outputs for name, call in calls.items()}, loose, way, numbers)
 
 

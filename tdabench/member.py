@@ -14,7 +14,7 @@ from torch.func import functional_call
 from tdabench import gradients, hessian, representations
 from tdabench.dropout import DropoutSite, MaskTable
 from tdabench.errors import Declined
-from tdabench.examples import Batch, Examples
+from tdabench.examples import FORWARD_BATCH, Batch, Examples
 
 if TYPE_CHECKING:
     from tdabench.view import TaskView
@@ -123,7 +123,7 @@ class Member:
         return self.task.loss_function if of == "loss" else self.task.target_function
 
     @torch.no_grad()
-    def targets(self, examples: Examples, batch_size: int = 1024) -> Tensor:
+    def targets(self, examples: Examples, batch_size: int = FORWARD_BATCH) -> Tensor:
         """Return the target of every example, ``[n]``, forward passes only."""
         parts = []
         for batch in examples.batches(batch_size):

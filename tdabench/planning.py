@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tdabench.calibration import FORWARD_BATCH, Bench, Rates
+from tdabench.calibration import Bench, Rates
 from tdabench.ensembles import Checkpoints, Independent, check_supported, parse_ensemble
 from tdabench.errors import Declined
 from tdabench.estimates import Estimate, Total, TrainingEstimate
+from tdabench.examples import FORWARD_BATCH
 from tdabench.grouping import threads
 from tdabench.jobs import Job, Plan, plan
 from tdabench.member import forget_masks

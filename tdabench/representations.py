@@ -11,16 +11,13 @@ from torch.autograd.graph import Node
 from torch.func import functional_call
 
 from tdabench.errors import Declined
-from tdabench.examples import Examples
+from tdabench.examples import FORWARD_BATCH, Examples
 from tdabench.graph import behind, entries
 from tdabench.kernels import differentiable
 from tdabench.taps import hooked
 
 if TYPE_CHECKING:
     from tdabench.member import Member
-
-BATCH = 256
-"""Examples a pass; a sequence's logits are many numbers."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +75,7 @@ def _weight_of(model: nn.Module, name: str) -> str:
 
 
 @torch.no_grad()
-def representations(member: Member, examples: Examples, *, pooled: bool, batch_size: int = BATCH) -> Tensor:
+def representations(member: Member, examples: Examples, *, pooled: bool, batch_size: int = FORWARD_BATCH) -> Tensor:
     """Return the representations ``[n, d]``, or ``[n, ..., d]`` if not ``pooled``; see :meth:`Member.representations`.
 
     The last linear layer is the last one that is called in the pass itself, whatever it is called in the model.

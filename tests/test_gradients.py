@@ -15,6 +15,7 @@ from tdabench.baselines.trak import Trak
 from tdabench.ensembles import Independent, Lora
 from tdabench.examples import Examples
 from tdabench.execution import execute
+from tdabench.layout import numbers_out
 from tdabench.lora import adapter_names
 from tdabench.targets import MEAN_LOG_PROBABILITY, token_cross_entropy
 from tdabench.task import Recipe
@@ -669,6 +670,13 @@ def test_adapters_on_networks_are_scored_end_to_end(network_view, name, method):
     assert scores.isfinite().all()
     assert scores.std() > 0
     assert (len(task.meter.models), len(task.meter.adapters)) == (1, 2)
+
+
+def test_a_pass_of_adapters_is_sized_by_what_comes_out_of_frozen_modules_too(network_view):
+    task = network_view("resnet")
+    member = task.adapter_member(0, 0, number=0, rank=2, epochs=2)
+    gradient = member.gradients(task.training, "loss")
+    assert gradient.layout.numbers >= numbers_out(member, task.training.inputs[:1]) > 20 * gradient.n_parameters
 
 
 def test_an_adapter_s_model_has_the_running_statistics_of_the_model_it_adapts(network_view):

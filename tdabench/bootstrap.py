@@ -98,15 +98,50 @@ def draw(n_subsets: int, n_queries: int, n_resamples: int = 1000, *, seed: int) 
     )
 
 
-def bootstrap_lds(predicted: npt.ArrayLike, truth: npt.ArrayLike, resamples: Resamples) -> Draws:
+@dataclass(frozen=True, eq=False)
+class RankedTruth:
+    """Mean outputs with their ranks in every resample, which all runs of a task share: half of the work on a run.
+
+    Attributes
+    ----------
+    values
+        ``[n_subsets, n_queries]``, the mean outputs.
+    resamples
+        Made by :func:`draw` for as many subsets and queries.
+    ranks
+        ``[n_resamples, n_queries, n_subsets]``, whole numbers; of 100 subsets a byte each.
+    variance
+        ``[n_resamples, n_queries]``, of the ranks of the drawn subsets, not divided by anything.
+    """
+
+    values: npt.NDArray[np.floating]
+    resamples: Resamples
+    ranks: npt.NDArray[np.signedinteger]
+    variance: Floats
+
+    @classmethod
+    def of(cls, truth: npt.ArrayLike, resamples: Resamples) -> RankedTruth:
+        """Rank mean outputs ``[n_subsets, n_queries]``; equal values are ties."""
+        values = np.asarray(truth)
+        n_subsets, n_queries = values.shape
+        counts = resamples.subsets.astype(np.float32)  # [n_resamples, n_subsets]
+        ranks = np.empty((len(counts), n_queries, n_subsets), dtype=np.min_scalar_type(-n_subsets - 1))
+        variance = np.empty((len(counts), n_queries))
+        for block in _blocks(n_queries, _bytes_per_query(counts)):
+            y = _resampled_ranks(values[:, block], counts)
+            ranks[:, block], variance[:, block] = y, np.einsum("bqm,bqm->bq", y * counts[:, None, :], y)
+        return cls(values, resamples, ranks, variance)
+
+
+def bootstrap_lds(predicted: npt.ArrayLike, truth: RankedTruth) -> Draws:
     """Resample the mean over queries of the Spearman correlation over subsets.
 
     Parameters
     ----------
-    predicted, truth
-        ``[n_subsets, n_queries]``: summed scores, and mean outputs. Equal values are ties.
-    resamples
-        Made by :func:`draw` for as many subsets and queries.
+    predicted
+        ``[n_subsets, n_queries]``, summed scores; equal values are ties.
+    truth
+        What they are held against.
 
     Returns
     -------
@@ -114,13 +149,13 @@ def bootstrap_lds(predicted: npt.ArrayLike, truth: npt.ArrayLike, resamples: Res
         ``draws.both[b]`` is what :func:`tdabench.lds.spearman_columns` gives on the rows and columns repeated as often
         as resample b drew them; a column that is constant among the drawn rows counts 0.
     """
-    predicted, truth = np.asarray(predicted), np.asarray(truth)
-    n_subsets, n_queries = predicted.shape
-    rho = spearman_columns(predicted, truth)  # [n_queries]
+    predicted, resamples = np.asarray(predicted), truth.resamples
+    n_queries = predicted.shape[1]
+    rho = spearman_columns(predicted, truth.values)  # [n_queries]
     counts = resamples.subsets.astype(np.float32)  # [n_resamples, n_subsets]
     subsets, both = np.zeros(len(counts)), np.zeros(len(counts))
-    for block in _blocks(n_queries, max(counts.size, n_subsets**2) * counts.itemsize):
-        resampled = _resampled_spearman(predicted[:, block], truth[:, block], counts)  # [n_resamples, n_block]
+    for block in _blocks(n_queries, _bytes_per_query(counts)):
+        resampled = _resampled_spearman(predicted[:, block], truth, block, counts)  # [n_resamples, n_block]
         subsets += resampled.sum(axis=1)
         both += np.einsum("bq,bq->b", resampled, resamples.queries[:, block])
     queries = resamples.queries @ rho  # [n_resamples]
@@ -139,21 +174,23 @@ def _blocks(n_queries: int, bytes_per_query: int) -> Iterator[slice]:
         yield slice(start, min(start + step, n_queries))
 
 
+def _bytes_per_query(counts: npt.NDArray[np.float32]) -> int:
+    return max(counts.size, counts.shape[1] ** 2) * counts.itemsize
+
+
 def _resampled_spearman(
-    predicted: npt.NDArray[np.floating], truth: npt.NDArray[np.floating], counts: npt.NDArray[np.float32]
+    predicted: npt.NDArray[np.floating], truth: RankedTruth, block: slice, counts: npt.NDArray[np.float32]
 ) -> Floats:
     """Return the correlation per resample and query, ``[n_resamples, n_queries]``.
 
     All numbers are whole and at most n_subsets**3, so up to 256 subsets float32 is exact here, and half the time of
     float64; beyond, a correlation is off by less than 1e-6.
     """
-    x, y = _resampled_ranks(predicted, counts), _resampled_ranks(truth, counts)  # [n_resamples, n_queries, n_subsets]
-    times = counts[:, None, :]  # [n_resamples, 1, n_subsets]
-    weighted = x * times
-    variance = np.einsum("bqm,bqm->bq", weighted, x).astype(np.float64)
+    x = _resampled_ranks(predicted, counts)  # [n_resamples, n_queries, n_subsets]
+    weighted = x * counts[:, None, :]
+    variance = np.einsum("bqm,bqm->bq", weighted, x).astype(np.float64) * truth.variance[:, block]
+    y = truth.ranks[:, block].astype(np.float32)
     covariance = np.einsum("bqm,bqm->bq", weighted, y).astype(np.float64)
-    np.multiply(y, times, out=weighted)
-    variance *= np.einsum("bqm,bqm->bq", weighted, y)
     return np.divide(covariance, np.sqrt(variance), out=np.zeros_like(covariance), where=variance > 0)
 
 

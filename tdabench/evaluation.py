@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field, fields
+from functools import lru_cache
 from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from tdabench.bootstrap import RESAMPLE_SEED, Draws, Resamples, bootstrap_lds, draw, percentile_interval
+from tdabench.bootstrap import RESAMPLE_SEED, Draws, RankedTruth, Resamples, bootstrap_lds, draw, percentile_interval
 from tdabench.ceiling import Ceiling, noise_ceiling
 from tdabench.errors import GroundTruthError, UsageError
 from tdabench.evidence import Evidence, whole
@@ -191,7 +192,7 @@ class Evaluator:
         constant = constant_columns(sums) | constant_columns(self.outputs_mean)  # [n_queries]
         sums[:, constant] = 0.0
         lds = float(spearman_columns(sums, self.outputs_mean).mean())
-        draws = bootstrap_lds(sums, self.outputs_mean, self.resamples)
+        draws = bootstrap_lds(sums, _ranked(self))
         low, high = draws.interval(LEVEL)
         ceiling = self.ceiling.value
         return Evaluation(
@@ -213,6 +214,11 @@ class Evaluator:
         if self.mislabelled is None or evidence.suspicion is None:
             return None
         return mislabel_auroc(evidence.suspicion / 2, self.mislabelled)
+
+
+@lru_cache(maxsize=2)  # runs come task by task, and ranks take a byte for each resample, query and subset
+def _ranked(evaluator: Evaluator) -> RankedTruth:
+    return RankedTruth.of(evaluator.outputs_mean, evaluator.resamples)
 
 
 def evaluate(

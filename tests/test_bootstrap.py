@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from tdabench.bootstrap import Draws, bootstrap_lds, draw, percentile_interval
+from tdabench.bootstrap import Draws, RankedTruth, Resamples, bootstrap_lds, draw, percentile_interval
 from tdabench.lds import spearman_columns
 
 
@@ -28,7 +28,7 @@ def test_every_resample_equals_scipy_on_the_repeated_rows(seed, n_subsets, n_que
     if ties:
         predicted, truth = np.round(predicted), np.round(truth)
     resamples = draw(n_subsets, n_queries, 8, seed=seed)
-    draws = bootstrap_lds(predicted, truth, resamples)
+    draws = bootstrap_lds(predicted, RankedTruth.of(truth, resamples))
     once = np.ones(n_subsets, dtype=int), np.ones(n_queries, dtype=int)
     assert draws.estimate == pytest.approx(repeated_rows(predicted, truth, *once), abs=1e-9)
     for b, (subsets, queries) in enumerate(zip(resamples.subsets, resamples.queries, strict=True)):
@@ -37,13 +37,13 @@ def test_every_resample_equals_scipy_on_the_repeated_rows(seed, n_subsets, n_que
         assert draws.queries[b] == pytest.approx(repeated_rows(predicted, truth, once[0], queries), abs=1e-9)
 
 
-@pytest.mark.parametrize(("n_subsets", "tolerance"), [(256, 1e-12), (600, 1e-6)])
+@pytest.mark.parametrize(("n_subsets", "tolerance"), [(127, 1e-12), (128, 1e-12), (256, 1e-12), (600, 1e-6)])
 def test_many_subsets(n_subsets, tolerance):
     rng = np.random.default_rng(0)
     predicted = rng.normal(size=(n_subsets, 2))
     truth = predicted + rng.normal(size=(n_subsets, 2))
     resamples = draw(n_subsets, 2, 3, seed=0)
-    draws = bootstrap_lds(predicted, truth, resamples)
+    draws = bootstrap_lds(predicted, RankedTruth.of(truth, resamples))
     expected = [repeated_rows(predicted, truth, resamples.subsets[b], resamples.queries[b]) for b in range(3)]
     np.testing.assert_allclose(draws.both, expected, rtol=0, atol=tolerance)
 
@@ -52,9 +52,20 @@ def test_blocks_of_queries_change_nothing(monkeypatch):
     rng = np.random.default_rng(0)
     predicted, truth = rng.normal(size=(2, 20, 11))
     resamples = draw(20, 11, 50, seed=0)
-    whole = bootstrap_lds(predicted, truth, resamples)
+    whole = bootstrap_lds(predicted, RankedTruth.of(truth, resamples))
     monkeypatch.setattr("tdabench.bootstrap.BLOCK_BYTES", 3 * 20 * 50 * 4)
-    np.testing.assert_allclose(bootstrap_lds(predicted, truth, resamples).both, whole.both, rtol=0, atol=1e-14)
+    in_blocks = bootstrap_lds(predicted, RankedTruth.of(truth, resamples))
+    np.testing.assert_allclose(in_blocks.both, whole.both, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("n_subsets", [126, 127, 128, 129])
+def test_kept_ranks_hold_the_most_extreme_resample(n_subsets):
+    """One subset drawn every time: all that were not drawn lie above or below all that were."""
+    subsets = np.zeros((1, n_subsets), dtype=np.int64)
+    subsets[0, n_subsets // 2] = n_subsets
+    truth = np.arange(n_subsets, dtype=float)[:, None]
+    ranks = RankedTruth.of(truth, Resamples(subsets, np.ones((1, 1), dtype=np.int64))).ranks[0, 0]
+    assert ranks.astype(int).tolist() == (n_subsets * np.sign(np.arange(n_subsets) - n_subsets // 2)).tolist()
 
 
 def test_the_same_seed_gives_the_same_resamples():
@@ -68,19 +79,20 @@ def test_the_same_seed_gives_the_same_resamples():
 
 def test_perfect_scores_have_an_interval_of_one_point():
     truth = np.random.default_rng(0).normal(size=(20, 5))
-    assert bootstrap_lds(truth, truth, draw(20, 5, 100, seed=0)).interval() == (1.0, 1.0)
+    assert bootstrap_lds(truth, RankedTruth.of(truth, draw(20, 5, 100, seed=0))).interval() == (1.0, 1.0)
 
 
 def test_a_single_query_resamples_subsets_only():
     predicted, truth = np.random.default_rng(0).normal(size=(2, 30, 1))
-    draws = bootstrap_lds(predicted, truth, draw(30, 1, 200, seed=0))
+    draws = bootstrap_lds(predicted, RankedTruth.of(truth, draw(30, 1, 200, seed=0)))
     np.testing.assert_allclose(draws.corrected() - draws.estimate, draws.subsets - draws.subsets.mean(), atol=1e-12)
 
 
 def test_differences_are_those_of_the_draws():
     predicted, other, truth = np.random.default_rng(0).normal(size=(3, 30, 6))
     resamples = draw(30, 6, 100, seed=0)
-    a, b = bootstrap_lds(predicted, truth, resamples), bootstrap_lds(other, truth, resamples)
+    ranked = RankedTruth.of(truth, resamples)
+    a, b = bootstrap_lds(predicted, ranked), bootstrap_lds(other, ranked)
     assert (a - b).estimate == a.estimate - b.estimate
     np.testing.assert_array_equal((a - b).both, a.both - b.both)
     assert (a - a).interval() == (0.0, 0.0)
@@ -122,7 +134,7 @@ POPULATIONS = {
 def draws_of_population(name, n_samples):
     for number in range(n_samples):
         predicted, truth = sample(np.random.default_rng([7, number]), 60, 40, *POPULATIONS[name])
-        yield bootstrap_lds(predicted, truth, draw(60, 40, 400, seed=number))
+        yield bootstrap_lds(predicted, RankedTruth.of(truth, draw(60, 40, 400, seed=number)))
 
 
 def coverage(intervals, value) -> float:
@@ -158,8 +170,8 @@ def test_paired_differences_cover_too():
         rng = np.random.default_rng([8, number])
         predicted, truth = sample(rng, 60, 40, 0.3, 0.5, 0.5)
         noisier = 0.8 * predicted + 0.6 * rng.normal(size=predicted.shape)
-        resamples = draw(60, 40, 400, seed=number)
-        low, high = (bootstrap_lds(predicted, truth, resamples) - bootstrap_lds(noisier, truth, resamples)).interval()
+        ranked = RankedTruth.of(truth, draw(60, 40, 400, seed=number))
+        low, high = (bootstrap_lds(predicted, ranked) - bootstrap_lds(noisier, ranked)).interval()
         hits.append(low <= gap <= high)
     print(f"coverage, paired difference: {np.mean(hits):.2f}")
     assert 0.90 <= np.mean(hits) <= 0.98

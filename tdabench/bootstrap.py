@@ -108,15 +108,15 @@ class RankedTruth:
         ``[n_subsets, n_queries]``, the mean outputs.
     resamples
         Made by :func:`draw` for as many subsets and queries.
-    ranks
-        ``[n_resamples, n_queries, n_subsets]``, whole numbers; of 100 subsets a byte each.
+    weighted
+        ``[n_resamples, n_queries, n_subsets]``, ranks times how often the subset was drawn; whole numbers.
     variance
         ``[n_resamples, n_queries]``, of the ranks of the drawn subsets, not divided by anything.
     """
 
     values: npt.NDArray[np.floating]
     resamples: Resamples
-    ranks: npt.NDArray[np.signedinteger]
+    weighted: npt.NDArray[np.signedinteger]
     variance: Floats
 
     @classmethod
@@ -125,12 +125,13 @@ class RankedTruth:
         values = np.asarray(truth)
         n_subsets, n_queries = values.shape
         counts = resamples.subsets.astype(np.float32)  # [n_resamples, n_subsets]
-        ranks = np.empty((len(counts), n_queries, n_subsets), dtype=np.min_scalar_type(-n_subsets - 1))
+        weighted = np.empty((len(counts), n_queries, n_subsets), dtype=np.min_scalar_type(-(n_subsets**2) - 1))
         variance = np.empty((len(counts), n_queries))
         for block in _blocks(n_queries, _bytes_per_query(counts)):
-            y = _resampled_ranks(values[:, block], counts)
-            ranks[:, block], variance[:, block] = y, np.einsum("bqm,bqm->bq", y * counts[:, None, :], y)
-        return cls(values, resamples, ranks, variance)
+            ranks = _resampled_ranks(values[:, block], counts)
+            weighted[:, block] = ranks * counts[:, None, :]
+            variance[:, block] = _variance(values[:, block], ranks, counts)
+        return cls(values, resamples, weighted, variance)
 
 
 def bootstrap_lds(predicted: npt.ArrayLike, truth: RankedTruth) -> Draws:
@@ -186,12 +187,29 @@ def _resampled_spearman(
     All numbers are whole and at most n_subsets**3, so up to 256 subsets float32 is exact here, and half the time of
     float64; beyond, a correlation is off by less than 1e-6.
     """
-    x = _resampled_ranks(predicted, counts)  # [n_resamples, n_queries, n_subsets]
-    weighted = x * counts[:, None, :]
-    variance = np.einsum("bqm,bqm->bq", weighted, x).astype(np.float64) * truth.variance[:, block]
-    y = truth.ranks[:, block].astype(np.float32)
-    covariance = np.einsum("bqm,bqm->bq", weighted, y).astype(np.float64)
+    ranks = _resampled_ranks(predicted, counts)  # [n_resamples, n_queries, n_subsets]
+    covariance = np.einsum("bqm,bqm->bq", ranks, truth.weighted[:, block].astype(np.float32)).astype(np.float64)
+    variance = _variance(predicted, ranks, counts) * truth.variance[:, block]
     return np.divide(covariance, np.sqrt(variance), out=np.zeros_like(covariance), where=variance > 0)
+
+
+def _variance(
+    values: npt.NDArray[np.floating], ranks: npt.NDArray[np.float32], counts: npt.NDArray[np.float32]
+) -> Floats:
+    """Return the sum over drawn rows of the squared ranks, ``[n_resamples, n_queries]``.
+
+    Where no values are equal, rows tie with their own copies alone, so the variance of ranks, (n^3 - n) / 3 in units of
+    half a rank less (c^3 - c) / 3 for every group of c ties, depends on how often rows were drawn and on nothing else.
+    """
+    n_subsets, n_queries = values.shape
+    drawn = counts.astype(np.float64)
+    untied = ((n_subsets**3 - n_subsets) - (drawn**3 - drawn).sum(axis=1)) / 3  # [n_resamples]
+    variance = np.repeat(untied[:, None], n_queries, axis=1)
+    tied = np.flatnonzero((np.diff(np.sort(values, axis=0), axis=0) == 0).any(axis=0))
+    if len(tied):
+        of_tied = ranks[:, tied]
+        variance[:, tied] = np.einsum("bqm,bqm->bq", of_tied * counts[:, None, :], of_tied)
+    return variance
 
 
 def _resampled_ranks(values: npt.NDArray[np.floating], counts: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tdabench.errors import UsageError
-from tdabench.examples import Examples
+from tdabench.examples import FORWARD_BATCH, Examples
 from tdabench.files import sha256_arrays
 from tdabench.grouping import choose_group
 from tdabench.seeds import derive_seed
@@ -67,4 +67,4 @@ def train_part(task: Task, data: TaskData, masks: Tensor, *stream: str | int) ->
 def outputs(task: Task, data: TaskData, models: Sequence[Parameters], examples: Examples) -> Tensor:
     """Return the target of every example under every model, dropout off: ``[M, n]`` float32."""
     asked = TaskData(data.training, examples)
-    return torch.cat([target_outputs(task, asked, stacked) for stacked in models])
+    return torch.cat([target_outputs(task, asked, stacked, FORWARD_BATCH) for stacked in models])

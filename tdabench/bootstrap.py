@@ -109,7 +109,8 @@ class RankedTruth:
     resamples
         Made by :func:`draw` for as many subsets and queries.
     weighted
-        ``[n_resamples, n_queries, n_subsets]``, ranks times how often the subset was drawn; whole numbers.
+        ``[n_resamples, n_queries, n_subsets]``, ranks times how often the subset was drawn: whole, at most
+        n_subsets^2 / 4.
     variance
         ``[n_resamples, n_queries]``, of the ranks of the drawn subsets, not divided by anything.
     """
@@ -125,7 +126,7 @@ class RankedTruth:
         values = np.asarray(truth)
         n_subsets, n_queries = values.shape
         counts = resamples.subsets.astype(np.float32)  # [n_resamples, n_subsets]
-        weighted = np.empty((len(counts), n_queries, n_subsets), dtype=np.min_scalar_type(-(n_subsets**2) - 1))
+        weighted = np.empty((len(counts), n_queries, n_subsets), dtype=np.min_scalar_type(-(n_subsets**2 // 4) - 1))
         variance = np.empty((len(counts), n_queries))
         for block in _blocks(n_queries, _bytes_per_query(counts)):
             ranks = _resampled_ranks(values[:, block], counts)

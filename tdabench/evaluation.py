@@ -216,7 +216,7 @@ class Evaluator:
         return mislabel_auroc(evidence.suspicion / 2, self.mislabelled)
 
 
-@lru_cache(maxsize=2)  # runs come task by task, and ranks take a byte for each resample, query and subset
+@lru_cache(maxsize=2)  # runs come task by task, and 1,000 resamples of 100 subsets and 400 queries take 80 MB
 def _ranked(evaluator: Evaluator) -> RankedTruth:
     return RankedTruth.of(evaluator.outputs_mean, evaluator.resamples)
 

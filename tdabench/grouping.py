@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from tdabench.errors import UsageError
+from tdabench.precision import exact_float32
 from tdabench.task import Task, TaskData
 from tdabench.trainer import Program, fit_stacked, group_size, stacked_state
 
@@ -76,7 +77,7 @@ def _seconds_per_replica(task: Task, data: TaskData, size: int) -> float:
             torch.cuda.synchronize(device)
         return time.perf_counter() - start
 
-    with threads(1):
+    with threads(1), exact_float32():  # as replicas are trained
         train()  # warm-up
         return min(train(), train()) / (size * _STEPS)
 

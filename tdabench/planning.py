@@ -30,6 +30,7 @@ from tdabench.memory import release_unused
 from tdabench.method import MemberMethod
 from tdabench.model_store import ModelStore
 from tdabench.options import make
+from tdabench.precision import exact_float32
 from tdabench.registry import find_method
 from tdabench.retraining import local_pool
 from tdabench.view import adapter_name, checkpoint_name, model_name
@@ -54,7 +55,7 @@ def estimate_job(job: Job, *, stored: bool = True) -> Estimate:
     TdabenchError
         If there is a mistake in the job, or the task's data is missing.
     """
-    with threads(job.threads):
+    with threads(job.threads), exact_float32():  # as a run computes
         bench = _bench(job.task, job.data_folder, job.device, job.threads)
         planned = plan(job)
         try:

@@ -167,15 +167,17 @@ def _load(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     beside = str(path.parent.absolute())
-    # As for a script, what lies beside the file can be imported; but it stands in for no module that is installed.
-    sys.path.append(beside)
+    # While it loads, the file may import what lies beside it, as a script may; that stands in for no installed module.
+    added = beside not in sys.path
+    if added:
+        sys.path.append(beside)
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # a script may call sys.exit at its end
         del sys.modules[name]
         raise UsageError(f"{path} fails on import: {type(error).__name__}: {error}. Run `python {path}`.") from error
     finally:
-        if beside in sys.path:
+        if added and beside in sys.path:
             sys.path.remove(beside)
     return module
 

@@ -74,7 +74,7 @@ class Recipe:
                 raise UsageError(f"A recipe's {name} is {' or '.join(known)}, not {getattr(self, name)!r}.")
         for name in ("lr", "momentum", "weight_decay", "warmup"):
             if not 0 <= getattr(self, name) < inf:
-                raise UsageError(f"A recipe's {name} is at least 0, not {getattr(self, name)}.")
+                raise UsageError(f"A recipe's {name} is a finite number of at least 0, not {getattr(self, name)}.")
         for name in ("batch_size", "epochs"):
             if getattr(self, name) < 1:
                 raise UsageError(f"A recipe's {name} is at least 1, not {getattr(self, name)}.")

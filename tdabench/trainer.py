@@ -225,7 +225,7 @@ def _steps(
 
 
 @torch.no_grad()
-def target_outputs(task: Task, data: TaskData, stacked: Parameters) -> Tensor:
+def target_outputs(task: Task, data: TaskData, stacked: Parameters, batch_size: int = _QUERY_BATCH) -> Tensor:
     """Return the target of every query under every replica, dropout off: ``[R, n_queries]`` float32."""
     program = Program.of(task, data)
     rows = []
@@ -233,7 +233,7 @@ def target_outputs(task: Task, data: TaskData, stacked: Parameters) -> Tensor:
         values = {k: v[r] for k, v in stacked.items()}
         parts = [
             task.target.function(program.logits_of_one(values, batch.inputs), batch.labels)
-            for batch in data.queries.batches(_QUERY_BATCH)
+            for batch in data.queries.batches(batch_size)
         ]
         rows.append(torch.cat(parts))
     return torch.stack(rows)

@@ -58,15 +58,17 @@ def test_blocks_of_queries_change_nothing(monkeypatch):
     np.testing.assert_allclose(in_blocks.both, whole.both, rtol=0, atol=1e-14)
 
 
-@pytest.mark.parametrize("n_subsets", [126, 127, 128, 129])
+@pytest.mark.parametrize("n_subsets", [22, 23, 24, 361, 362, 363])
 def test_kept_ranks_hold_the_most_extreme_resample(n_subsets):
-    """One subset drawn every time: all that were not drawn lie above or below all that were."""
+    """The first and the last subset alone are drawn, half and half: around the edges of one and two bytes."""
     subsets = np.zeros((1, n_subsets), dtype=np.int64)
-    subsets[0, n_subsets // 2] = n_subsets
+    half = n_subsets // 2
+    subsets[0, [0, -1]] = half, n_subsets - half
     truth = np.arange(n_subsets, dtype=float)[:, None]
     ranked = RankedTruth.of(truth, Resamples(subsets, np.ones((1, 1), dtype=np.int64)))
-    assert not ranked.weighted.any()
-    assert ranked.variance == 0
+    product = half * (n_subsets - half)
+    assert ranked.weighted[0, 0, [0, -1]].tolist() == [-product, product]
+    assert ranked.variance == half * (n_subsets - half) ** 2 + (n_subsets - half) * half**2
 
 
 def test_the_same_seed_gives_the_same_resamples():

@@ -282,7 +282,7 @@ def test_compare_says_that_other_seeds_are_other_models(tdabench, small_referenc
     facts = json.loads((other / "record.json").read_text())
     (other / "record.json").write_text(json.dumps(facts | {"seed": 1}))
     done = tdabench("compare", good, other, "--task", small_reference)
-    assert "different seeds, and so different models, whose luck does not cancel. For that" in done.err
+    assert "The runs are of different models (seed, machine or torch), whose luck does not cancel. For" in done.err
 
 
 def test_board_in_a_process_of_its_own_needs_the_file_of_an_own_task(runs, small_reference, tmp_path):

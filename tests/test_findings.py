@@ -544,10 +544,12 @@ def test_members_correlate_by_their_mean_over_seeds(run):
 
 def test_runs_of_different_libraries_versions_are_different_entries(run):
     newer = {"packages": RECORD["provenance"]["packages"] | {"torch": "99.0"}}
-    (contest,) = contests_of([run(noise=3.0), run(noise=3.0, seed=1), run(noise=3.0, provenance=newer)], [TASK])
+    rows = [run(noise=3.0), run(noise=3.0, seed=1), run(noise=3.0, provenance=newer)]
+    (contest,) = contests_of(rows, [TASK])
     assert sorted(len(entry.records) for entry in contest.entries) == [1, 2]
     assert len(contest.families) == 2
     assert len({entry.name for entry in contest.entries}) == 2
+    assert "Run with several versions of torch, whose models" in render(rows, [TASK], SOURCE)
 
 
 @pytest.mark.parametrize("flavour", sorted({flavour for pair in PAIRS for flavour in pair[:2]}))

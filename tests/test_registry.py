@@ -143,6 +143,14 @@ def test_a_file_may_import_what_lies_beside_it_but_not_in_place_of_what_is_insta
         sys.modules.pop("beside_it", None)
 
 
+def test_loading_a_file_leaves_the_order_of_the_path_alone(tmp_path, monkeypatch):
+    (tmp_path / "mine_on_path.py").write_text("from tdabench import MemberMethod\n\n\nclass Mine(MemberMethod): pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    before = list(sys.path)
+    find_method(f"{tmp_path / 'mine_on_path.py'}:Mine")
+    assert sys.path == before
+
+
 def test_an_entry_point_that_does_not_load(monkeypatch):
     broken = importlib.metadata.EntryPoint("broken", "nothing_of_that_name:Mine", registry.METHODS)
     monkeypatch.setattr(importlib.metadata, "entry_points", lambda **_: importlib.metadata.EntryPoints([broken]))

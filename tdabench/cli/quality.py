@@ -86,6 +86,8 @@ def compare(first: Path, second: Path, as_json: bool) -> None:
         evaluations.append(evaluation)
     difference = compare_evaluations(*evaluations)
     same = records[0].machine.machine_class == records[1].machine.machine_class
+    # Models are trained anew under another seed, on another class of machine and with another torch.
+    same_models = same and records[0].seed == records[1].seed and len({r.versions["torch"] for r in records}) == 1
     facts = {
         "first": records[0].label,
         "second": records[1].label,
@@ -95,18 +97,18 @@ def compare(first: Path, second: Path, as_json: bool) -> None:
         "high": difference.high,
         "p_better": difference.p_better,
         "significant": difference.significant,
-        "same_models": records[0].seed == records[1].seed,
+        "same_models": same_models,
         "cost_ratios": _ratios(records) if same else None,
     }
-    note(_of_these_models(same_seed=records[0].seed == records[1].seed))
+    note(_of_these_models(same=same_models))
     if as_json:
         return print_json(facts)
     return _print_comparison(facts)
 
 
-def _of_these_models(same_seed: bool) -> str:
+def _of_these_models(same: bool) -> str:
     """Say what the interval leaves out, which with one run of each is most of the luck."""
-    others = "" if same_seed else " The runs have different seeds, and so different models, whose luck does not cancel."
+    others = "" if same else " The runs are of different models (seed, machine or torch), whose luck does not cancel."
     return (
         f"The interval holds subsets and queries, not the luck of the trained models.{others} "
         "For that, run both with several seeds; `tdabench findings` and the board compare them over seeds."

@@ -166,7 +166,7 @@ class Contest:
 
     @cached_property
     def families(self) -> list[Family]:
-        """Methods with their code and options, each with its curve and its other ensembles."""
+        """Methods with their code, library versions and options, each with its curve and its other ensembles."""
         groups: dict[tuple[str, ...], list[Entry]] = defaultdict(list)
         for entry in self.entries:
             groups[entry.method, entry.options, entry.code, *entry.versions.values()].append(entry)
@@ -237,7 +237,7 @@ def _entry_order(entry: Entry) -> tuple[object, ...]:
 
 
 def _told_apart(entries: Sequence[Entry], names: Sequence[str]) -> list[str]:
-    """Add, to names that several entries share, the options in which they differ, and the code's hash."""
+    """Add, to names that several entries share, what they differ in: options, the code's hash, library versions."""
     sharing: dict[str, list[dict[str, str]]] = defaultdict(list)
     for entry, name in zip(entries, names, strict=True):
         sharing[name].append(_facts(entry))

@@ -81,14 +81,20 @@ def _options(contest: Contest) -> list[str]:
 
 
 def _codes(contest: Contest) -> list[str]:
-    """Say which methods were run with several versions of their code: these are told apart, never averaged."""
+    """Say which methods were run with several versions of their code, or of torch: told apart, never averaged."""
     versions: dict[str, set[str]] = defaultdict(set)
     for entry in contest.entries:
         versions[entry.method].add(entry.code)
     changed = [code(name) for name, found in sorted(versions.items()) if len(found) > 1]
-    if not changed:
-        return []
-    return [f"Run with several versions of their code, which are told apart by its hash: {', '.join(changed)}."]
+    said = []
+    if changed:
+        said.append(f"Run with several versions of their code, which are told apart by its hash: {', '.join(changed)}.")
+    torches = sorted({entry.versions.get("torch", "unknown") for entry in contest.entries})
+    if len(torches) > 1:
+        said.append(
+            f"Run with several versions of torch, whose models differ and are not averaged: {', '.join(torches)}."
+        )
+    return said
 
 
 # --- LDS and costs

@@ -17,7 +17,7 @@ from tdabench.bootstrap import RESAMPLE_SEED, Draws, RankedTruth, Resamples, boo
 from tdabench.ceiling import Ceiling, noise_ceiling
 from tdabench.errors import GroundTruthError, UsageError
 from tdabench.evidence import Evidence, whole
-from tdabench.lds import average_ranks, check_scores, constant_columns, spearman_columns, subset_sums
+from tdabench.lds import average_ranks, check_scores, constant_columns, subset_sums
 from tdabench.mislabels import mislabel_auroc, suspicion_ranks
 
 Queries = Literal["reported", "tuning", "all"]
@@ -191,8 +191,8 @@ class Evaluator:
         sums = evidence.sums.astype(np.float64)  # [n_subsets, n_queries]
         constant = constant_columns(sums) | constant_columns(self.outputs_mean)  # [n_queries]
         sums[:, constant] = 0.0
-        lds = float(spearman_columns(sums, self.outputs_mean).mean())
         draws = bootstrap_lds(sums, _ranked(self))
+        lds = draws.estimate
         low, high = draws.interval(LEVEL)
         ceiling = self.ceiling.value
         return Evaluation(

@@ -57,11 +57,10 @@ def layout_of(member: Member, examples: Examples) -> Layout:
 
 def _two(member: Member, examples: Examples) -> Batch:
     """Return two examples that differ, of others of the same shape if these are all one: equals mix without a trace."""
-    for some in (examples, member.task.training, member.task.queries):
-        ends = some.take(torch.tensor([0, len(some) - 1], device=some.inputs.device))
-        if ends.inputs.shape[1:] == examples.inputs.shape[1:] and not torch.equal(ends.inputs[0], ends.inputs[1]):
-            return ends
-    return examples.take(torch.tensor([0, len(examples) - 1], device=examples.inputs.device))
+    sets = (examples, member.task.training, member.task.queries)
+    alike = [some for some in sets if some.inputs.shape[1:] == examples.inputs.shape[1:]]
+    ends = [some.take(torch.tensor([0, len(some) - 1], device=some.inputs.device)) for some in alike]
+    return next((two for two in ends if not torch.equal(two.inputs[0], two.inputs[1])), ends[0])
 
 
 def _find(member: Member, two: Batch) -> Layout:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from functools import cached_property, partial
 from math import inf
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args, get_type_hints
 
 import numpy as np
 import torch
@@ -69,8 +69,9 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Refuse what would silently train another recipe than is written."""
-        for name, known in _CHOICES.items():
-            if getattr(self, name) not in known:
+        for name, hint in get_type_hints(type(self)).items():
+            known = get_args(hint)
+            if known and getattr(self, name) not in known:
                 raise UsageError(f"A recipe's {name} is {' or '.join(known)}, not {getattr(self, name)!r}.")
         for name in ("lr", "momentum", "weight_decay", "warmup"):
             if not 0 <= getattr(self, name) < inf:
@@ -100,11 +101,6 @@ class Recipe:
 
 
 _FIRST_RECIPE_FIELDS = 5
-_CHOICES = {
-    "optimizer": ("sgd", "adamw"),
-    "schedule": ("constant", "linear"),
-    "precision": ("float32", "bfloat16"),
-}
 
 
 @dataclass(frozen=True)

@@ -156,10 +156,11 @@ def verify(
     checks = []
     for (seed, number), subsets in sorted(together.items()):
         builder = truth.manifest.built_on[number]
+        allowed = tolerance(task, truth, builder, device)
         with threads(builder.threads_per_worker):
             rows = retrain(task, data, seed, subsets, builder.replicas_per_group).numpy()
         for subset, outputs in zip(subsets, rows, strict=True):
-            checks.append(_compare(truth, tolerance(task, truth, builder, device), subset, seed, outputs))
+            checks.append(_compare(truth, allowed, subset, seed, outputs))
             on_check(checks[-1])
     return checks
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal, TypeVar
 
-from tdabench.board.runs import Run, by_configuration, draws_of, mean_over_seeds
+from tdabench.board.runs import Run, by_configuration, draws_of, mean_of_known
 from tdabench.board.seed_draws import SeedDraws, rank_groups
 from tdabench.ensembles import KINDS, SIZES, format_ensemble, without_defaults
 from tdabench.front import pareto_front
@@ -98,8 +98,7 @@ class Row:
 
     def mean(self, read: Callable[[Run], float | None]) -> float | None:
         """Return the mean over run seeds of what ``read`` finds in a run; None where it finds nothing in any."""
-        found = [(run.record.seed, value) for run in self.measured if (value := read(run)) is not None]
-        return mean_over_seeds(found) if found else None
+        return mean_of_known((run.record.seed, read(run)) for run in self.measured)
 
     @property
     def seeds_counted(self) -> frozenset[int]:

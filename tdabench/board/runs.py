@@ -77,3 +77,9 @@ def mean_over_seeds(values: Iterable[tuple[int, float]]) -> float:
     for seed, value in values:
         by_seed[seed].append(value)
     return fmean(map(fmean, by_seed.values()))
+
+
+def mean_of_known(values: Iterable[tuple[int, float | None]]) -> float | None:
+    """Return the same of those values that are known; None where none is."""
+    known = [(seed, value) for seed, value in values if value is not None]
+    return mean_over_seeds(known) if known else None

@@ -41,8 +41,7 @@ def warn_of_busy(records: Sequence[Record]) -> None:
         what = busy[0].warnings()[0]
     else:
         labels = [f"{record.task}: {record.label}" for record in busy]
-        more = f" and {len(labels) - _SHOWN} more" if len(labels) > _SHOWN else ""
-        what = f"{_counted(busy, records)} measured on a busy machine ({'; '.join(labels[:_SHOWN])}{more})."
+        what = f"{_counted(busy, records)} measured on a busy machine ({_first(labels)})."
     trained = any(name != "serving" for record in busy for name in record.busy())
     kept = (
         f" Trainings keep their times: remove those models below {cache_folder() / 'models'} first." if trained else ""
@@ -56,12 +55,16 @@ def warn_of_busy_candidates(records: Sequence[Record], runs: Path) -> None:
 
     busy = [record.run_id for record in records if record.busy()]
     if busy:
-        more = f" and {len(busy) - _SHOWN} more" if len(busy) > _SHOWN else ""
         warn(
-            f"Of {len(records)} candidates {len(busy)} had a busy machine ({'; '.join(busy[:_SHOWN])}{more}), "
+            f"Of {len(records)} candidates {len(busy)} had a busy machine ({_first(busy)}), "
             "and the tuning is charged with their times. To try them again on an idle machine, remove their folders "
             f"in {runs / CANDIDATES_FOLDER}."
         )
+
+
+def _first(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f"{'; '.join(names[:_SHOWN])}{more}"
 
 
 def _counted(some: Sequence[Record], records: Sequence[Record]) -> str:

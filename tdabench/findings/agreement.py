@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tdabench.board.runs import mean_over_seeds
+from tdabench.board.runs import mean_of_known
 from tdabench.findings.entries import INDEPENDENT, ONE_MODEL, Entry, Family
 from tdabench.records import CorrelationsRecord
 from tdabench.saturation import predicted_lds
@@ -63,9 +63,7 @@ def _growth(flavour: str, entries: list[Entry]) -> Growth | None:
 
 def _over_seeds(entry: Entry, read: Callable[[CorrelationsRecord], float | None]) -> float | None:
     """Return the mean over run seeds of one of the members' correlations; None where no record has it."""
-    carried = [(record.seed, record.correlations) for record in entry.records]
-    found = [(seed, value) for seed, c in carried if c is not None and (value := read(c)) is not None]
-    return mean_over_seeds(found) if found else None
+    return mean_of_known((r.seed, None if r.correlations is None else read(r.correlations)) for r in entry.records)
 
 
 def _size(entry: Entry) -> Size:

@@ -17,7 +17,7 @@ from tdabench.budgets import block_bytes
 from tdabench.dropout import DropoutSite, MaskTable
 from tdabench.errors import Declined
 from tdabench.examples import FORWARD_BATCH, Examples
-from tdabench.gradients import Gradients
+from tdabench.gradients import Gradients, as_it_is
 from tdabench.grouping import candidates
 from tdabench.hessian import Hessian
 from tdabench.member import Member, MemberMasks
@@ -230,7 +230,7 @@ def sizes_of(member: Member) -> Sizes:
     """Return what the work at a member depends on, from a pass of one example."""
     task = member.task
     one = Gradients(member, task.training, "loss", range(1))
-    pieces = [piece for _, block in one.blocks() for piece in block]
+    pieces = [piece for _, block in one.blocks(as_it_is) for piece in block]
     layers = [Layer(p.key, *p.shape, positions=p.positions if isinstance(p, Outer) else 0) for p in pieces]
     with torch.no_grad():
         outputs = member.logits(member.parameters, _first(task.training, 1).all())
@@ -275,7 +275,7 @@ def _batch(member: Member) -> int:
 
 
 def _pass(member: Member, examples: Examples) -> None:
-    for _ in Gradients(member, examples, "loss").blocks():
+    for _ in Gradients(member, examples, "loss").blocks(as_it_is):
         pass
 
 

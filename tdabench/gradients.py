@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 ExampleFunction = Callable[[Tensor, Tensor], Tensor]
 Through = Callable[[Piece], Piece]
+T = TypeVar("T")
 
 # What a pass and what is made of it may take on a CPU; large enough for full matrix-product speed.
 _BLOCK_BYTES = 128 << 20
@@ -46,8 +47,13 @@ _FORMED_BYTES = 16 << 20
 _BATCH = 1024
 
 
-def _as_it_is(piece: Piece) -> Piece:
+def as_it_is(piece: Piece) -> Piece:
+    """Return it."""
     return piece
+
+
+def _compact(piece: Piece) -> Piece:
+    return piece.compact()
 
 
 class Gradients:
@@ -72,7 +78,7 @@ class Gradients:
     def __init__(self, member: Member, examples: Examples, of: Quantity, rows: range | None = None) -> None:
         self.member, self.examples, self.of = member, examples, of
         self._rows = range(len(examples)) if rows is None else rows
-        self._kept: list[Piece] | None = None
+        self._kept: dict[bool, list[Piece]] = {}
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -92,36 +98,44 @@ class Gradients:
         """A tensor of the gradients' type and device."""
         return next(iter(self.member.parameters.values()))
 
-    def blocks(self) -> Iterator[tuple[slice, list[Piece]]]:
-        """Yield the pieces of consecutive examples, and which examples they are.
+    def blocks(self, each: Callable[[Piece], T], *, short: bool = False) -> Iterator[tuple[slice, list[T]]]:
+        """Yield which consecutive examples are next, and what ``each`` makes of every piece of their gradients.
 
-        Factors are kept for the next use where each layer has one outer product per example and all fit in memory.
+        Pieces are made one after the other, as they take more memory than what is made of them. Factors are kept for
+        the next use where each layer has one outer product per example and all fit in memory.
+
+        Parameters
+        ----------
+        each
+            Called with every piece.
+        short
+            Whether long sums over positions may be in bfloat16, for products of which roundings average out.
         """
-        if self._kept is not None:
+        if short in self._kept:
             for rows in consecutive(len(self), _BATCH):
-                yield rows, [piece.part(rows) for piece in self._kept]
+                yield rows, [each(piece.part(rows)) for piece in self._kept[short]]
             return
-        parts: list[list[Piece]] = []
-        place, keep = 0, True
+        keeper = _Keeper(len(self), self._most(_KEPT_BYTES))
+
+        def noted(piece: Piece) -> T:
+            keeper.note(piece)
+            return each(piece)
+
+        place = 0
         for batch in self.examples.batches(self._batch_size(), self._rows):
-            pieces = tap(self.member, self.layout, batch, self.of)
-            keep = keep and self._worth_keeping(pieces)
-            parts = [*parts, pieces] if keep else []
-            yield slice(place, place + len(batch)), pieces
+            keeper.start()
+            pieces = tap(self.member, self.layout, batch, self.of, short=short)
+            yield slice(place, place + len(batch)), list(map(noted, pieces))
             place += len(batch)
-        if keep:
-            self._kept = _joined(parts)
+        if keeper.keeps:
+            self._kept[short] = keeper.joined()
 
     def _batch_size(self) -> int:
-        return max(1, min(_BATCH, self._most(_BLOCK_BYTES) // (8 * self.layout.numbers)))
+        return max(1, min(_BATCH, self._most(_BLOCK_BYTES) // (4 * self.layout.numbers)))
 
     def _most(self, on_cpu: int) -> int:
         """Return what may take ``on_cpu`` bytes on a CPU, on the gradients' device."""
         return block_bytes(on_cpu, self.like.device)
-
-    def _worth_keeping(self, pieces: list[Piece]) -> bool:
-        single = all(isinstance(p, Rows) or p.positions == 1 for p in pieces)
-        return single and 4 * len(self) * sum(p.numbers for p in pieces) <= self._most(_KEPT_BYTES)
 
     @property
     def short(self) -> bool:
@@ -136,8 +150,7 @@ class Gradients:
 
         They are good until the next are asked for.
         """
-        compact = ((rows, [piece.compact(short=short) for piece in pieces]) for rows, pieces in self.blocks())
-        return gathered(compact, len(self), most_bytes)
+        return gathered(self.blocks(_compact, short=short), len(self), most_bytes)
 
     def dot(self, other: Gradients) -> Tensor:
         """Return the dot products ``[n, m]`` with the gradients of ``m`` other examples at the same member."""
@@ -157,11 +170,11 @@ class Gradients:
     def norms(self) -> Tensor:
         """Return the Euclidean norms ``[n]``."""
         squares = self.like.new_zeros(len(self))
-        for rows, pieces in self.blocks():
-            squares[rows] = sum(piece.squares() for piece in pieces)
+        for rows, parts in self.blocks(lambda piece: piece.squares()):
+            squares[rows] = sum(parts)
         return squares.sqrt_()
 
-    def times(self, vectors: Tensor | Mapping[str, Tensor], through: Through = _as_it_is) -> Tensor:
+    def times(self, vectors: Tensor | Mapping[str, Tensor], through: Through = as_it_is) -> Tensor:
         """Return the products ``[n, m]`` with ``m`` vectors in parameter space.
 
         Parameters
@@ -181,7 +194,7 @@ class Gradients:
 
     def flats(self) -> Iterator[tuple[slice, str, Tensor]]:
         """Yield which examples, which layer, and their gradients in it ``[b, p * q]``, in blocks of bounded memory."""
-        return self._flats(_as_it_is, short=False)
+        return self._flats(as_it_is, short=False)
 
     def _flats(self, through: Through, *, short: bool) -> Iterator[tuple[slice, str, Tensor]]:
         formed_bytes = self._most(_FORMED_BYTES)
@@ -209,7 +222,7 @@ class Gradients:
     def _one(self) -> list[Piece]:
         """The pieces of one example, which show each layer's parameters, shape and order."""
         first = Gradients(self.member, self.examples, self.of, self._rows[:1])
-        return [piece for _, pieces in first.blocks() for piece in pieces]
+        return [piece for _, pieces in first.blocks(as_it_is) for piece in pieces]
 
     def _matrix(self, flat: Tensor, like: Piece) -> Tensor:
         """Return a layer's part of flat vectors ``[m, P]`` as ``[m, p, q]``; a bias is the last column."""
@@ -241,24 +254,24 @@ class Gradients:
     def dense(self) -> Tensor:
         """Return the gradients ``[n, P]`` themselves, flat in the order of ``member.parameters``."""
         out = self.like.new_empty(len(self), self.n_parameters)
-        for rows, pieces in self.blocks():
+        for rows, pieces in self.blocks(lambda piece: piece.rows()):
             for piece in pieces:
-                self._write(out[rows], piece, piece.rows().values)
+                self._write(out[rows], piece, piece.values)
         return out
 
     def by_layer(
-        self, most_bytes: int | None = None, through: Through = _as_it_is
+        self, most_bytes: int | None = None, through: Through = as_it_is
     ) -> Iterator[tuple[slice, dict[str, Tensor]]]:
         """Yield the gradients by layer, ``[h, p, q]`` each, of as many examples at once as ``most_bytes`` hold."""
         most_bytes = most_bytes or layer_bytes(self.like.device)
         for rows in consecutive(len(self), max(1, most_bytes // (4 * self.n_parameters))):
             part = Gradients(self.member, self.examples, self.of, self._rows[rows])
             layers: dict[str, Tensor] = {}
-            for some, pieces in part.blocks():
+            for some, pieces in part.blocks(lambda piece: through(piece).rows()):
                 for piece in pieces:
                     if piece.key not in layers:
                         layers[piece.key] = self.like.new_empty(len(part), *piece.shape)
-                    layers[piece.key][some] = through(piece).rows().values
+                    layers[piece.key][some] = piece.values
             yield rows, layers
 
     def project(self, size: int, *stream: str | int, kind: Kind = "auto") -> Tensor:
@@ -281,11 +294,14 @@ class Gradients:
 
     def _sketched(self, draw: Draw) -> Iterator[tuple[slice, dict[str, Tensor]]]:
         sketches: dict[str, Sketch] = {}
-        for rows, pieces in self.blocks():
-            for piece in pieces:
-                if piece.key not in sketches:
-                    sketches[piece.key] = draw(piece)
-            yield rows, {piece.key: _in_parts(sketches[piece.key], piece) for piece in pieces}
+
+        def sketched(piece: Piece) -> tuple[str, Tensor]:
+            if piece.key not in sketches:
+                sketches[piece.key] = draw(piece)
+            return piece.key, _in_parts(sketches[piece.key], piece)
+
+        for rows, parts in self.blocks(sketched):
+            yield rows, dict(parts)
 
 
 def layer_bytes(device: torch.device) -> int:
@@ -326,5 +342,29 @@ def _in_parts(sketch: Sketch, piece: Piece) -> Tensor:
     return torch.cat([sketch(piece.part(some)) for some in consecutive(len(piece), size)])
 
 
-def _joined(parts: list[list[Piece]]) -> list[Piece]:
-    return [joined(list(layer)) for layer in zip(*parts, strict=True)]
+class _Keeper:
+    """Notes the pieces of ``n`` examples, as long as they are worth keeping."""
+
+    def __init__(self, n: int, most_bytes: int) -> None:
+        self._n, self._most_bytes = n, most_bytes
+        self._batches: list[list[Piece]] = []
+        self.keeps = True
+
+    def start(self) -> None:
+        """Begin a batch."""
+        self._batches.append([])
+
+    def note(self, piece: Piece) -> None:
+        """Keep a piece if all so far are single products that fit."""
+        if not self.keeps:
+            return
+        batch = self._batches[-1]
+        batch.append(piece)
+        single = isinstance(piece, Rows) or piece.positions == 1
+        if not single or 4 * self._n * sum(one.numbers for one in batch) > self._most_bytes:
+            self.keeps = False
+            self._batches.clear()
+
+    def joined(self) -> list[Piece]:
+        """Return the pieces of all examples."""
+        return [joined(list(layer)) for layer in zip(*self._batches, strict=True)]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tdabench.lora import adapter_names
-from tdabench.pieces import Outer, Piece, Rows
+from tdabench.pieces import Outer, Piece, Rows, is_short
 
 # Beyond this many tokens a one-hot row costs more than the gradient it stands for.
 _MOST_TOKENS = 1024
@@ -44,7 +44,9 @@ def _kind(module: nn.Module) -> type[Any] | None:
     return next((kind for kind in _PIECES if isinstance(module, kind)), None)
 
 
-def pieces_of(name: str, module: nn.Module, x: Tensor, g: Tensor, values: Mapping[str, Tensor]) -> Iterator[Piece]:
+def pieces_of(
+    name: str, module: nn.Module, x: Tensor, g: Tensor, values: Mapping[str, Tensor], *, short: bool = False
+) -> Iterator[Piece]:
     """Yield the pieces of a layer's parameters that are differentiated.
 
     Parameters
@@ -56,10 +58,27 @@ def pieces_of(name: str, module: nn.Module, x: Tensor, g: Tensor, values: Mappin
         gave for one of them, with the dimension that it takes for the batch.
     values
         The parameters (and running statistics) that the pass was made with; parameters that are not here are frozen.
+    short
+        Whether long sums over positions are left in bfloat16; see :func:`tdabench.pieces.is_short`.
     """
     kind = _kind(module)
     assert kind is not None
-    yield from _PIECES[kind](name, module, x, g, values)
+    if short and isinstance(module, nn.Conv2d):
+        x, g = _before_patches(name, module, x, g, values)
+    found = _PIECES[kind](name, module, x, g, values)
+    yield from (piece.shortened() for piece in found) if short else found
+
+
+def _before_patches(
+    name: str, module: nn.Conv2d, x: Tensor, g: Tensor, values: Mapping[str, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Return a convolution's input and gradient, in bfloat16 if its piece will be: patches repeat every number."""
+    weight, bias, *_ = own_names(name)
+    if weight not in values:
+        return x, g
+    columns = module.weight[0].numel() + (bias in values)
+    positions = g[0].numel() // module.out_channels
+    return (x.bfloat16(), g.bfloat16()) if is_short(positions, module.out_channels, columns) else (x, g)
 
 
 def _positions(x: Tensor) -> Tensor:

@@ -159,6 +159,8 @@ def _layout(member: Member, calls: dict[str, _Call], way: Literal["together", "m
     loose = tuple(name for name in member.parameters if name not in held)
     modules = dict(member.model.named_modules())
     numbers = sum(_numbers(modules[name], call) for name, call in calls.items())
+    # Only one layer's at a time.
+    numbers += max((_patches(modules[name], call) for name, call in calls.items()), default=0)
     numbers += sum(member.parameters[name].numel() for name in loose)
     # A pass holds what comes out of frozen modules, too.
     numbers = max(numbers, out)
@@ -166,20 +168,27 @@ def _layout(member: Member, calls: dict[str, _Call], way: Literal["together", "m
 
 
 def _numbers(module: nn.Module, call: _Call) -> int:
-    """Return how many numbers a layer's input, output and gradient take for one example, patches included."""
-    outputs, channels = call.outputs.numel(), call.outputs[-3 if isinstance(module, nn.Conv2d) else -1]
-    positions = outputs // channels
-    seen = call.inputs.numel()
-    if isinstance(module, nn.Conv2d):
-        seen += positions * module.in_channels * module.kernel_size[0] * module.kernel_size[1]
-    summed = sum(p.numel() for p in module.parameters(recurse=False)) if positions > 1 else 0
-    return seen + 3 * outputs + summed
+    """Return how many numbers a layer's input, output and gradient take for one example."""
+    outputs = call.outputs.numel()
+    summed = sum(p.numel() for p in module.parameters(recurse=False)) if _positions(module, call) > 1 else 0
+    return call.inputs.numel() + 3 * outputs + summed
+
+
+def _patches(module: nn.Module, call: _Call) -> int:
+    """Return how many numbers a convolution's patches take for one example."""
+    if not isinstance(module, nn.Conv2d):
+        return 0
+    return _positions(module, call) * module.in_channels * module.kernel_size[0] * module.kernel_size[1]
+
+
+def _positions(module: nn.Module, call: _Call) -> int:
+    return call.outputs.numel() // call.outputs[-3 if isinstance(module, nn.Conv2d) else -1]
 
 
 def _is_right(member: Member, layout: Layout, batch: Batch, of: Quantity) -> bool:
     """Return whether a layout gives what one backward pass per example gives."""
     try:
-        pieces = pieces_at(member, layout, batch, of)
+        pieces = list(pieces_at(member, layout, batch, of))
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, Declined):  # vmap has no rule for something in the model, the loss or the target

@@ -16,14 +16,31 @@ from tdabench.budgets import block_bytes
 from tdabench.examples import consecutive
 
 LONG = 4096
-"""Products of so many numbers or more may be taken of numbers in bfloat16: over fewer, roundings do not average out."""
+"""Gradients of so many numbers or more may be in bfloat16: over fewer, roundings do not average out."""
 
 # A product in bfloat16 comes out in bfloat16; the parts of so many numbers are added up in the format of the sum.
 _SPAN = 8192
 # Products of every pair of positions, of factors with several, take at most this twice.
 _PAIRS_BYTES = 64 << 20
-# Columns of a second moment that are computed at once: of 72 to 256, the fastest on the layers of a small ResNet.
-_MOMENT_BLOCK = 144
+
+
+def stays_factored(positions: int, p: int, q: int) -> bool:
+    """Return whether dot products are cheaper of factors than of sums.
+
+    With T positions, a dot product of two examples costs T^2 (p + q) from factors and p q from sums; on every task here
+    that has positions, sums win. With one position factors win always.
+    """
+    return positions == 1 or positions**2 * (p + q) <= p * q
+
+
+def is_short(positions: int, p: int, q: int) -> bool:
+    """Return whether gradients ``[p, q]`` that are sums over positions may be in bfloat16."""
+    return not stays_factored(positions, p, q) and is_long(p * q)
+
+
+def is_long(numbers: int) -> bool:
+    """Return whether roundings average out over a gradient of so many numbers."""
+    return numbers >= LONG
 
 
 @dataclass(frozen=True)
@@ -83,9 +100,13 @@ class Rows:
         """Return itself."""
         return self
 
-    def compact(self, *, short: bool = False) -> Rows:
-        """Return itself; in bfloat16 if ``short`` and if roundings average out over a gradient's length."""
-        return replace(self, values=self.values.bfloat16()) if short and self.numbers >= LONG else self
+    def compact(self) -> Rows:
+        """Return itself."""
+        return self
+
+    def shortened(self) -> Rows:
+        """Return the gradients in bfloat16, if roundings average out over their length."""
+        return replace(self, values=self.values.bfloat16()) if is_long(self.numbers) else self
 
     def squares(self) -> Tensor:
         """Return the squared norms ``[n]``."""
@@ -93,21 +114,17 @@ class Rows:
 
     def rotated(self, left: Tensor | None, right: Tensor | None) -> Rows:
         """Return the gradients in other coordinates, ``left.T @ gradient @ right``; None leaves a side alone."""
-        values = self.values if right is None else self.values @ right
+        values = self.values if right is None else self.values @ right.to(self.values.dtype)
         order = self.order if right is None else None
-        return Rows(self.key, self.parameters, values if left is None else left.T @ values, order)
+        return Rows(self.key, self.parameters, values if left is None else left.T.to(values.dtype) @ values, order)
 
     def take(self, left: Tensor, right: Tensor) -> Rows:
         """Return some rows and some columns, as they stand here."""
         return Rows(self.key, self.parameters, self.values.index_select(1, left).index_select(2, right))
 
-    def moments(self, longest: int) -> tuple[Tensor | None, Tensor | None]:
-        """Return the sums over examples of ``G G.T [p, p]`` and ``G.T G [q, q]``.
-
-        None for a side longer than ``longest``, and for one of a single number, whose moment says nothing.
-        """
-        by_row, by_column = self.values.transpose(0, 1).flatten(1), self.values.flatten(0, 1)
-        return _moment(by_row.T, longest), _moment(by_column, longest)
+    def sides(self) -> tuple[Tensor, Tensor]:
+        """Return all columns ``[n q, p]`` and all rows ``[n p, q]``."""
+        return self.values.transpose(0, 1).flatten(1).T, self.values.flatten(0, 1)
 
 
 @dataclass(frozen=True)
@@ -174,20 +191,15 @@ class Outer:
         """Return the gradients ``[n, p * q]``."""
         return self.rows().flat()
 
-    def compact(self, *, short: bool = False) -> Rows | Outer:
-        """Return whichever form makes dot products cheap: factors only where there is one outer product.
+    def compact(self) -> Rows | Outer:
+        """Return whichever form makes dot products cheap."""
+        return self if stays_factored(self.positions, *self.shape) else self.rows()
 
-        With T positions, a dot product of two examples costs T^2 (p + q) from factors and p q from sums; on every
-        task here that has positions, sums win. With one position factors win always.
-
-        If ``short``, sums are formed in bfloat16 where roundings average out over a gradient's length.
-        """
-        p, q = self.shape
-        if self.positions == 1 or self.positions**2 * (p + q) <= p * q:
+    def shortened(self) -> Outer:
+        """Return the factors in bfloat16, if sums of them may be."""
+        if not is_short(self.positions, *self.shape):
             return self
-        if short and p * q >= LONG:
-            return replace(self, left=self.left.bfloat16(), right=self.right.bfloat16()).rows()
-        return self.rows()
+        return replace(self, left=self.left.bfloat16(), right=self.right.bfloat16())
 
     def squares(self) -> Tensor:
         """Return the squared norms ``[n]``."""
@@ -206,31 +218,18 @@ class Outer:
         of_factors = self.positions * (of_left + of_right + new_p * new_q)
         if self.positions > 1 and self.positions * p * q + p * of_right + new_q * of_left < of_factors:
             return self.rows().rotated(left, right)
-        new_left = self.left if left is None else self.left @ left
+        new_left = self.left if left is None else self.left @ left.to(self.left.dtype)
         if right is None:
             return replace(self, left=new_left)
-        return Outer(self.key, self.parameters, new_left, self.right @ right)
+        return Outer(self.key, self.parameters, new_left, self.right @ right.to(self.right.dtype))
 
     def take(self, left: Tensor, right: Tensor) -> Outer:
         """Return some rows and some columns, as they stand here."""
         return Outer(self.key, self.parameters, self.left.index_select(2, left), self.right.index_select(2, right))
 
-    def moments(self, longest: int) -> tuple[Tensor | None, Tensor | None]:
-        """Return the sums over examples and positions of ``left left.T [p, p]`` and ``right right.T [q, q]``."""
-        return _moment(self.left.flatten(0, 1), longest), _moment(self.right.flatten(0, 1), longest)
-
-
-def _moment(rows: Tensor, longest: int) -> Tensor | None:
-    """Return ``rows.T @ rows``, of whose blocks above the diagonal none is computed: they are those below."""
-    size = rows.shape[1]
-    if not 1 < size <= longest:
-        return None
-    out = rows.new_empty(size, size)
-    for start in range(0, size, _MOMENT_BLOCK):
-        columns, below = slice(start, start + _MOMENT_BLOCK), slice(start, None)
-        block = rows[:, below].T @ rows[:, columns]
-        out[below, columns], out[columns, below] = block, block.T
-    return out
+    def sides(self) -> tuple[Tensor, Tensor]:
+        """Return the left vectors of all positions ``[n T, p]`` and the right ones ``[n T, q]``."""
+        return self.left.flatten(0, 1), self.right.flatten(0, 1)
 
 
 Piece = Rows | Outer

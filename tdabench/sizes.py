@@ -47,7 +47,7 @@ class Layer:
     @property
     def stays_factored(self) -> bool:
         """Whether dot products are taken of the factors; see :meth:`tdabench.pieces.Outer.compact`."""
-        return self.positions == 1 or 0 < self.positions**2 * (self.p + self.q) <= self.numbers
+        return self.positions > 0 and pieces.stays_factored(self.positions, self.p, self.q)
 
     @property
     def compact(self) -> int:
@@ -154,7 +154,7 @@ class Sizes:
     @property
     def batch(self) -> int:
         """Examples of one pass."""
-        return max(1, min(self.blocks.most_examples, self.blocks.block_bytes // (8 * self.pass_numbers)))
+        return max(1, min(self.blocks.most_examples, self.blocks.block_bytes // (4 * self.pass_numbers)))
 
     def keeps(self, n: int) -> bool:
         """Return whether the factors of ``n`` examples are kept after the first pass."""
@@ -260,7 +260,8 @@ class Sizes:
             of_factors = layer.positions * sum(side**2 for side in sides)
             moments, rotations = of_factors or of_sums, min(of_factors, of_sums) or of_sums
             moved = n * layer.numbers if layer.positions != 1 else 0
-            total += Counts(products=n * (moments + rotations + layer.positions * layer.numbers), moved=moved)
+            products = moments + rotations + layer.positions * layer.numbers
+            total += Counts(products=n * products // (2 if layer.is_short(short=self.short) else 1), moved=moved)
             total += sum((Counts.eigenvectors(side) for side in sides), Counts())
         return total
 
@@ -275,7 +276,9 @@ class Sizes:
 
     def solve(self, m: int, at_once: int) -> Counts:
         """Count the solution with the eigenbases of all layers for ``m`` vectors, of which some are held at once."""
-        rotations = sum(2 * layer.numbers * sum(self._eigen_sides(layer)) for layer in self.layers)
+        # There in float32, and back as their products will be taken.
+        both_ways = ((layer, 1.5 if layer.is_short(short=self.short) else 2) for layer in self.layers)
+        rotations = int(sum(ways * layer.numbers * sum(self._eigen_sides(layer)) for layer, ways in both_ways))
         return Counts(products=m * rotations, moved=4 * m * self.n_parameters, held=3 * at_once * self.n_parameters)
 
     def curvature(self, n: int, m: int, at_once: int) -> Counts:

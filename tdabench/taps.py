@@ -75,8 +75,11 @@ def hooked(model: nn.Module, names: Iterable[str], hook: Hook) -> Iterator[None]
             handle.remove()
 
 
-def tap(member: Member, layout: Layout, batch: Batch, of: Quantity) -> list[Piece]:
-    """Return the pieces of a batch's gradients, in the order of the model's layers, loose parameters last.
+def tap(member: Member, layout: Layout, batch: Batch, of: Quantity, *, short: bool = False) -> Iterator[Piece]:
+    """Yield the pieces of a batch's gradients, in the order of the model's layers, loose parameters last.
+
+    A piece is made when it is asked for; what it is made of is let go then. If ``short``, those that may be are in
+    bfloat16.
 
     Raises
     ------
@@ -84,20 +87,21 @@ def tap(member: Member, layout: Layout, batch: Batch, of: Quantity) -> list[Piec
         If the model calls its layers otherwise than it did when the layout was found.
     """
     member.task.meter.count(forward=len(batch), backward=len(batch))
-    return pieces_at(member, layout, batch, of)
+    yield from pieces_at(member, layout, batch, of, short=short)
 
 
-def pieces_at(member: Member, layout: Layout, batch: Batch, of: Quantity) -> list[Piece]:
-    """Return the same without counting the passes."""
+def pieces_at(member: Member, layout: Layout, batch: Batch, of: Quantity, *, short: bool = False) -> Iterator[Piece]:
+    """Yield the same without counting the passes."""
     # Many examples at once under vmap: fused attention would be given them one after another.
     with differentiable(member.model, attention=layout.way == "mapped"):
         seen, at_outputs, loose = _PASSES[layout.way](member, layout, batch, of)
     values = {**member.parameters, **member.statistics}
     modules = dict(member.model.named_modules())
-    pieces: list[Piece] = []
     for name in layout.layers:
-        pieces += pieces_of(name, modules[name], seen[name], at_outputs[name], values)
-    return pieces + [Rows(name, (name,), _as_matrices(g)) for name, g in loose.items()]
+        yield from pieces_of(name, modules[name], seen.pop(name), at_outputs.pop(name), values, short=short)
+    for name, g in loose.items():
+        rows = Rows(name, (name,), _as_matrices(g))
+        yield rows.shortened() if short else rows
 
 
 def _as_matrices(g: Tensor) -> Tensor:

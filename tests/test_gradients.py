@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import weakref
 from dataclasses import replace
 from itertools import count
 
@@ -376,13 +377,17 @@ def products(member):
     return queries.dot(training), kronecker.solved_dot(queries, training, bases, dict.fromkeys(bases, 1e-3))
 
 
+# How far bfloat16 moves them, in their spread; EK-FAC's curvature, of a few examples, has directions without any.
+OF_SPREAD = 3e-3, 1e-2
+
+
 def test_long_sums_are_multiplied_in_the_precision_that_the_task_was_trained_in(short_member, monkeypatch):
     """Roundings average out over the 4,640 numbers of the second convolution; what is shorter stays exact."""
     found = products(short_member)
     monkeypatch.setattr(TaskView, "trained_in", "float32")
-    for short, exact in zip(found, products(short_member), strict=True):
+    for short, exact, least in zip(found, products(short_member), OF_SPREAD, strict=True):
         assert short.dtype == torch.float32
-        assert 0 < (short - exact).std() < 3e-3 * exact.std()
+        assert 0 < (short - exact).std() < least * exact.std()
 
 
 def test_short_sums_are_multiplied_as_they_are(short_member, monkeypatch):
@@ -404,9 +409,22 @@ def test_blocks_do_not_change_products_in_bfloat16(short_member, monkeypatch, ba
     expected = products(short_member)
     for limit, value in {"_BATCH": batch, "_BLOCK_BYTES": block, "_HELD_BYTES": held}.items():
         monkeypatch.setattr(gradients, limit, value)
-    for found, whole in zip(products(short_member), expected, strict=True):
+    for found, whole, most in zip(products(short_member), expected, OF_SPREAD, strict=True):
         # A last bit that differs may be rounded the other way.
-        torch.testing.assert_close(found, whole, rtol=0, atol=3e-3 * float(whole.std()))
+        torch.testing.assert_close(found, whole, rtol=0, atol=2 * most * float(whole.std()))
+
+
+def test_pieces_that_are_sums_are_let_go_one_after_the_other(member_of):
+    """Patches of all layers at once would be most of a pass's memory."""
+    made: list[weakref.ref] = []
+
+    def each(piece):
+        assert not any(ref() for ref in made)
+        made.append(weakref.ref(piece))
+
+    member = member_of(wide_convolution)
+    list(member.gradients(member.task.training, "loss").blocks(each))
+    assert len(made) >= 5
 
 
 @pytest.mark.parametrize("kind", ["auto", "dense", "sparse", "rank-one"])

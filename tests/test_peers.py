@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import nn
 
 from tdabench import Declined, TaskData
@@ -19,7 +20,7 @@ from tdabench.baselines.grad_dot import GradDot
 from tdabench.baselines.peers import bench
 from tdabench.baselines.peers.bench import measure_all, summarise
 from tdabench.baselines.peers.captum import CaptumTracIn
-from tdabench.baselines.peers.contests import Contest, Entry, Measured, elsewhere, judge, ratios
+from tdabench.baselines.peers.contests import CONTESTS, Contest, Entry, Measured, elsewhere, judge, ratios
 from tdabench.baselines.peers.dattri import DattriEkFac, DattriGradDot, DattriTrak
 from tdabench.baselines.peers.kronfluence import KronfluenceEkFac, KronfluenceIdentity
 from tdabench.baselines.peers.library import model_of, quiet
@@ -350,3 +351,23 @@ def test_a_metric_s_process_that_was_killed_is_a_reason(monkeypatch, said, reaso
     ended = SimpleNamespace(returncode=-9, stdout="", stderr=said)
     monkeypatch.setattr(bench.subprocess, "run", lambda *_, **__: ended)
     assert bench.time_metric(bench.LDS_JOB.ours, 1).reason == f"failed: {reason}"
+
+
+def test_the_bench_measures_what_is_held_against_the_libraries_asked_for(monkeypatch):
+    asked: list[Entry] = []
+
+    def measured(task, entries, *_):
+        asked.extend(entries)
+        return {entry: [] for entry in entries}
+
+    monkeypatch.setattr(bench, "measure_all", measured)
+    done = CliRunner().invoke(bench.main, ["--task", "digits-mlp", "--against", "kronfluence", "--against", "traker"])
+    assert {entry.method for entry in asked} == {
+        "grad-dot", "kronfluence-identity", "trak", "traker-trak", "ek-fac", "kronfluence-ek-fac",
+    }  # fmt: skip
+    assert "dattri" not in done.output
+    assert done.exit_code == 0, done.output  # nothing is judged that was not measured
+
+
+def test_every_contest_is_against_a_library_of_the_bench():
+    assert {bench.library_of(contest) for contest in (*CONTESTS, bench.LDS_JOB)} == set(bench.LIBRARIES)

@@ -42,6 +42,7 @@ from tdabench.results import evaluate_run
 from tdabench.runner import run
 
 WIDE = f"{Path(__file__).with_name('wide.py')}:TASK"
+LIBRARIES = ("captum", "dattri", "kronfluence", "traker")
 LDS_JOB = Contest("LDS of 1,000 queries", Entry("lds_per_query"), Entry("dattri.metric.lds"), LDS_TIMES_FASTER)
 
 
@@ -51,18 +52,26 @@ LDS_JOB = Contest("LDS of 1,000 queries", Entry("lds_per_query"), Entry("dattri.
 @click.option("--runs", type=click.Path(path_type=Path, file_okay=False), default=Path("out/peers"), show_default=True)
 @click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Write all numbers there.")
 @click.option("--timeout", "timeout_s", type=float, default=900.0, show_default=True, help="Seconds a run may take.")
-def main(task: str, repeats: int, runs: Path, json_file: Path | None, timeout_s: float) -> None:
+@click.option(
+    "--against", "libraries", type=click.Choice(LIBRARIES), multiple=True, help="Only these libraries; repeatable."
+)
+def main(
+    task: str, repeats: int, runs: Path, json_file: Path | None, timeout_s: float, libraries: tuple[str, ...]
+) -> None:
     """Measure our methods and their peers on TASK and hold them against the bars."""
+    contests = [contest for contest in (*CONTESTS, LDS_JOB) if not libraries or library_of(contest) in libraries]
+    methods = [contest for contest in contests if contest is not LDS_JOB]
     try:
         _build_truth(task)
-        records = measure_all(task, _entries(), repeats, runs, timeout_s)
+        records = measure_all(task, _entries(methods), repeats, runs, timeout_s)
         measured = {entry: summarise(found) for entry, found in records.items()}
     except TdabenchError as error:
         raise click.ClickException(str(error)) from error
-    measured |= {entry: time_metric(entry, repeats) for entry in (LDS_JOB.ours, LDS_JOB.theirs)}
-    contests = CONTESTS if task == WIDE else [elsewhere(contest) for contest in CONTESTS]
+    if LDS_JOB in contests:
+        measured |= {entry: time_metric(entry, repeats) for entry in (LDS_JOB.ours, LDS_JOB.theirs)}
     # The LDS is of one made-up case whatever the task, so its bar is the same.
-    rows = [(c, measured[c.ours], measured[c.theirs]) for c in (*contests, LDS_JOB)]
+    held = [contest if task == WIDE or contest is LDS_JOB else elsewhere(contest) for contest in contests]
+    rows = [(c, measured[c.ours], measured[c.theirs]) for c in held]
     judged = [judge(*row) for row in rows]
     print_table(_COLUMNS, [_cells(*row, verdicts) for row, verdicts in zip(rows, judged, strict=True)])
     if json_file is not None:
@@ -78,8 +87,13 @@ def _build_truth(reference: str) -> None:
         build(reference)
 
 
-def _entries() -> list[Entry]:
-    return list(dict.fromkeys(entry for contest in CONTESTS for entry in (contest.ours, contest.theirs)))
+def library_of(contest: Contest) -> str:
+    """Return the library that a contest holds ours against."""
+    return next(library for library in LIBRARIES if contest.theirs.method.startswith(library))
+
+
+def _entries(contests: Iterable[Contest]) -> list[Entry]:
+    return list(dict.fromkeys(entry for contest in contests for entry in (contest.ours, contest.theirs)))
 
 
 def measure_all(

@@ -52,10 +52,6 @@ def as_it_is(piece: Piece) -> Piece:
     return piece
 
 
-def _compact(piece: Piece) -> Piece:
-    return piece.compact()
-
-
 class Gradients:
     """The gradients of ``n`` examples at one member, computed in blocks when they are used.
 
@@ -150,7 +146,7 @@ class Gradients:
 
         They are good until the next are asked for.
         """
-        return gathered(self.blocks(_compact, short=short), len(self), most_bytes)
+        return gathered(self.blocks(lambda piece: piece.compact(), short=short), len(self), most_bytes)
 
     def dot(self, other: Gradients) -> Tensor:
         """Return the dot products ``[n, m]`` with the gradients of ``m`` other examples at the same member."""

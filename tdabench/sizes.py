@@ -56,7 +56,7 @@ class Layer:
 
     def is_short(self, *, short: bool) -> bool:
         """Return whether dot products are taken of numbers in bfloat16, where long sums may be."""
-        return short and not self.stays_factored and self.numbers >= pieces.LONG
+        return short and not self.stays_factored and pieces.is_long(self.numbers)
 
     def compact_bytes(self, *, short: bool) -> int:
         """Return what the numbers held of one example for dot products take."""

@@ -46,8 +46,8 @@ class Layout:
         How examples are passed: ``"together"``, ``"mapped"`` one by one under ``vmap``, or ``"alone"``, one after
         another.
     numbers
-        How many numbers a pass holds for one example, roughly: inputs, outputs, patches and gradients; at least what
-        all modules bring out, frozen ones included.
+        How many numbers a pass holds for one example, roughly: inputs, outputs, gradients and the patches of one layer;
+        at least what all modules bring out, frozen ones included.
     """
 
     layers: dict[str, torch.Size]

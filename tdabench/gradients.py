@@ -14,7 +14,7 @@ per-sample gradients are formed by :meth:`Gradients.dense` alone, and, of a few 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, TypeVar
 
@@ -24,8 +24,10 @@ from torch import Tensor
 from tdabench.budgets import block_bytes
 from tdabench.examples import Examples, consecutive
 from tdabench.layout import layout_of
-from tdabench.pieces import Piece, Rows, add_products, dot, in_order, joined, put, room_for
+from tdabench.memory import keep_freed
+from tdabench.pieces import Piece, Rows, add_products, dot, in_order, joined
 from tdabench.projections import Draw, Kind, Sketch, projection
+from tdabench.room import Room
 from tdabench.taps import Layout, tap
 
 if TYPE_CHECKING:
@@ -107,6 +109,7 @@ class Gradients:
         short
             Whether long sums over positions may be in bfloat16, for products of which roundings average out.
         """
+        keep_freed()
         if short in self._kept:
             for rows in consecutive(len(self), _BATCH):
                 yield rows, [each(piece.part(rows)) for piece in self._kept[short]]
@@ -146,7 +149,8 @@ class Gradients:
 
         They are good until the next are asked for.
         """
-        return gathered(self.blocks(lambda piece: piece.compact(), short=short), len(self), most_bytes)
+        room = Room(len(self), most_bytes)
+        return room.filled(self.blocks(room.place, short=short))
 
     def dot(self, other: Gradients) -> Tensor:
         """Return the dot products ``[n, m]`` with the gradients of ``m`` other examples at the same member."""
@@ -303,33 +307,6 @@ class Gradients:
 def layer_bytes(device: torch.device) -> int:
     """Return how much may be held of gradients by layer, unless it is said: as much again is made of them."""
     return block_bytes(_HELD_BYTES // 2, device)
-
-
-def gathered(
-    blocks: Iterable[tuple[slice, list[Piece]]], n: int, most_bytes: int
-) -> Iterator[tuple[slice, list[Piece]]]:
-    """Yield the pieces of as many of ``n`` consecutive examples at once as may be held.
-
-    They are good until the next are asked for: they are written to the same memory each time, as fetching fresh memory
-    costs more than filling it.
-    """
-    room: list[Piece] | None = None
-    start = 0
-    for rows, pieces in blocks:
-        if room is None:
-            at_once = len(pieces[0]) * max(1, most_bytes // sum(piece.bytes for piece in pieces))
-            # Nothing is gathered where there is but one block, or no two may be held.
-            room = [room_for(p, min(at_once, n)) for p in pieces] if min(at_once, n) > len(pieces[0]) else []
-        if not room:
-            yield rows, pieces
-            continue
-        if rows.stop - start > len(room[0]):
-            yield slice(start, rows.start), [piece.part(slice(rows.start - start)) for piece in room]
-            start = rows.start
-        for piece, place in zip(pieces, room, strict=True):
-            put(piece, place, rows.start - start)
-    if room:
-        yield slice(start, n), [piece.part(slice(n - start)) for piece in room]
 
 
 def _in_parts(sketch: Sketch, piece: Piece) -> Tensor:

@@ -8,6 +8,7 @@ independent of one another.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -15,13 +16,17 @@ import torch
 from torch import Tensor
 
 from tdabench.budgets import block_bytes
-from tdabench.gradients import Gradients, gathered, layer_bytes
+from tdabench.examples import consecutive
+from tdabench.gradients import Gradients, layer_bytes
 from tdabench.pieces import Outer, Piece, Rows, is_long
+from tdabench.room import Room
 
 # A side longer than this keeps its own coordinates: an eigendecomposition grows with the third power.
 _LONGEST = 4096
 # Columns of a second moment that are computed at once: of 72 to 432, the fastest on the layers of a small ResNet.
 _MOMENT_BLOCK = 144
+# So much of turned gradients is squared at once: it stays in the cache.
+_SQUARED_BYTES = 4 << 20
 # So much of the queries is solved for at once.
 _SOLVED_BYTES = 64 << 20
 
@@ -49,7 +54,12 @@ class Eigenbasis:
         must be exact.
         """
         there = vectors if self.left is None else self.left.T @ vectors
-        there = (there if self.right is None else there @ self.right) * self.inverse(ridge)
+        there = there if self.right is None else there @ self.right
+        return self.solve_turned(there, ridge, short=short)
+
+    def solve_turned(self, there: Tensor, ridge: float, *, short: bool = False) -> Tensor:
+        """Return the same from vectors that are in the eigenbasis already."""
+        there = there * self.inverse(ridge)
         there = there.bfloat16() if short else there
         back = there if self.left is None else self.left.to(there.dtype) @ there
         return back if self.right is None else back @ self.right.T.to(there.dtype)
@@ -71,8 +81,11 @@ def eigenbases(gradients: Gradients) -> dict[str, Eigenbasis]:
     values: dict[str, Tensor] = {}
 
     def add(piece: Piece) -> None:
-        squares = _sum_of_squares(piece.rotated(*sides[piece.key]))
-        values[piece.key] = squares.add_(values[piece.key]) if piece.key in values else squares
+        at_once = max(1, block_bytes(_SQUARED_BYTES, piece.device) // (4 * math.prod(piece.shape)))
+        turned = piece.rotated(*sides[piece.key])
+        for some in consecutive(len(piece), at_once):
+            squares = _sum_of_squares(turned.part(some))
+            values[piece.key] = squares.add_(values[piece.key]) if piece.key in values else squares
 
     for _ in gradients.blocks(add, short=gradients.short):
         pass
@@ -94,32 +107,35 @@ def solved_dot(
     Notes
     -----
     Where a layer has one outer product per example, both sides are turned to the eigenbasis while they are factors, and
-    nothing is turned back; elsewhere the queries are turned there and back, since they are few, and products are taken
-    as :meth:`~tdabench.gradients.Gradients.dot` takes them.
+    nothing is turned back; elsewhere the queries are turned there (as factors or as sums, whichever is cheaper) and
+    back, since they are few, and products are taken as :meth:`~tdabench.gradients.Gradients.dot` takes them.
     """
     one_product: set[str] = set()
     most_bytes = layer_bytes(queries.like.device)
     solved_bytes = min(block_bytes(_SOLVED_BYTES, queries.like.device), most_bytes)
 
     def turned(piece: Piece) -> Piece:
-        if not isinstance(piece, Outer) or piece.positions > 1:
-            return piece
-        one_product.add(piece.key)
+        if isinstance(piece, Outer) and piece.positions == 1:
+            one_product.add(piece.key)
         return piece.rotated(bases[piece.key].left, bases[piece.key].right)
+
+    def turned_if_one_product(piece: Piece) -> Piece:
+        return turned(piece) if isinstance(piece, Outer) and piece.positions == 1 else piece
 
     def solved() -> Iterator[tuple[slice, list[Piece]]]:
         for rows, layers in queries.by_layer(solved_bytes, through=turned):
-            yield rows, [solution(key, layers[key]) for key in bases]
+            yield rows, [room.place(solution(key, layers[key])) for key in bases]
 
-    def solution(key: str, vectors: Tensor) -> Piece:
+    def solution(key: str, there: Tensor) -> Piece:
         if key in one_product:
-            return Rows(key, (), vectors * bases[key].inverse(ridges[key]))
-        short = queries.short and is_long(vectors[0].numel())
-        return Rows(key, (), bases[key].solve(vectors, ridges[key], short=short))
+            return Rows(key, (), there * bases[key].inverse(ridges[key]))
+        short = queries.short and is_long(there[0].numel())
+        return Rows(key, (), bases[key].solve_turned(there, ridges[key], short=short))
 
     out = queries.like.new_empty(len(queries), len(training))
-    for rows, held in gathered(solved(), len(queries), most_bytes):
-        out[rows] = training.times({piece.key: piece.rows().values for piece in held}, through=turned).T
+    room = Room(len(queries), most_bytes)
+    for rows, held in room.filled(solved()):
+        out[rows] = training.times({piece.key: piece.rows().values for piece in held}, through=turned_if_one_product).T
     return out
 
 

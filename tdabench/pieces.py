@@ -287,9 +287,11 @@ def room_for(piece: Piece, n: int) -> Piece:
 
 
 def put(piece: Piece, room: Piece, start: int) -> None:
-    """Write a piece's examples to their place in a larger one of its kind."""
+    """Write a piece's examples to their place in a larger one, of its kind or for its sums."""
     there = slice(start, start + len(piece))
-    if isinstance(piece, Rows) and isinstance(room, Rows):
-        room.values[there] = piece.values
-    elif isinstance(piece, Outer) and isinstance(room, Outer):
+    if isinstance(room, Rows) and isinstance(piece, Outer) and piece.positions > 1:
+        torch.bmm(piece.left.transpose(1, 2), piece.right, out=room.values[there])
+    elif isinstance(room, Rows):
+        room.values[there] = piece.rows().values
+    elif isinstance(piece, Outer):
         room.left[there], room.right[there] = piece.left, piece.right

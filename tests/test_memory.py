@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import mmap
+import resource
 
 import numpy as np
 import pytest
 import torch
 
 from tdabench import memory
-from tdabench.memory import PeakMemory, peak_bytes, release_unused, reset_peak, resident_bytes
+from tdabench.memory import PeakMemory, keep_freed, peak_bytes, release_unused, reset_peak, resident_bytes
 from tdabench.timing import peak_of
 from tdabench.worker import _highest
 
@@ -147,3 +148,23 @@ def test_the_peak_of_a_call_on_the_processor_is_resident_memory():
     if not reset_peak():
         pytest.skip("the kernel does not let this process reset its high-water mark")
     assert peak_of(lambda: touch(32 * MB), torch.device("cpu")) == pytest.approx(32 * MB, rel=0.2)
+
+
+def test_freed_memory_is_kept_for_the_next_batch():
+    if not keep_freed():
+        pytest.skip("the allocator is not that of the GNU C library")
+
+    def batch() -> None:
+        blocks = [torch.ones(4 * MB) for _ in range(6)]  # 16 MB each
+        del blocks
+
+    for _ in range(5):  # until small blocks no longer come to lie between large ones
+        batch()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    batch()
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+    assert faults * resource.getpagesize() < 8 * MB  # of 96
+
+    kept = resident_bytes()
+    release_unused()
+    assert resident_bytes() < kept - 64 * MB

@@ -45,6 +45,7 @@ from tdabench.slices import (
     plan_slices,
     read_slices,
     remove_slices,
+    remove_snapshots,
 )
 from tdabench.task import Task
 
@@ -244,6 +245,7 @@ def _fill(
     reference: str, task: Task, folder: Path, options: Options, executor: Executor | None, on_progress: OnProgress
 ) -> Found:
     """Compute whatever is missing, and return what there is."""
+    remove_snapshots(folder)
     found = read_slices(task, [folder])
     missing = found.missing
     if options.shard is not None:

@@ -5,7 +5,7 @@ Both rules work element by element, so a replica's update does not depend on who
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -20,6 +20,12 @@ class Optimizer(Protocol):
 
     def step(self, gradients: Sequence[Tensor], lr: float) -> None:
         """Take one step; ``gradients`` are in the parameters' order."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Return what it remembers, by name; it goes on changing."""
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what another one remembered."""
 
 
 class Sgd:
@@ -38,6 +44,15 @@ class Sgd:
         torch._foreach_mul_(self.momentum, self.recipe.momentum)
         torch._foreach_add_(self.momentum, gradients)
         torch._foreach_add_(self.parameters, self.momentum, alpha=-lr)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the momentum."""
+        return {f"{i}.momentum": value for i, value in enumerate(self.momentum)}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Take over the momentum."""
+        for i, value in enumerate(self.momentum):
+            value.copy_(state[f"{i}.momentum"])
 
 
 class AdamW:
@@ -65,6 +80,20 @@ class AdamW:
             group["lr"] = lr
         self.rule.step()
         self.rule.zero_grad(set_to_none=True)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the moments and step counts; nothing before the first step."""
+        return {f"{i}.{k}": v for i, p in enumerate(self.parameters) for k, v in self.rule.state[p].items()}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Take over the moments and step counts."""
+        for i, parameter in enumerate(self.parameters):
+            slots = {k.split(".")[1]: v for k, v in state.items() if k.startswith(f"{i}.")}
+            # The fused step takes for granted that moments lie in memory as their parameter does, too.
+            self.rule.state[parameter] = {
+                k: v.reshape(()) if k == "step" else torch.empty_like(parameter, requires_grad=False).copy_(v)
+                for k, v in slots.items()
+            }
 
 
 def optimizer_of(recipe: Recipe, parameters: list[Tensor]) -> Optimizer:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -22,7 +21,8 @@ from tdabench.grouping import threads
 from tdabench.precision import exact_float32
 from tdabench.registry import find_task
 from tdabench.seeds import generator
-from tdabench.slices import Slice, write_slice
+from tdabench.slices import Slice, snapshots_of, write_slice
+from tdabench.snapshots import Snapshots
 from tdabench.task import Task, TaskData
 from tdabench.trainer import Parameters, target_outputs, train_replicas
 
@@ -30,19 +30,28 @@ STREAM = "ground-truth"
 ROUNDING = 1e-6
 
 
-def retrain(task: Task, data: TaskData, seed: int, subsets: Iterable[int], group: int) -> torch.Tensor:
+def retrain(
+    task: Task,
+    data: TaskData,
+    seed: int,
+    subsets: Iterable[int],
+    group: int,
+    snapshots: Snapshots | None = None,
+) -> torch.Tensor:
     """Retrain on some subsets under one seed; return the target of every query, ``[R, n_queries]`` float32.
 
     In groups of at most ``group``, and never alone where that is more than one: one replica alone runs through other
     kernels than a batch of them, and training can amplify their rounding into a tenth of the spread between subsets.
+    Snapshots are of one training: with them, all subsets must fit in a group.
     """
     chosen, masks = list(subsets), task.subset_masks()
+    assert snapshots is None or len(chosen) <= group
     parts = []
     with exact_float32():
         for start in range(0, len(chosen), group):
             part = chosen[start : start + group]
             rows = part * 2 if len(part) == 1 < group else part
-            stacked: Parameters = train_replicas(task, data, masks[rows], STREAM, seed)
+            stacked: Parameters = train_replicas(task, data, masks[rows], STREAM, seed, snapshots=snapshots)
             parts.append(target_outputs(task, data, stacked)[: len(part)].cpu())
     return torch.cat(parts)
 
@@ -106,9 +115,9 @@ def compute_slice(work: Work, part: Slice) -> float:
     with _TRAINING, threads(1):
         task = find_task(work.reference)
         data = _cached_data(work.reference, task.version, work.data_folder, work.device)
-        start = time.perf_counter()
-        outputs = retrain(task, data, part.seed, part.subsets, work.group)
-        seconds = time.perf_counter() - start
+        snapshots = snapshots_of(task, part, work.facts, work.folder)
+        outputs = retrain(task, data, part.seed, part.subsets, work.group, snapshots)
+        seconds = snapshots.seconds
     if not outputs.isfinite().all():
         subset = part.subsets[int((~outputs.isfinite()).any(1).nonzero()[0])]
         raise UsageError(
@@ -116,6 +125,7 @@ def compute_slice(work: Work, part: Slice) -> float:
             f"{part.seed}. Lower the recipe's learning rate, and start again."
         )
     write_slice(task, part, outputs.numpy(), seconds, work.facts, work.folder)
+    snapshots.remove()
     return seconds
 
 

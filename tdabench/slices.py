@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from tdabench.errors import FileFormatError, UsageError
 from tdabench.files import read_arrays, read_metadata, sha256_arrays, write_arrays
 from tdabench.ground_truth import Builder
 from tdabench.registry import reference_to
+from tdabench.snapshots import Snapshots
 from tdabench.task import Task
 
 FACTS = "builder"
@@ -32,8 +33,11 @@ _MEASURED = "seconds_by_group"
 _ARRAYS = {"outputs", "subsets", "seed", "seconds"}
 LOCK = "build.lock"
 """File in a folder of slices that a running build holds."""
-_SLICE = r"seed-\d{4,}-subsets-\d{5,}-\d{5,}\.safetensors"
-_OURS = re.compile(rf"{_SLICE}|\.{_SLICE}\.\w+|{re.escape(LOCK)}")  # whole, half-written by a killed worker, lock
+_SNAPSHOT = "partial-"
+_SLICE = rf"({_SNAPSHOT})?seed-\d{{4,}}-subsets-\d{{5,}}-\d{{5,}}\.safetensors"
+_OURS = re.compile(
+    rf"{_SLICE}|\.{_SLICE}\.\w+|{re.escape(LOCK)}"
+)  # a slice or its snapshot, whole or half-written; lock
 _KEEPS_FOLDER = ".gitkeep"
 
 
@@ -124,6 +128,20 @@ def write_slice(
         FACTS: json.dumps(facts, sort_keys=True),
     }
     write_arrays(folder / part.file_name, arrays, metadata)
+
+
+def snapshots_of(task: Task, part: Slice, facts: Mapping[str, object], folder: Path) -> Snapshots:
+    """Return the snapshots of a slice that is being trained; they are good for the same builder only."""
+    builder = {k: v for k, v in facts.items() if k != _MEASURED}
+    of = {"task_version": task.version, "seed": part.seed, "subsets": part.subsets, FACTS: builder}
+    return Snapshots(folder / f"{_SNAPSHOT}{part.file_name}", json.dumps(of, sort_keys=True))
+
+
+def remove_snapshots(folder: Path) -> None:
+    """Remove snapshots of slices that are whole: of workers that were killed between the two."""
+    for path in folder.glob(f"{_SNAPSHOT}seed-*.safetensors"):
+        if path.with_name(path.name.removeprefix(_SNAPSHOT)).exists():
+            path.unlink(missing_ok=True)
 
 
 def holds_only_slices(folder: Path) -> bool:

@@ -21,9 +21,10 @@ from torch.func import functional_call, vmap
 from tdabench.dropout import DropoutSite, MaskTable
 from tdabench.examples import Examples
 from tdabench.kernels import differentiable, is_recurrent
-from tdabench.optimizers import optimizer_of
+from tdabench.optimizers import Optimizer, optimizer_of
 from tdabench.precision import autocast
 from tdabench.seeds import generator
+from tdabench.snapshots import Snapshots, State
 from tdabench.task import Recipe, Task, TaskData
 
 Parameters = dict[str, Tensor]
@@ -122,6 +123,7 @@ def train_replicas(
     *stream: str | int,
     recipe: Recipe | None = None,
     on_epoch: OnEpoch | None = None,
+    snapshots: Snapshots | None = None,
 ) -> Parameters:
     """Train one replica per row of ``masks`` from scratch, all from the stream called ``stream``.
 
@@ -137,7 +139,9 @@ def train_replicas(
         In place of the task's own.
     on_epoch
         Called with the number of finished epochs and the values ``[R, ...]`` at that point, which go on changing:
-        copy what is to be kept.
+        copy what is to be kept. Epochs before a snapshot are not told again.
+    snapshots
+        Where the training begins, if there is one, and leaves others.
 
     Returns
     -------
@@ -154,7 +158,7 @@ def train_replicas(
     name, program = (task.name, *stream), Program.of(task, data)
     stacked = stacked_state(task.initial_model(*stream), masks.shape[0], data.training.inputs.device)
     stacked = _laid_out_as_gradients(program.model, stacked)
-    trained = fit_stacked(program, stacked, data.training, masks, name, recipe or task.recipe, on_epoch)
+    trained = fit_stacked(program, stacked, data.training, masks, name, recipe or task.recipe, on_epoch, snapshots)
     return {k: p.contiguous() for k, p in trained.items()}
 
 
@@ -181,6 +185,7 @@ def fit_stacked(
     name: tuple[str | int, ...],
     recipe: Recipe,
     on_epoch: OnEpoch | None = None,
+    snapshots: Snapshots | None = None,
 ) -> Parameters:
     """Minimise the program's loss over the stacked values ``[R, ...]``, in place; see :func:`train_replicas`.
 
@@ -192,10 +197,12 @@ def fit_stacked(
     values = {k: p.requires_grad_() for k, p in stacked.items() if k not in statistics}
     parameters = list(values.values())
     optimizer = optimizer_of(recipe, parameters)
-    n_steps, step = recipe.epochs * -(-int(masks[0].sum()) // recipe.batch_size), 0
+    per_epoch = -(-int(masks[0].sum()) // recipe.batch_size)
+    begun = 0 if snapshots is None else _resume({**values, **statistics}, optimizer, snapshots)
+    n_steps, step = recipe.epochs * per_epoch, begun * per_epoch
     program.model.train(bool(statistics))
     with differentiable(program.model, attention=masks.shape[0] > 1):
-        for epoch in range(recipe.epochs):
+        for epoch in range(begun, recipe.epochs):
             for inputs, labels, dropped in _steps(stream, epoch, training, masks, recipe.batch_size):
                 with autocast(recipe.precision, stream.device):
                     logits = program.logits({**values, **statistics}, inputs, dropped)  # [R, B, ...]
@@ -207,8 +214,29 @@ def fit_stacked(
                 step += 1
             if on_epoch is not None:
                 on_epoch(epoch + 1, {**values, **statistics})
+            if snapshots is not None and epoch + 1 < recipe.epochs:
+                snapshots.offer(epoch + 1, lambda: _state({**values, **statistics}, optimizer))
     program.model.eval()
     return {k: p.detach() for k, p in {**values, **statistics}.items()}
+
+
+def _state(values: Parameters, optimizer: Optimizer) -> State:
+    """Return all that the rest of a training depends on."""
+    own = {f"value.{name}": value for name, value in values.items()}
+    return own | {f"optimizer.{name}": value for name, value in optimizer.state().items()}
+
+
+@torch.no_grad()
+def _resume(values: Parameters, optimizer: Optimizer, snapshots: Snapshots) -> int:
+    """Go to where the last snapshot is, in place; return how many epochs are done by then."""
+    last = snapshots.last()
+    if last is None:
+        return 0
+    epochs, state = last
+    for name, value in values.items():
+        value.copy_(state[f"value.{name}"])
+    optimizer.restore({k.removeprefix("optimizer."): v for k, v in state.items() if k.startswith("optimizer.")})
+    return epochs
 
 
 def _steps(

@@ -1,0 +1,85 @@
+"""Snapshots of trainings under way, so that one that takes hours goes on after a kill where it was.
+
+A snapshot holds what training changes and what its optimizer remembers, at the end of an epoch: what the next epochs
+see is derived from names, so a training that goes on from there ends at the same values to the bit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tdabench.errors import FileFormatError
+from tdabench.files import read_arrays, read_metadata, sha256_arrays, write_arrays
+
+State = dict[str, Tensor]
+
+_EVERY_S = 120.0
+
+
+@dataclass
+class Snapshots:
+    """The last snapshot of one training, in a file.
+
+    Attributes
+    ----------
+    path
+        The file.
+    of
+        What the training is: everything that decides its values. A snapshot of another is not used.
+    every_s
+        Epochs that end sooner after the last snapshot are not kept.
+    """
+
+    path: Path
+    of: str
+    every_s: float = _EVERY_S
+    _spent_s: float = field(default=0.0, init=False)
+    _began: float = field(default_factory=time.perf_counter, init=False)
+    _kept: float = field(default_factory=time.perf_counter, init=False)
+
+    @property
+    def seconds(self) -> float:
+        """How long the training has taken, before the last kill too."""
+        return self._spent_s + time.perf_counter() - self._began
+
+    def last(self) -> tuple[int, State] | None:
+        """Return the number of finished epochs and the state then; None if there is no snapshot that can be used.
+
+        One that is damaged is not used either: the training starts anew, and loses nothing but time.
+        """
+        try:
+            metadata = read_metadata(self.path, "snapshot", "")
+            arrays = read_arrays(self.path, "snapshot", "")
+            epochs, spent = int(metadata["epochs"]), float(metadata["seconds"])
+        except (FileFormatError, KeyError, ValueError):
+            return None
+        if metadata.get("of") != self.of or metadata.get("sha256") != sha256_arrays(arrays):
+            return None
+        self._spent_s = spent
+        return epochs, {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+    def offer(self, epochs: int, state: Callable[[], State]) -> None:
+        """Keep the state after so many epochs, if the last snapshot is old enough."""
+        if time.perf_counter() - self._kept < self.every_s:
+            return
+        arrays = {name: value.detach().cpu().numpy() for name, value in state().items()}
+        metadata = {
+            "of": self.of,
+            "epochs": str(epochs),
+            "seconds": repr(self.seconds),
+            "sha256": sha256_arrays(arrays),
+        }
+        write_arrays(self.path, arrays, metadata)
+        self._kept = time.perf_counter()
+
+    def remove(self) -> None:
+        """Remove the snapshot: the training is over."""
+        with contextlib.suppress(FileNotFoundError):
+            self.path.unlink()

@@ -35,9 +35,8 @@ LOCK = "build.lock"
 """File in a folder of slices that a running build holds."""
 _SNAPSHOT = "partial-"
 _SLICE = rf"({_SNAPSHOT})?seed-\d{{4,}}-subsets-\d{{5,}}-\d{{5,}}\.safetensors"
-_OURS = re.compile(
-    rf"{_SLICE}|\.{_SLICE}\.\w+|{re.escape(LOCK)}"
-)  # a slice or its snapshot, whole or half-written; lock
+# A slice or its snapshot, whole or half-written by a killed worker; the lock.
+_OURS = re.compile(rf"{_SLICE}|\.{_SLICE}\.\w+|{re.escape(LOCK)}")
 _KEEPS_FOLDER = ".gitkeep"
 
 

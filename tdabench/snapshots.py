@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tdabench.errors import FileFormatError
+from tdabench.errors import FileFormatError, StorageError
 from tdabench.files import read_arrays, read_metadata, sha256_arrays, write_arrays
 
 State = dict[str, Tensor]
@@ -66,7 +66,7 @@ class Snapshots:
         return epochs, {name: torch.from_numpy(array) for name, array in arrays.items()}
 
     def offer(self, epochs: int, state: Callable[[], State]) -> None:
-        """Keep the state after so many epochs, if the last snapshot is old enough."""
+        """Keep the state after so many epochs, if the last snapshot is old enough and there is room on the disk."""
         if time.perf_counter() - self._kept < self.every_s:
             return
         arrays = {name: value.detach().cpu().numpy() for name, value in state().items()}
@@ -76,7 +76,8 @@ class Snapshots:
             "seconds": repr(self.seconds),
             "sha256": sha256_arrays(arrays),
         }
-        write_arrays(self.path, arrays, metadata)
+        with contextlib.suppress(StorageError):  # a disk too full for a snapshot may hold the outputs
+            write_arrays(self.path, arrays, metadata)
         self._kept = time.perf_counter()
 
     def remove(self) -> None:

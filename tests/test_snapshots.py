@@ -14,6 +14,8 @@ import torch
 from torch import nn
 
 from tdabench import retraining
+from tdabench import snapshots as snapshots_module
+from tdabench.errors import StorageError
 from tdabench.files import read_metadata
 from tdabench.retraining import Work, compute_slice, retrain
 from tdabench.slices import Slice, builder_facts, remove_slices, remove_snapshots, snapshots_of
@@ -133,6 +135,15 @@ def test_a_damaged_snapshot_is_not_used(tmp_path, damage):
 def test_epochs_that_follow_soon_are_not_kept(tmp_path):
     snapshots = Snapshots(tmp_path / "s", "x", every_s=3600.0)
     snapshots.offer(1, lambda: pytest.fail("nobody needs the state"))
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_full_disk_does_not_end_a_training(tmp_path, monkeypatch):
+    def full(*args):
+        raise StorageError("Cannot write: the disk is full.")
+
+    monkeypatch.setattr(snapshots_module, "write_arrays", full)
+    kept(tmp_path / "s")
     assert not (tmp_path / "s").exists()
 
 

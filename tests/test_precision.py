@@ -30,6 +30,6 @@ def test_an_error_inside_leaves_the_switches_as_they_were():
 def test_replicas_are_retrained_in_exact_float32(small, small_data, monkeypatch):
     seen = []
     train = retraining.train_replicas
-    monkeypatch.setattr(retraining, "train_replicas", lambda *words: seen.append(switches()) or train(*words))
+    monkeypatch.setattr(retraining, "train_replicas", lambda *a, **k: seen.append(switches()) or train(*a, **k))
     retrain(small, small_data, 0, [0], 1)
     assert seen == [(False, False)]

@@ -13,7 +13,6 @@ per-sample gradients are formed by :meth:`Gradients.dense` alone, and, of a few 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, TypeVar
@@ -25,7 +24,7 @@ from tdabench.budgets import block_bytes
 from tdabench.examples import Examples, consecutive
 from tdabench.layout import layout_of
 from tdabench.memory import keep_freed
-from tdabench.pieces import Piece, Rows, add_products, dot, in_order, joined
+from tdabench.pieces import Piece, Rows, add_products, cut, dot, in_order, joined
 from tdabench.projections import Draw, Kind, Sketch, projection
 from tdabench.room import Room
 from tdabench.taps import Layout, tap
@@ -203,7 +202,7 @@ class Gradients:
                 if isinstance(piece, Rows):  # formed already
                     yield rows, piece.key, through(piece).flat()
                     continue
-                for some in consecutive(rows.stop - rows.start, max(1, formed_bytes // (4 * math.prod(piece.shape)))):
+                for some in cut(piece, formed_bytes):
                     part = slice(rows.start + some.start, rows.start + some.stop)
                     yield part, piece.key, through(piece.part(some)).flat()
 
@@ -311,8 +310,8 @@ def layer_bytes(device: torch.device) -> int:
 
 def _in_parts(sketch: Sketch, piece: Piece) -> Tensor:
     """Project some examples at a time, because a sketch may form the layer's gradients."""
-    size = max(1, block_bytes(_FORMED_BYTES, piece.device) // (4 * math.prod(piece.shape)))
-    return torch.cat([sketch(piece.part(some)) for some in consecutive(len(piece), size)])
+    most_bytes = block_bytes(_FORMED_BYTES, piece.device)
+    return torch.cat([sketch(piece.part(some)) for some in cut(piece, most_bytes)])
 
 
 class _Keeper:

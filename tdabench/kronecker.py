@@ -8,7 +8,6 @@ independent of one another.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -16,9 +15,8 @@ import torch
 from torch import Tensor
 
 from tdabench.budgets import block_bytes
-from tdabench.examples import consecutive
 from tdabench.gradients import Gradients, layer_bytes
-from tdabench.pieces import Outer, Piece, Rows, is_long
+from tdabench.pieces import Piece, Rows, cut, is_long, is_one_product
 from tdabench.room import Room
 
 # A side longer than this keeps its own coordinates: an eigendecomposition grows with the third power.
@@ -81,9 +79,8 @@ def eigenbases(gradients: Gradients) -> dict[str, Eigenbasis]:
     values: dict[str, Tensor] = {}
 
     def add(piece: Piece) -> None:
-        at_once = max(1, block_bytes(_SQUARED_BYTES, piece.device) // (4 * math.prod(piece.shape)))
         turned = piece.rotated(*sides[piece.key])
-        for some in consecutive(len(piece), at_once):
+        for some in cut(piece, block_bytes(_SQUARED_BYTES, piece.device)):
             squares = _sum_of_squares(turned.part(some))
             values[piece.key] = squares.add_(values[piece.key]) if piece.key in values else squares
 
@@ -115,12 +112,12 @@ def solved_dot(
     solved_bytes = min(block_bytes(_SOLVED_BYTES, queries.like.device), most_bytes)
 
     def turned(piece: Piece) -> Piece:
-        if isinstance(piece, Outer) and piece.positions == 1:
+        if is_one_product(piece):
             one_product.add(piece.key)
         return piece.rotated(bases[piece.key].left, bases[piece.key].right)
 
     def turned_if_one_product(piece: Piece) -> Piece:
-        return turned(piece) if isinstance(piece, Outer) and piece.positions == 1 else piece
+        return turned(piece) if is_one_product(piece) else piece
 
     def solved() -> Iterator[tuple[slice, list[Piece]]]:
         for rows, layers in queries.by_layer(solved_bytes, through=turned):
@@ -186,7 +183,7 @@ def _eigenvectors(moment: Tensor | None) -> Tensor | None:
 
 def _sum_of_squares(piece: Piece) -> Tensor:
     """Return the sum over examples of the squared gradients, ``[p, q]``."""
-    if isinstance(piece, Outer) and piece.positions == 1:
+    if is_one_product(piece):
         return piece.left[:, 0].square().T @ piece.right[:, 0].square()
     values = piece.rows().values
     longer = values.to(_sums_in(values))

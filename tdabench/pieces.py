@@ -7,7 +7,10 @@ a convolution; one for a plain vector) of outer products of the gradient at the 
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
@@ -233,6 +236,16 @@ class Outer:
 
 
 Piece = Rows | Outer
+
+
+def is_one_product(piece: Piece) -> TypeGuard[Outer]:
+    """Return whether each gradient is a single outer product, still in factors."""
+    return isinstance(piece, Outer) and piece.positions == 1
+
+
+def cut(piece: Piece, most_bytes: int) -> Iterator[slice]:
+    """Yield which consecutive examples to take at once for their sums to take at most so much; at least one."""
+    return consecutive(len(piece), max(1, most_bytes // (4 * math.prod(piece.shape))))
 
 
 def dot(a: Piece, b: Piece, out: Tensor) -> None:

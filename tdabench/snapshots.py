@@ -82,5 +82,4 @@ class Snapshots:
 
     def remove(self) -> None:
         """Remove the snapshot: the training is over."""
-        with contextlib.suppress(FileNotFoundError):
-            self.path.unlink()
+        self.path.unlink(missing_ok=True)

@@ -198,14 +198,15 @@ def fit_stacked(
     parameters = list(values.values())
     optimizer = optimizer_of(recipe, parameters)
     per_epoch = -(-int(masks[0].sum()) // recipe.batch_size)
-    begun = 0 if snapshots is None else _resume({**values, **statistics}, optimizer, snapshots)
+    state = {**values, **statistics}
+    begun = 0 if snapshots is None else _resume(state, optimizer, snapshots)
     n_steps, step = recipe.epochs * per_epoch, begun * per_epoch
     program.model.train(bool(statistics))
     with differentiable(program.model, attention=masks.shape[0] > 1):
         for epoch in range(begun, recipe.epochs):
             for inputs, labels, dropped in _steps(stream, epoch, training, masks, recipe.batch_size):
                 with autocast(recipe.precision, stream.device):
-                    logits = program.logits({**values, **statistics}, inputs, dropped)  # [R, B, ...]
+                    logits = program.logits(state, inputs, dropped)  # [R, B, ...]
                 logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
                 losses = program.loss(logits.flatten(0, 1), labels.flatten(0, 1))  # [R * B]
                 # Divided by B, not by R * B: every replica's gradient is that of its own mean loss.
@@ -213,11 +214,11 @@ def fit_stacked(
                 optimizer.step(gradients, recipe.rate(step, n_steps))
                 step += 1
             if on_epoch is not None:
-                on_epoch(epoch + 1, {**values, **statistics})
+                on_epoch(epoch + 1, state)
             if snapshots is not None and epoch + 1 < recipe.epochs:
-                snapshots.offer(epoch + 1, lambda: _state({**values, **statistics}, optimizer))
+                snapshots.offer(epoch + 1, lambda: _state(state, optimizer))
     program.model.eval()
-    return {k: p.detach() for k, p in {**values, **statistics}.items()}
+    return {k: p.detach() for k, p in state.items()}
 
 
 def _state(values: Parameters, optimizer: Optimizer) -> State:

@@ -28,7 +28,7 @@ def gathered(layers: list[Piece], n: int, batch: int, most_bytes: int) -> list[t
     """Return copies of what comes out, since it is written over."""
     room = Room(n, most_bytes)
     batches = ((rows, [room.place(layer.part(rows)) for layer in layers]) for rows in consecutive(n, batch))
-    return [(rows, [piece.rows() for piece in held]) for rows, held in map(copied, room.filled(batches))]
+    return list(map(copied, room.filled(batches)))
 
 
 def copied(item: tuple[slice, list[Piece]]) -> tuple[slice, list[Piece]]:

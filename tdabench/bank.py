@@ -57,9 +57,13 @@ def parts_of(task: Task, masks: Tensor, *stream: str | int) -> Iterator[Part]:
         yield Part(f"bank-{bank:016x}-{start}", masks[start : start + size])
 
 
-def train_part(task: Task, data: TaskData, masks: Tensor, *stream: str | int) -> Parameters:
-    """Train the models of a part ``[R, ...]`` from one stream, in groups of the size that is fastest here."""
-    group = choose_group(task, data).size
+def group_for(task: Task, data: TaskData) -> int:
+    """Return how many models train at once fastest here: measured, which is no part of what training costs."""
+    return choose_group(task, data).size
+
+
+def train_part(task: Task, data: TaskData, masks: Tensor, group: int, *stream: str | int) -> Parameters:
+    """Train the models of a part ``[R, ...]`` from one stream, ``group`` at once."""
     groups = [train_replicas(task, data, rows, *stream) for rows in masks.split(group)]
     return {k: torch.cat([g[k] for g in groups]) for k in groups[0]}
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, as_completed
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -32,9 +33,9 @@ from tdabench.ground_truth import (
     subset_spread,
     write_ground_truth,
 )
-from tdabench.grouping import choose_group
+from tdabench.grouping import Grouping, choose_group
 from tdabench.registry import absolute_reference, find_task, reference_to
-from tdabench.retraining import Work, compute_slice, local_pool, rounding_difference
+from tdabench.retraining import Work, choose_group_in_worker, compute_slice, local_pool, rounding_difference
 from tdabench.slices import (
     LOCK,
     Found,
@@ -44,8 +45,11 @@ from tdabench.slices import (
     holds_only_slices,
     plan_slices,
     read_slices,
+    remember_group,
+    remembered_group,
+    remove_leftovers,
     remove_slices,
-    remove_snapshots,
+    rounding_snapshots,
 )
 from tdabench.task import Task
 
@@ -164,7 +168,7 @@ def build(
             found = _fill(reference, task, folder, options, executor, on_progress)
             if options.shard is not None or found.missing.any():
                 return None
-            manifest = _write(task, found, out, options)
+            manifest = _write(task, found, out, options, folder)
             elsewhere = out.resolve() != ground_truth_folder(task).resolve()
             if options.slices is None and not (folder == _shipped(task) and elsewhere):
                 remove_slices(folder)
@@ -199,7 +203,7 @@ def merge(
     _refuse_existing(out, replace)
     found = read_slices(task, folders)
     check_complete(task, found, folders)
-    return _write(task, found, out, options)
+    return _write(task, found, out, options, work_folder(task))
 
 
 def _refuse_existing(out: Path, replace: bool, options: Options | None = None) -> None:
@@ -220,8 +224,11 @@ def _refuse_existing(out: Path, replace: bool, options: Options | None = None) -
         )
 
 
-def _write(task: Task, found: Found, out: Path, options: Options) -> Manifest:
-    """Write beside what is there and swap when it is whole; a failure leaves what was there."""
+def _write(task: Task, found: Found, out: Path, options: Options, folder: Path) -> Manifest:
+    """Write beside what is there and swap when it is whole; a failure leaves what was there.
+
+    ``folder`` takes snapshots of what is trained for it.
+    """
     mislabelled = None if task.mislabelled is None else task.mislabelled(options.data_folder).numpy()
     fresh, old = (out.with_name(f".{out.name}.{word}") for word in ("new", "old"))
     shutil.rmtree(fresh, ignore_errors=True)
@@ -229,7 +236,7 @@ def _write(task: Task, found: Found, out: Path, options: Options) -> Manifest:
         fresh,
         task.subset_masks().numpy(),
         found.outputs,
-        _facts(task, found, options),
+        _facts(task, found, options, folder),
         builders=found.builders,
         mislabelled=mislabelled,
     )
@@ -245,7 +252,7 @@ def _fill(
     reference: str, task: Task, folder: Path, options: Options, executor: Executor | None, on_progress: OnProgress
 ) -> Found:
     """Compute whatever is missing, and return what there is."""
-    remove_snapshots(folder)
+    remove_leftovers(folder)
     found = read_slices(task, [folder])
     missing = found.missing
     if options.shard is not None:
@@ -257,34 +264,68 @@ def _fill(
     if not missing.any():
         return found
     work = _plan(reference, task, folder, options, found.built_on)
-    slices = plan_slices(missing, work.group)
+    slices, workers = plan_slices(missing, work.group), None if executor else _workers(options)
     pool = executor or local_pool(_workers(options))
-    futures: list[Future[float]] = []
     try:
-        futures += [pool.submit(compute_slice, work, part) for part in slices]
-        _watch(futures, slices, folder, start, running, options.minutes, on_progress)
+        reports = _Reports(folder, start, running, on_progress)
+        _compute(pool, work, slices, workers or len(slices), options.minutes, reports.done)
     except BrokenExecutor as error:
-        raise _worker_lost(None if executor else _workers(options)) from error
+        raise _worker_lost(workers) from error
     finally:
-        for future in futures:
-            future.cancel()
         if executor is None:
             pool.shutdown(wait=True)
     return read_slices(task, [folder])
+
+
+@dataclass
+class _Reports:
+    """Tells how far a build is after every slice."""
+
+    folder: Path
+    start: Progress
+    running: RunningReliability
+    on_progress: OnProgress
+    seconds: float = 0.0
+    fresh: int = 0
+
+    def done(self, part: Slice, seconds: float) -> None:
+        """Report one more slice."""
+        self.seconds, self.fresh = self.seconds + seconds, self.fresh + len(part.subsets)
+        arrays = read_arrays(self.folder / part.file_name, "slice of ground truth", "Start the build again.")
+        self.running.add(arrays["subsets"], part.seed, arrays["outputs"])
+        each, done = self.seconds / self.fresh, self.start.done + self.fresh
+        now = replace(self.start, done=done, fresh=self.fresh, seconds_per_replica=each)
+        self.on_progress(replace(now, reliability=self.running.value))
 
 
 def _plan(reference: str, task: Task, folder: Path, options: Options, built_on: Sequence[Builder]) -> Work:
     """Choose the group: the one that this machine began with, else the fastest."""
     facts = builder_facts(task, torch.device(options.device))
     began = next((b for b in built_on if all(getattr(b, k) == v for k, v in facts.items())), None)
+    kept = remembered_group(folder, facts)
+    reference = absolute_reference(reference)
     if began is not None:
         size, seconds = began.replicas_per_group, began.seconds_by_group
+    elif kept is not None:
+        size, seconds = kept
     else:
-        grouping = choose_group(task, task.data(options.data_folder).to(options.device))
+        grouping = _grouping(reference, task, options)
         size, seconds = grouping.size, {str(n): s for n, s in grouping.seconds.items()}
+        remember_group(folder, facts, size, seconds)
     facts |= {"replicas_per_group": size, "seconds_by_group": seconds}
     data_folder = None if options.data_folder is None else options.data_folder.absolute()
-    return Work(absolute_reference(reference), data_folder, options.device, folder.absolute(), size, facts)
+    return Work(reference, data_folder, options.device, folder.absolute(), size, facts)
+
+
+def _grouping(reference: str, task: Task, options: Options) -> Grouping:
+    if options.device == "cpu":
+        return choose_group(task, task.data(options.data_folder))
+    # This process would keep on the device what it tried there, and the workers are others.
+    try:
+        with local_pool(1) as pool:
+            return pool.submit(choose_group_in_worker, reference, options.data_folder, options.device).result()
+    except BrokenExecutor as error:
+        raise _worker_lost(1) from error
 
 
 def _workers(options: Options) -> int:
@@ -302,40 +343,46 @@ def _worker_lost(workers: int | None) -> UsageError:
     )
 
 
-def _watch(
-    futures: list[Future[float]],
-    slices: list[Slice],
-    folder: Path,
-    start: Progress,
-    running: RunningReliability,
+def _compute(
+    pool: Executor,
+    work: Work,
+    slices: Sequence[Slice],
+    at_once: int,
     minutes: float | None,
-    on_progress: OnProgress,
+    on_done: Callable[[Slice, float], None],
 ) -> None:
-    """Report every slice that is done; when the time is up, let those at work finish and cancel the others."""
-    parts = {id(f): part for f, part in zip(futures, slices, strict=True)}
+    """Have slices computed; when the time is up, those at work finish and no other begins.
+
+    Only ``at_once`` are handed over at a time: a pool of processes takes more than it works at, and does not give back.
+    """
     end = time.monotonic() + 60 * minutes if minutes is not None else float("inf")
-    seconds, fresh = 0.0, 0
-    for future in as_completed(futures):
-        try:
-            seconds += future.result()
-        except CancelledError:
-            continue
-        part = parts[id(future)]
-        fresh += len(part.subsets)
-        arrays = read_arrays(folder / part.file_name, "slice of ground truth", "Start the build again.")
-        running.add(arrays["subsets"], part.seed, arrays["outputs"])
-        now = replace(start, done=start.done + fresh, fresh=fresh, seconds_per_replica=seconds / fresh)
-        on_progress(replace(now, reliability=running.value))
-        if time.monotonic() > end:
-            for other in futures:
-                other.cancel()
+    waiting = iter(slices)
+    at_work: dict[Future[float], Slice] = {}
+
+    def begin(n: int) -> None:
+        at_work.update({pool.submit(compute_slice, work, part): part for part in islice(waiting, n)})
+
+    try:
+        begin(at_once)
+        while at_work:
+            for future in wait(at_work, return_when=FIRST_COMPLETED).done:
+                on_done(at_work.pop(future), future.result())
+            if time.monotonic() <= end:
+                begin(at_once - len(at_work))
+            else:
+                at_work = {future: part for future, part in at_work.items() if not future.cancel()}
+    finally:
+        for future in at_work:
+            future.cancel()
 
 
-def _facts(task: Task, found: Found, options: Options) -> dict[str, object]:
+def _facts(task: Task, found: Found, options: Options, folder: Path) -> dict[str, object]:
     plan = task.plan
     builder = found.built_on[int(found.builders[0, 0])]
     data = task.data(options.data_folder).to(options.device)
-    rounding, spread = rounding_difference(task, data, builder.replicas_per_group), subset_spread(found.outputs)
+    group = builder.replicas_per_group
+    snapshots = rounding_snapshots(task, group, builder_facts(task, torch.device(options.device)), folder)
+    rounding, spread = rounding_difference(task, data, group, snapshots), subset_spread(found.outputs)
     return {
         "task": task.name,
         "task_version": task.version,

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class TdabenchError(Exception):
@@ -51,6 +52,11 @@ class UnknownNameError(UsageError):
         guess = f" Did you mean {near[0]!r}?" if near else ""
         listing = ", ".join(self.known) if self.known else "none"
         super().__init__(f"Unknown {kind} {name!r}.{guess} Known: {listing}.{' ' + hint if hint else ''}")
+        self._hint = hint
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Let a worker process hand the error to its parent."""
+        return type(self), (self.kind, self.name, self.known, self._hint)
 
 
 class OptionError(UsageError):

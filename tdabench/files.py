@@ -100,24 +100,37 @@ def new_folder(target: Path) -> Iterator[Path]:
 
     What a killed process left beside ``target`` is removed first.
     """
-    with storage_errors(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(target.parent)
-        aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=_ASIDE))
+    with storage_errors(target), folder_aside(target.parent) as aside:
+        yield aside
+        place_folder(aside, target)
+
+
+@contextlib.contextmanager
+def folder_aside(parent: Path) -> Iterator[Path]:
+    """Give a folder in ``parent`` that vanishes when the block ends, unless it was placed in it.
+
+    What a killed process left there is removed first.
+    """
+    with storage_errors(parent):
+        parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(parent)
+        aside = Path(tempfile.mkdtemp(dir=parent, prefix=_ASIDE))
         lock = os.open(aside, os.O_RDONLY)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)  # held while this process lives: whoever can take it may remove the folder
             yield aside
-            for file in aside.iterdir():
-                sync_file(file)
-            aside.chmod(0o755)
-            aside.rename(target)
-            _sync_folder(target.parent)
-        except BaseException:
-            shutil.rmtree(aside, ignore_errors=True)
-            raise
         finally:
+            shutil.rmtree(aside, ignore_errors=True)
             os.close(lock)
+
+
+def place_folder(aside: Path, target: Path) -> None:
+    """Rename a folder once its files are on the disk; a folder with content that is there already is an error."""
+    for file in aside.iterdir():
+        sync_file(file)
+    aside.chmod(0o755)
+    aside.rename(target)
+    _sync_folder(target.parent)
 
 
 def _remove_abandoned(parent: Path) -> None:
@@ -214,5 +227,5 @@ def sha256_arrays(arrays: Mapping[str, np.ndarray]) -> str:
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])
         digest.update(f"{name}:{array.dtype.str}:{array.shape};".encode())
-        digest.update(array.tobytes())
+        digest.update(array.reshape(-1).view(np.uint8).data)  # no copy
     return digest.hexdigest()

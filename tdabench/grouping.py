@@ -14,9 +14,10 @@ from dataclasses import dataclass, replace
 import torch
 
 from tdabench.errors import UsageError
+from tdabench.memory import ran_out, release_unused
 from tdabench.precision import exact_float32
 from tdabench.task import Task, TaskData
-from tdabench.trainer import Program, fit_stacked, group_size, stacked_state
+from tdabench.trainer import Program, fit_stacked, group_size, one_by_one, stacked_state
 
 _STEPS = 3
 
@@ -30,8 +31,14 @@ class Grouping:
 
 
 def candidates(task: Task, device: torch.device) -> list[int]:
-    """Return the sizes worth trying: one alone, as many as keep the cache, and on an accelerator far more."""
-    fits = group_size(dict(task.initial_model("plan").named_parameters()))
+    """Return the sizes worth trying: one alone, as many as keep the cache, and on an accelerator far more.
+
+    Where the trainer takes replicas one after another anyway, a group costs memory and gains nothing.
+    """
+    model = task.initial_model("plan")
+    if one_by_one(model, task.recipe.precision, device):
+        return [1]
+    fits = group_size(dict(model.named_parameters()))
     sizes = {1, fits} if device.type == "cpu" else {1, 8, 32, max(fits, 64)}
     return sorted({min(size, task.plan.n_subsets) for size in sizes})
 
@@ -50,16 +57,24 @@ def choose_group(task: Task, data: TaskData) -> Grouping:
         return Grouping(sizes[0], {})
     seconds: dict[int, float] = {}
     for size in sizes:
-        try:
-            seconds[size] = _seconds_per_replica(task, data, size)
-        except torch.OutOfMemoryError:
-            torch.cuda.empty_cache()
+        if (taken := _seconds_if_it_fits(task, data, size)) is not None:
+            seconds[size] = taken
+        release_unused(device)  # here, where no traceback holds what did not fit
     if not seconds:
         raise UsageError(
             f"{task.name} does not fit into the memory of {device}, not even {sizes[0]} replica at a time. "
             "End what else uses it, or build on a larger one."
         )
     return Grouping(min(seconds, key=lambda size: seconds[size]), seconds)
+
+
+def _seconds_if_it_fits(task: Task, data: TaskData, size: int) -> float | None:
+    try:
+        return _seconds_per_replica(task, data, size)
+    except Exception as error:
+        if not ran_out(error):
+            raise
+        return None
 
 
 def _seconds_per_replica(task: Task, data: TaskData, size: int) -> float:

@@ -22,6 +22,8 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _OWN_MAPPING_BYTES = 32 << 20
 # A batch's blocks take up to 128 MB.
 _KEPT_BYTES = 256 << 20
+# Of the host, of CUDA's driver, and of its libraries (CUBLAS_STATUS_ALLOC_FAILED and its kin).
+_OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "_ALLOC_FAILED")
 
 
 def _status_bytes(field: str) -> int:
@@ -48,6 +50,13 @@ def reset_peak() -> bool:
     except OSError:
         return False
     return True
+
+
+def ran_out(error: BaseException) -> bool:
+    """Return whether an error says that memory ran out: torch has several ways to say it, some in words alone."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
 
 
 def release_unused(device: torch.device | None = None) -> None:

@@ -67,7 +67,7 @@ class AdamW:
             {"params": others, "weight_decay": 0.0},
         ]
         betas = (recipe.momentum, recipe.beta2)
-        # The fused step is one sweep through memory; a step count per tensor, on the host, needs no synchronisation.
+        # The fused step is one sweep through memory; its step counts are on the device, and nothing waits for them.
         self.rule = torch.optim.AdamW([g for g in groups if g["params"]], lr=recipe.lr, betas=betas, fused=True)
 
     def step(self, gradients: Sequence[Tensor], lr: float) -> None:
@@ -89,11 +89,14 @@ class AdamW:
         """Take over the moments and step counts."""
         for i, parameter in enumerate(self.parameters):
             slots = {k.split(".")[1]: v for k, v in state.items() if k.startswith(f"{i}.")}
-            # The fused step takes for granted that moments lie in memory as their parameter does, too.
-            self.rule.state[parameter] = {
-                k: v.reshape(()) if k == "step" else torch.empty_like(parameter, requires_grad=False).copy_(v)
-                for k, v in slots.items()
-            }
+            self.rule.state[parameter] = {k: _restored(k, v, parameter) for k, v in slots.items()}
+
+
+def _restored(name: str, value: Tensor, parameter: Tensor) -> Tensor:
+    """Return what AdamW remembers of a parameter, where and as the fused step takes for granted that it is."""
+    if name == "step":
+        return value.reshape(()).to(parameter.device)
+    return torch.empty_like(parameter, requires_grad=False).copy_(value)  # in memory as the parameter lies there
 
 
 def optimizer_of(recipe: Recipe, parameters: list[Tensor]) -> Optimizer:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -17,7 +17,7 @@ from torch import nn
 
 from tdabench.errors import UsageError
 from tdabench.ground_truth import rms_difference
-from tdabench.grouping import threads
+from tdabench.grouping import Grouping, choose_group, threads
 from tdabench.precision import exact_float32
 from tdabench.registry import find_task
 from tdabench.seeds import generator
@@ -56,12 +56,14 @@ def retrain(
     return torch.cat(parts)
 
 
-def rounding_difference(task: Task, data: TaskData, group: int) -> float:
+def rounding_difference(
+    task: Task, data: TaskData, group: int, snapshots: Sequence[Snapshots | None] = (None, None)
+) -> float:
     """Return how much training amplifies rounding: the root mean square change of the outputs of subset 0, seed 0.
 
     It is retrained twice, both times here, the second time from an initialisation whose values are changed by a random
     part in a million, some ten units of the last place: no less than another processor's kernels change within a few
-    steps.
+    steps. With ``snapshots``, one for each, it goes on after a kill.
     """
 
     def perturbed() -> nn.Module:
@@ -72,8 +74,12 @@ def rounding_difference(task: Task, data: TaskData, group: int) -> float:
                 parameter.mul_(1 + ROUNDING * noise)
         return model
 
+    both = (task, replace(task, make_model=perturbed))
     with threads(1):
-        plain, moved = (retrain(t, data, 0, [0], group)[0] for t in (task, replace(task, make_model=perturbed)))
+        plain, moved = (retrain(t, data, 0, [0], group, kept)[0] for t, kept in zip(both, snapshots, strict=True))
+    for kept in snapshots:  # not before both are over, or a kill would cost the first one whole
+        if kept is not None:
+            kept.remove()
     return rms_difference(moved.numpy(), plain.numpy())
 
 
@@ -127,6 +133,12 @@ def compute_slice(work: Work, part: Slice) -> float:
     write_slice(task, part, outputs.numpy(), seconds, work.facts, work.folder)
     snapshots.remove()
     return seconds
+
+
+def choose_group_in_worker(reference: str, data_folder: Path | None, device: str) -> Grouping:
+    """Measure the size of groups in a worker, whose memory is free again when it ends."""
+    task = find_task(reference)
+    return choose_group(task, task.data(data_folder).to(device))
 
 
 @lru_cache(maxsize=1)

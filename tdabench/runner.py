@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import select
@@ -19,7 +20,7 @@ from typing import Any
 from tdabench import errors, provenance
 from tdabench._version import __version__
 from tdabench.errors import TdabenchError
-from tdabench.files import new_folder, write_text
+from tdabench.files import folder_aside, place_folder, write_text
 from tdabench.jobs import RESULT_FILE, Plan
 from tdabench.records import (
     LOG_FILE,
@@ -86,17 +87,29 @@ def run(
         If the task's data is missing, the disk is full, or the code is no longer that of the plan: then there is no
         row, because the method never ran.
     """
-    folder = _next_folder(planned, runs)
-    with new_folder(folder) as aside:
+    with folder_aside(runs) as aside:
         start = time.monotonic()
         result = _launch(planned, aside, timeout_s, on_event)
         process_s = time.monotonic() - start
         if result["status"] == "refused":
             raise _refusal(result["kind"], result["reason"])
         (aside / RESULT_FILE).unlink(missing_ok=True)
-        record = _record(planned, folder.name, result, process_s)
-        write_text(aside / RECORD_FILE, record.to_json())
+        folder = _place(planned, result, process_s, aside, runs)
     return folder, read_record(folder)
+
+
+def _place(planned: Plan, result: dict[str, Any], process_s: float, aside: Path, runs: Path) -> Path:
+    """Write the record and give the folder the next free name: another command may measure the same meanwhile."""
+    while True:
+        folder = _next_folder(planned, runs)
+        write_text(aside / RECORD_FILE, _record(planned, folder.name, result, process_s).to_json())
+        try:
+            place_folder(aside, folder)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        else:
+            return folder
 
 
 def _launch(planned: Plan, folder: Path, timeout_s: float, on_event: OnEvent) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ import torch
 from tdabench import precision, provenance
 from tdabench._version import __version__
 from tdabench.errors import FileFormatError, UsageError
-from tdabench.files import read_arrays, read_metadata, sha256_arrays, write_arrays
+from tdabench.files import read_arrays, read_json, read_metadata, sha256_arrays, write_arrays, write_json
 from tdabench.ground_truth import Builder
 from tdabench.registry import reference_to
 from tdabench.snapshots import Snapshots
@@ -34,9 +35,14 @@ _ARRAYS = {"outputs", "subsets", "seed", "seconds"}
 LOCK = "build.lock"
 """File in a folder of slices that a running build holds."""
 _SNAPSHOT = "partial-"
-_SLICE = rf"({_SNAPSHOT})?seed-\d{{4,}}-subsets-\d{{5,}}-\d{{5,}}\.safetensors"
-# A slice or its snapshot, whole or half-written by a killed worker; the lock.
-_OURS = re.compile(rf"{_SLICE}|\.{_SLICE}\.\w+|{re.escape(LOCK)}")
+_GROUP = "group.json"
+_ROUNDING = ("plain", "moved")
+_FILES = rf"({_SNAPSHOT})?seed-\d{{4,}}-subsets-\d{{5,}}-\d{{5,}}\.safetensors|{_SNAPSHOT}rounding-\w+\.safetensors"
+# A slice or a snapshot, or the size of the groups, half-written by a killed process.
+_HALF_WRITTEN = re.compile(rf"\.({_FILES}|{re.escape(_GROUP)})\.\w+")
+_OURS = re.compile(rf"{_FILES}|{_HALF_WRITTEN.pattern}|{re.escape(_GROUP)}|{re.escape(LOCK)}")
+# A file that was begun so long ago is not being written any more.
+_ABANDONED_S = 3600.0
 _KEEPS_FOLDER = ".gitkeep"
 
 
@@ -136,11 +142,38 @@ def snapshots_of(task: Task, part: Slice, facts: Mapping[str, object], folder: P
     return Snapshots(folder / f"{_SNAPSHOT}{part.file_name}", json.dumps(of, sort_keys=True))
 
 
-def remove_snapshots(folder: Path) -> None:
-    """Remove snapshots of slices that are whole: of workers that were killed between the two."""
+def rounding_snapshots(task: Task, group: int, facts: Mapping[str, object], folder: Path) -> list[Snapshots]:
+    """Return the snapshots of the two trainings that tell what rounding does."""
+    of = {"task_version": task.version, "group": group, FACTS: facts}
+    return [
+        Snapshots(folder / f"{_SNAPSHOT}rounding-{which}.safetensors", json.dumps({**of, "of": which}, sort_keys=True))
+        for which in _ROUNDING
+    ]
+
+
+def remember_group(folder: Path, facts: Mapping[str, object], group: int, seconds: Mapping[str, float]) -> None:
+    """Write down the size of groups that was measured: snapshots are of use only to a build that has the same."""
+    write_json(folder / _GROUP, {FACTS: facts, "replicas_per_group": group, _MEASURED: seconds})
+
+
+def remembered_group(folder: Path, facts: Mapping[str, object]) -> tuple[int, dict[str, float]] | None:
+    """Return what was written down for this builder; None if nothing was, or it cannot be read."""
+    try:
+        found = read_json(folder / _GROUP, "size of groups", "")
+        return (int(found["replicas_per_group"]), found[_MEASURED]) if found[FACTS] == facts else None
+    except (FileFormatError, KeyError, TypeError, ValueError):
+        return None
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed workers left: snapshots of slices that are whole, and files that were never finished."""
     for path in folder.glob(f"{_SNAPSHOT}seed-*.safetensors"):
         if path.with_name(path.name.removeprefix(_SNAPSHOT)).exists():
             path.unlink(missing_ok=True)
+    for path in folder.iterdir():
+        with contextlib.suppress(FileNotFoundError):  # another one's, and finished just now
+            if _HALF_WRITTEN.fullmatch(path.name) and time.time() - path.stat().st_mtime > _ABANDONED_S:
+                path.unlink()
 
 
 def holds_only_slices(folder: Path) -> bool:

@@ -21,6 +21,8 @@ from tdabench.files import read_arrays, read_metadata, sha256_arrays, write_arra
 State = dict[str, Tensor]
 
 _EVERY_S = 120.0
+# So many times as long as a snapshot takes to write, training goes on before the next.
+_LEAST_BETWEEN = 20
 
 
 @dataclass
@@ -34,7 +36,8 @@ class Snapshots:
     of
         What the training is: everything that decides its values. A snapshot of another is not used.
     every_s
-        Epochs that end sooner after the last snapshot are not kept.
+        Epochs that end sooner after the last snapshot are not kept; nor are those that end before the training has
+        gone on for 20 times as long as the last one took to write.
     """
 
     path: Path
@@ -43,6 +46,7 @@ class Snapshots:
     _spent_s: float = field(default=0.0, init=False)
     _began: float = field(default_factory=time.perf_counter, init=False)
     _kept: float = field(default_factory=time.perf_counter, init=False)
+    _took: float = field(default=0.0, init=False)
 
     @property
     def seconds(self) -> float:
@@ -67,7 +71,8 @@ class Snapshots:
 
     def offer(self, epochs: int, state: Callable[[], State]) -> None:
         """Keep the state after so many epochs, if the last snapshot is old enough and there is room on the disk."""
-        if time.perf_counter() - self._kept < self.every_s:
+        start = time.perf_counter()
+        if start - self._kept < max(self.every_s, _LEAST_BETWEEN * self._took):
             return
         arrays = {name: value.detach().cpu().numpy() for name, value in state().items()}
         metadata = {
@@ -79,6 +84,7 @@ class Snapshots:
         with contextlib.suppress(StorageError):  # a disk too full for a snapshot may hold the outputs
             write_arrays(self.path, arrays, metadata)
         self._kept = time.perf_counter()
+        self._took = self._kept - start
 
     def remove(self) -> None:
         """Remove the snapshot: the training is over."""

@@ -291,7 +291,8 @@ class Task:
     def initial_model(self, *stream: str | int) -> nn.Module:
         """Return the model freshly initialised from the stream called ``stream``; no global state is touched."""
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed(self.name, *stream, "init"))
+            # Not torch.manual_seed: that seeds the generators of accelerators, too, and no model is made there.
+            torch.default_generator.manual_seed(derive_seed(self.name, *stream, "init"))
             return self.make_model()
 
     def template(self, example: Tensor) -> tuple[nn.Module, tuple[DropoutSite, ...]]:

@@ -22,7 +22,7 @@ from tdabench.dropout import DropoutSite, MaskTable
 from tdabench.examples import Examples
 from tdabench.kernels import differentiable, is_recurrent
 from tdabench.optimizers import Optimizer, optimizer_of
-from tdabench.precision import autocast
+from tdabench.precision import Precision, autocast, used
 from tdabench.seeds import generator
 from tdabench.snapshots import Snapshots, State
 from tdabench.task import Recipe, Task, TaskData
@@ -67,8 +67,8 @@ class Program:
 
     def logits(self, stacked: Mapping[str, Tensor], inputs: Tensor, masks: Mapping[str, Tensor]) -> Tensor:
         """Return the logits ``[R, B, ...]`` of ``R`` replicas, each with its own batch ``[R, B, ...]`` and masks."""
-        one_by_one = torch.is_autocast_enabled(inputs.device.type) or is_recurrent(self.model)
-        if inputs.shape[0] == 1 or one_by_one:
+        alone = torch.is_autocast_enabled(inputs.device.type) or is_recurrent(self.model)  # as one_by_one() says
+        if inputs.shape[0] == 1 or alone:
             # vmap over one replica costs half as much again as calling the model; over several, it hides convolutions
             # and linear layers with biases from autocast. It has no rule for recurrent layers.
             apart = {k: v.unbind() for k, v in {**stacked, **masks}.items()}
@@ -108,6 +108,11 @@ class Stream:
     def dropout(self, epoch: int) -> MaskTable:
         """Return one mask per training example."""
         return MaskTable.draw(self.sites, self.n, *self.name, "dropout", epoch, device=self.device)
+
+
+def one_by_one(model: nn.Module, asked: Precision, device: torch.device) -> bool:
+    """Return whether the replicas of a group are passed one after another; see :meth:`Program.logits`."""
+    return used(asked, device) == "bfloat16" or is_recurrent(model)
 
 
 def group_size(parameters: Mapping[str, Tensor]) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -20,6 +20,7 @@ from tdabench.member import Member, MemberMasks
 from tdabench.meter import TRAIN, Meter, Trained
 from tdabench.model_store import ModelStore
 from tdabench.precision import Precision
+from tdabench.stopwatch import HARNESS
 from tdabench.task import Task, TaskData
 from tdabench.trainer import OnEpoch, Parameters, Program, fit_stacked, stacked_state, train_replicas
 
@@ -199,14 +200,22 @@ class TaskView:
             If ``masks`` are not subsets of equal size.
         """
         bank.check_masks(masks, self.n_train)
+        masks = masks.cpu()  # as the order of the examples, which decides what a subset sees
         whole_stream = (STREAM, self.seed, "bank", *stream)
         parts = list(bank.parts_of(self._task, masks, *whole_stream))
         for part in parts:
             if part.name not in self._models:
-                work = partial(bank.train_part, self._task, self._data, part.masks, *whole_stream)
+                group = self._bank_group if self._store.find(part.name) is None else 1  # 1: nothing trains
+                work = partial(bank.train_part, self._task, self._data, part.masks, group, *whole_stream)
                 self._models[part.name], trained = self._trained(part.name, work)
                 self.meter.banks[part.name] = dataclasses.replace(trained, models=len(part.masks))
         return [self._models[part.name] for part in parts]
+
+    @cached_property
+    def _bank_group(self) -> int:
+        """How many models of a bank to train at once."""
+        with self.meter.stopwatch.phase(HARNESS):
+            return bank.group_for(self._task, self._data)
 
     def outputs(self, models: Sequence[Parameters], examples: Examples) -> Tensor:
         """Return the target of every example under every retrained model, ``[M, n]``; forward passes only."""
@@ -292,6 +301,8 @@ class TaskView:
 
     def warm_up(self) -> None:
         """Train on made-up examples for a step, so that libraries load and compile before the clock starts."""
+        if self.device.type == "cuda":
+            _load_linear_algebra(self.device)
         n = self._task.recipe.batch_size
         fake = Examples(  # the shapes are the data's, the values are not
             torch.ones_like(self.training.inputs[:1]).expand(n, *self.training.inputs.shape[1:]).contiguous(),
@@ -302,6 +313,15 @@ class TaskView:
         stacked = stacked_state(self._template, 1, self.device)
         recipe = dataclasses.replace(self._task.recipe, epochs=1)
         fit_stacked(program, stacked, fake, torch.ones(1, n, dtype=torch.bool), ("warm-up",), recipe)
+
+
+def _load_linear_algebra(device: torch.device) -> None:
+    """Have a device's libraries loaded that a training step does not call; each loads at its first call."""
+    for dtype in (torch.float32, torch.float64):
+        matrix = torch.eye(2, dtype=dtype, device=device)
+        torch.linalg.eigh(matrix)
+        torch.linalg.cholesky(matrix)
+        torch.linalg.solve(matrix, matrix @ matrix)
 
 
 def model_name(seed: int, model: int) -> str:

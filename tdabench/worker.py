@@ -26,7 +26,7 @@ from tdabench.errors import Declined, StorageError, TdabenchError, UsageError
 from tdabench.execution import execute
 from tdabench.files import write_arrays, write_json
 from tdabench.jobs import RESULT_FILE, Job, Plan, plan
-from tdabench.memory import PeakMemory
+from tdabench.memory import PeakMemory, ran_out
 from tdabench.meter import ATTRIBUTE, FIT, Meter
 from tdabench.options import make
 from tdabench.precision import exact_float32
@@ -75,6 +75,10 @@ def _guarded(job: Job, key: str, folder: Path, events: Events) -> dict[str, Any]
         view, planned = _prepare(job, key, events)
     except TdabenchError as error:  # the user's mistake, not the method's
         return _refused(error)
+    except Exception as error:
+        if not ran_out(error):
+            raise
+        return _refused(_no_room(job))
     try:
         return _measure(planned, view, folder, events)
     except StorageError as error:  # the disk's fault, not the method's
@@ -83,17 +87,18 @@ def _guarded(job: Job, key: str, folder: Path, events: Events) -> dict[str, Any]
         return {"status": "declined", "reason": str(reason)}
     except Exception as error:
         traceback.print_exc()
-        return {"status": _status_of(error), "reason": _one_line(error)}
+        return {"status": "out-of-memory" if ran_out(error) else "failed", "reason": _one_line(error)}
 
 
 def _refused(error: TdabenchError) -> dict[str, Any]:
     return {"status": "refused", "kind": type(error).__name__, "reason": str(error)}
 
 
-def _status_of(error: Exception) -> str:
-    exhausted = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-    refused = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    return "out-of-memory" if exhausted or refused else "failed"
+def _no_room(job: Job) -> UsageError:
+    return UsageError(
+        f"{job.task} does not fit into the memory of {job.device}: it ran out before the method began. End what else "
+        "uses it, or use a machine with more. Nothing is recorded."
+    )
 
 
 def _one_line(error: Exception) -> str:

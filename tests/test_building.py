@@ -22,8 +22,9 @@ from tdabench.files import write_json
 from tdabench.ground_truth import ARRAYS_FILE, MANIFEST_FILE, read_ground_truth
 from tdabench.grouping import Grouping
 from tdabench.registry import find_task
-from tdabench.retraining import retrain
-from tdabench.slices import Slice, read_slices
+from tdabench.retraining import choose_group_in_worker, retrain
+from tdabench.retraining import local_pool as real_pool
+from tdabench.slices import Slice, read_slices, remember_group, remembered_group
 
 
 class InlineExecutor(ThreadPoolExecutor):
@@ -554,3 +555,70 @@ def test_an_old_one_that_a_kill_left_aside_stays_until_the_new_one_stands(
     merge(small_reference, [folder], tmp_path / "truth")
     assert not aside.exists()
     assert arrays_of(tmp_path / "truth") == undisturbed
+
+
+def test_a_pool_of_processes_is_never_handed_more_than_it_works_at(small_reference, undisturbed, tmp_path, monkeypatch):
+    """What it was handed it computes, whatever the time is."""
+    at_work, most = [], []
+
+    class Pool(UnhurriedExecutor):
+        def submit(self, function, /, *args, **kwargs) -> Future:
+            future = super().submit(function, *args, **kwargs)
+            at_work.append(future)
+            most.append(sum(not f.done() for f in at_work))
+            return future
+
+    monkeypatch.setattr(building, "local_pool", lambda workers: Pool())
+    build(small_reference, tmp_path / "truth", Options(workers=2))
+    assert (max(most), len(at_work)) == (2, 8)
+    at_work.clear()
+    assert build(small_reference, tmp_path / "other", Options(workers=2, minutes=1e-9)) is None
+    assert 1 <= sum(not f.cancelled() for f in at_work) <= len(at_work) == 2
+
+
+def test_a_build_that_was_killed_before_its_first_slice_keeps_the_group(
+    small_reference, small, undisturbed, tmp_path, monkeypatch
+):
+    """Snapshots are of groups: of another size they would be of no use."""
+    monkeypatch.setattr(building, "compute_slice", lambda *_: pytest.fail("killed"))
+    with InlineExecutor() as executor, pytest.raises(pytest.fail.Exception):
+        build(small_reference, tmp_path / "truth", executor=executor)
+    monkeypatch.undo()
+    monkeypatch.setenv("TDABENCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(building, "choose_group", lambda *_: pytest.fail("measured again"))
+    with InlineExecutor() as executor:
+        build(small_reference, tmp_path / "truth", executor=executor)
+    assert {len(s.subsets) for s in executor.slices} == {4}
+    assert arrays_of(tmp_path / "truth") == undisturbed
+    assert not work_folder(small).exists()
+
+
+@pytest.mark.parametrize("damage", ["", "[]", '{"builder": {}}', "other"])
+def test_a_size_that_cannot_be_read_or_is_of_another_builder_is_not_used(tmp_path, damage):
+    remember_group(tmp_path, {"cpu": "a"}, 4, {"4": 0.1})
+    assert remembered_group(tmp_path, {"cpu": "a"}) == (4, {"4": 0.1})
+    if damage != "other":
+        (tmp_path / "group.json").write_text(damage)
+    assert remembered_group(tmp_path, {"cpu": "b" if damage == "other" else "a"}) is None
+
+
+def test_on_an_accelerator_the_group_is_measured_in_a_process_of_its_own(small_reference, small, monkeypatch):
+    monkeypatch.setattr(building, "choose_group", lambda *_: pytest.fail("measured here"))
+    asked = []
+
+    def there(reference, data_folder, device):
+        asked.append(device)
+        return choose_group_in_worker(reference, data_folder, "cpu")
+
+    monkeypatch.setattr(building, "choose_group_in_worker", there)
+    monkeypatch.setattr(building, "local_pool", ThreadPoolExecutor)
+    found = building._grouping(small_reference, small, Options(device="cuda"))
+    assert (asked, set(found.seconds)) == (["cuda"], {1, 8})
+    monkeypatch.setattr(building, "choose_group_in_worker", _die)
+    monkeypatch.setattr(building, "local_pool", real_pool)
+    with pytest.raises(UsageError, match="A worker process was killed"):
+        building._grouping(small_reference, small, Options(device="cuda"))
+
+
+def _die(*_: object) -> None:
+    os._exit(1)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from itertools import pairwise
 
@@ -99,6 +100,27 @@ def test_large_banks_are_kept_in_parts_of_bounded_size(view, monkeypatch, tmp_pa
     assert len(list((tmp_path / "models").iterdir())) == len(task.meter.banks) == 3
     assert task.meter.models_trained == 8
     assert task.outputs(models, task.queries).shape == (8, 40)
+
+
+def test_measuring_the_group_is_once_and_no_part_of_training(view, monkeypatch):
+    monkeypatch.setattr(bank, "_MAX_PART", 2)
+    asked = []
+
+    def slowly(task, data):
+        asked.append(task.name)
+        time.sleep(0.5)
+        return Grouping(2, {})
+
+    monkeypatch.setattr(bank, "choose_group", slowly)
+    task = view()
+    with task.meter.phase("fit"):
+        task.retrain(halves(6), "measured")
+    phases = task.meter.stopwatch.phases
+    assert len(asked) == 1
+    assert phases["harness"] >= 0.5
+    assert task.meter.train_s + phases["fit"] < phases["train"] + phases["fit"] < phases["harness"] + 0.5
+    view().retrain(halves(6), "measured")
+    assert len(asked) == 1, "nothing is left to train"
 
 
 def test_an_interrupted_bank_goes_on_where_it_was(view, monkeypatch, trainings, tmp_path, grouped):

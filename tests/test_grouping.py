@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from tdabench import grouping
+from tdabench import grouping, precision
 from tdabench.errors import UsageError
 from tdabench.grouping import candidates, choose_group, threads
 from tdabench.trainer import group_size
@@ -61,6 +61,19 @@ def test_the_cache_bounds_a_processor_s_groups_and_not_an_accelerator_s(small, b
     assert candidates(with_subsets(big, 20), CUDA) == [1, 8, 20]
 
 
+def recurrent() -> nn.Module:
+    return nn.Sequential(nn.LSTM(4, 4, batch_first=True))
+
+
+@pytest.mark.parametrize("device", [CPU, CUDA])
+def test_replicas_that_are_passed_one_by_one_are_not_grouped(small, monkeypatch, device):
+    monkeypatch.setattr(precision, "has_bfloat16", lambda kind: True)
+    assert candidates(replace(small, recipe=replace(small.recipe, precision="bfloat16")), device) == [1]
+    assert candidates(replace(small, make_model=recurrent), device) == [1]
+    monkeypatch.setattr(precision, "has_bfloat16", lambda kind: False)
+    assert len(candidates(replace(small, recipe=replace(small.recipe, precision="bfloat16")), device)) > 1
+
+
 def test_one_candidate_is_not_timed(big, small_data, monkeypatch):
     monkeypatch.setattr(grouping, "_seconds_per_replica", lambda *_: pytest.fail("timed"))
     chosen = choose_group(big, small_data)
@@ -75,8 +88,10 @@ def test_the_fastest_is_chosen(small, small_data, timed, fastest):
     assert (chosen.size, chosen.seconds, asked) == (fastest, seconds, [1, 8, 32])
 
 
-def test_a_group_that_does_not_fit_into_memory_is_not_chosen(small, small_data, timed):
-    asked = timed({1: 0.3, 8: 0.2, 64: torch.OutOfMemoryError("too large")})
+@pytest.mark.parametrize("words", ["too large", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED"])
+def test_a_group_that_does_not_fit_into_memory_is_not_chosen(small, small_data, timed, words):
+    kind = torch.OutOfMemoryError if words == "too large" else RuntimeError
+    asked = timed({1: 0.3, 8: 0.2, 64: kind(words)})
     chosen = choose_group(small, small_data)
     assert (chosen.size, chosen.seconds, asked) == (8, {1: 0.3, 8: 0.2}, [1, 8, 64])
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tdabench import memory
-from tdabench.memory import PeakMemory, keep_freed, peak_bytes, release_unused, reset_peak, resident_bytes
+from tdabench.memory import PeakMemory, keep_freed, peak_bytes, ran_out, release_unused, reset_peak, resident_bytes
 from tdabench.timing import peak_of
 from tdabench.worker import _highest
 
@@ -168,3 +168,19 @@ def test_freed_memory_is_kept_for_the_next_batch():
     kept = resident_bytes()
     release_unused()
     assert resident_bytes() < kept - 64 * MB
+
+
+@pytest.mark.parametrize(
+    ("error", "says_so"),
+    [
+        (MemoryError(), True),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), True),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp] can't allocate memory: you tried to allocate 8 bytes"), True),
+        (RuntimeError("CUDA error: out of memory"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (ValueError("a word out of memory"), False),
+    ],
+)
+def test_torch_says_in_several_ways_that_memory_ran_out(error, says_so):
+    assert ran_out(error) is says_so

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -320,3 +321,10 @@ def test_our_own_defects_keep_their_traceback(monkeypatch):
     monkeypatch.setattr("tdabench.registry.names", broken)
     with pytest.raises(ZeroDivisionError):
         cli.main(["tasks"])
+
+
+def test_an_unknown_name_is_told_across_processes():
+    error = UnknownNameError("method", "trac", ["trak", "tracin"], "See `tdabench methods`.")
+    there = pickle.loads(pickle.dumps(error))
+    assert (type(there), str(there)) == (UnknownNameError, str(error))
+    assert "Did you mean 'tracin'" in str(there)

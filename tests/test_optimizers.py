@@ -80,3 +80,16 @@ def test_settings_added_later_are_not_in_the_facts_of_a_recipe_that_does_not_use
     assert plain.facts() == {"lr": 0.1, "momentum": 0.9, "batch_size": 1, "epochs": 1, "weight_decay": 0.0}
     shaped = Recipe(lr=0.1, momentum=0.9, batch_size=1, epochs=1, schedule="linear")
     assert shaped.facts() == {**plain.facts(), "schedule": "linear"}
+
+
+def test_what_adamw_remembers_is_restored_to_where_the_parameters_are():
+    """A fused step takes for granted that its step counts are on the parameters' device."""
+    recipe = Recipe(lr=0.01, momentum=0.9, beta2=0.95, batch_size=1, epochs=1, optimizer="adamw")
+    ours = [p.requires_grad_() for p in parameters(torch.Generator().manual_seed(0))]
+    optimizer = optimizer_of(recipe, ours)
+    optimizer.step([torch.ones_like(p) for p in ours], 0.01)
+    elsewhere = [torch.empty_like(p, device="meta").requires_grad_() for p in ours]
+    restored = optimizer_of(recipe, elsewhere)
+    restored.restore({k: v.detach().clone() for k, v in optimizer.state().items()})
+    assert restored.state().keys() == optimizer.state().keys()
+    assert {v.device.type for v in restored.state().values()} == {"meta"}

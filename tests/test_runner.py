@@ -15,12 +15,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from tdabench import errors, provenance, runner
+from tdabench import errors, provenance, runner, worker
 from tdabench.errors import DataError, UnknownNameError
 from tdabench.jobs import Job, Plan, plan
 from tdabench.records import Record, read_record
 from tdabench.runner import find_run, run
 from tdabench.scores import read_scores
+from tdabench.view import TaskView
 
 METHODS = Path(__file__).parent / "methods_for_runner.py"
 MB = 2**20
@@ -253,6 +254,37 @@ def test_whatever_a_method_does_is_a_row_with_a_reason_and_a_log(failed, how, st
     assert names(folder) == ["log.txt", "record.json"]
     if status != "declined":
         assert f"going to {how}" in (folder / "log.txt").read_text()
+
+
+def test_two_commands_that_measure_the_same_at_once_both_keep_what_they_measured(planned, tmp_path):
+    """The other one ends first and takes the name."""
+    job, other = planned("Good"), []
+
+    def meanwhile(event: dict) -> None:
+        if not other:
+            other.append(run(job, tmp_path))
+
+    folder, record = run(job, tmp_path, on_event=meanwhile)
+    assert other[0][0].name == other[0][1].run_id == job.run_id
+    assert folder.name == record.run_id == f"{job.run_id}-attempt-2"
+    assert names(tmp_path) == [job.run_id, f"{job.run_id}-attempt-2"]
+    assert read_record(folder) == record
+
+
+def test_memory_that_runs_out_before_the_method_began_is_not_the_methods(planned, tmp_path, monkeypatch, capfd):
+    """A card that others use, for example."""
+    job = planned("Good")
+
+    def full(view: TaskView) -> None:
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr(TaskView, "warm_up", full)
+    result = worker._guarded(job.job, job.key, tmp_path, worker.Events(-1))
+    assert (result["status"], result["kind"]) == ("refused", "UsageError")
+    assert "does not fit into the memory of cpu: it ran out before the method began" in result["reason"]
+    monkeypatch.setattr(TaskView, "warm_up", lambda view: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        worker._guarded(job.job, job.key, tmp_path, worker.Events(-1))
 
 
 def test_the_log_has_the_traceback(failed):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,10 +18,16 @@ from tdabench import retraining
 from tdabench import snapshots as snapshots_module
 from tdabench.errors import StorageError
 from tdabench.files import read_metadata
-from tdabench.retraining import Work, compute_slice, retrain
-from tdabench.slices import Slice, builder_facts, remove_slices, remove_snapshots, snapshots_of
+from tdabench.retraining import Work, compute_slice, retrain, rounding_difference
+from tdabench.slices import Slice, builder_facts, remove_leftovers, remove_slices, rounding_snapshots, snapshots_of
 from tdabench.snapshots import Snapshots
 from tdabench.trainer import train_replicas
+
+
+@pytest.fixture(autouse=True)
+def _often(monkeypatch):
+    """Let snapshots follow one another as soon as a test says."""
+    monkeypatch.setattr(snapshots_module, "_LEAST_BETWEEN", 0)
 
 
 class EndError(Exception):
@@ -200,7 +207,7 @@ def test_snapshots_that_are_left_behind_are_removed(small, work):
     for snapshots in (left, at_work):
         kept(snapshots.path)
     (work.folder / Slice(0, (0,)).file_name).touch()
-    remove_snapshots(work.folder)
+    remove_leftovers(work.folder)
     assert not left.path.exists()
     assert at_work.path.exists()
     remove_slices(work.folder)
@@ -235,3 +242,45 @@ def test_a_killed_process_leaves_a_snapshot_that_can_be_used(small, small_data, 
     resumed = train_replicas(small, small_data, small.subset_masks()[:1], "x", snapshots=snapshots)
     alone = train_replicas(small, small_data, small.subset_masks()[:1], "x")
     assert all(torch.equal(value, resumed[name]) for name, value in alone.items())
+
+
+def test_a_snapshot_that_takes_long_to_write_is_made_seldom(tmp_path, monkeypatch):
+    """Writing takes three seconds here: the next is due a minute later."""
+    clock = iter([200.0, 200.0, 203.0, 262.0, 264.0, 264.0, 267.0])
+    monkeypatch.setattr(snapshots_module, "_LEAST_BETWEEN", 20)
+    monkeypatch.setattr(snapshots_module, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    snapshots = Snapshots(tmp_path / "s", "x", every_s=10.0)
+    snapshots._kept = 100.0
+    state = {"value.a": torch.zeros(2)}
+    snapshots.offer(1, lambda: state)
+    snapshots.offer(2, lambda: pytest.fail("too soon"))
+    snapshots.offer(3, lambda: state)
+    assert read_metadata(tmp_path / "s", "snapshot", "")["epochs"] == "3"
+
+
+def test_files_that_killed_workers_never_finished_are_removed_and_those_at_work_are_not(work):
+    slice_file, snapshot = PART.file_name, f"partial-{PART.file_name}"
+    old = [work.folder / f".{name}.abc12" for name in (slice_file, snapshot, "partial-rounding-moved.safetensors")]
+    fresh, other = work.folder / f".{slice_file}.def34", work.folder / ".notes.abc12"
+    for path in (*old, fresh, other):
+        path.touch()
+    for path in (*old, other):
+        os.utime(path, (0, 0))
+    remove_leftovers(work.folder)
+    assert sorted(work.folder.iterdir()) == sorted([fresh, other])
+
+
+def test_what_rounding_does_is_found_from_snapshots_too(small, small_data, tmp_path):
+    whole = rounding_difference(small, small_data, 2)
+    facts = builder_facts(small, torch.device("cpu"))
+    plain, moved = rounding_snapshots(small, 2, facts, tmp_path)
+    dying = [KilledAfter(plain.path, plain.of, 99), KilledAfter(moved.path, moved.of, 2)]
+    with pytest.raises(EndError):
+        rounding_difference(small, small_data, 2, dying)
+    assert plain.path.exists(), "the first one is over, and its end would be lost"
+    assert plain.path.name in {"partial-rounding-plain.safetensors"}
+    again = rounding_snapshots(small, 2, facts, tmp_path)
+    assert [snapshots.last()[0] for snapshots in again] == [2, 2]
+    assert rounding_difference(small, small_data, 2, again) == whole > 0
+    assert list(tmp_path.iterdir()) == []
+    assert rounding_snapshots(small, 3, facts, tmp_path)[0].of != plain.of

@@ -223,6 +223,13 @@ def test_damaged_mnist_is_a_clear_error(tmp_path, cache):
         find_task("mnist-mlp").data(tmp_path)
 
 
+def test_a_model_is_made_without_touching_the_generators_of_accelerators(small, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("seeded"))
+    before = torch.get_rng_state()
+    small.initial_model("x")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_initial_models_depend_on_their_stream_alone(small):
     torch.manual_seed(1)
     before = torch.get_rng_state()

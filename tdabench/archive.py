@@ -9,7 +9,7 @@ from tdabench.evidence import write_evidence
 from tdabench.files import new_folder, write_bytes
 from tdabench.records import RECORD_FILE, read_record
 from tdabench.registry import find_task
-from tdabench.results import evaluator_of, evidence_of
+from tdabench.results import evaluator_of, evidence_of, refuse_candidate
 
 
 def archive_run(folder: Path, archive: Path) -> bool:
@@ -23,10 +23,11 @@ def archive_run(folder: Path, archive: Path) -> bool:
     Raises
     ------
     UsageError
-        If another run is there under that name, or the run is of an older version of its task.
+        If another run is there under that name, or the run is of an older version of its task or what a tuning tried.
     MissingGroundTruthError
         If its task has no ground truth to make evidence for.
     """
+    refuse_candidate(folder)
     target = archive / folder.name
     record, content = read_record(folder), (folder / RECORD_FILE).read_bytes()
     if target.exists():

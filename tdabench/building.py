@@ -29,6 +29,7 @@ from tdabench.ground_truth import (
     MANIFEST_FILE,
     Builder,
     Manifest,
+    check_mislabelled,
     ground_truth_folder,
     subset_spread,
     write_ground_truth,
@@ -160,6 +161,7 @@ def build(
     task, options = find_task(reference), options or Options()
     out = out or ground_truth_folder(task)
     _refuse_existing(out, replace, options)
+    _mislabelled(task, options)  # what is wrong with them is said now, not after all is trained
     folder = options.slices or work_folder(task)
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -224,12 +226,21 @@ def _refuse_existing(out: Path, replace: bool, options: Options | None = None) -
         )
 
 
+def _mislabelled(task: Task, options: Options) -> np.ndarray | None:
+    """Return which labels are wrong ``[n_train]``, checked; None where the task does not know."""
+    if task.mislabelled is None:
+        return None
+    found = task.mislabelled(options.data_folder).numpy()
+    check_mislabelled(found, task.n_train, f"The mislabelled examples of {task.name}")
+    return found
+
+
 def _write(task: Task, found: Found, out: Path, options: Options, folder: Path) -> Manifest:
     """Write beside what is there and swap when it is whole; a failure leaves what was there.
 
     ``folder`` takes snapshots of what is trained for it.
     """
-    mislabelled = None if task.mislabelled is None else task.mislabelled(options.data_folder).numpy()
+    mislabelled = _mislabelled(task, options)
     fresh, old = (out.with_name(f".{out.name}.{word}") for word in ("new", "old"))
     shutil.rmtree(fresh, ignore_errors=True)
     manifest = write_ground_truth(

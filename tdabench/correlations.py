@@ -94,8 +94,10 @@ class CorrelationMeter:
         """Return centred scores of length one, projected: ``[n, size]``. Constant scores correlate with nothing."""
         centred = scores - scores.mean(1, keepdim=True)
         lengths = torch.linalg.vector_norm(centred, dim=1, keepdim=True)
-        self._rows += int((lengths != 0).sum())
-        unit = torch.where(lengths == 0, 0.0, centred / lengths)
+        # By the extremes: the mean of equal numbers is off by their rounding.
+        constant = scores.amax(1, keepdim=True) == scores.amin(1, keepdim=True)
+        self._rows += int((~constant).sum())
+        unit = torch.where(constant, 0.0, centred / lengths)
         if self.size == self.shape[1]:
             return unit
         padding = -self.shape[1] % self.size

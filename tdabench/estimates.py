@@ -57,6 +57,8 @@ class Estimate:
         What is trained; None where a method on the whole task does not say.
     peak_bytes
         Peak memory of fit and attribute.
+    process_bytes
+        What the process holds before the method begins, which is not the method's: Python, torch, the task's data.
     models_bytes, storage_bytes
         What is stored: models and adapters alone, and with what fit leaves.
     """
@@ -70,6 +72,7 @@ class Estimate:
     attribute_s: float | None = None
     trainings: tuple[TrainingEstimate, ...] | None = None
     peak_bytes: int | None = None
+    process_bytes: int = 0
     models_bytes: int | None = None
     storage_bytes: int | None = None
 
@@ -93,10 +96,10 @@ class Estimate:
 
     @property
     def fits_budget(self) -> bool | None:
-        """Whether the peak memory stays below the budget; None where it is not known, and on a GPU, which has none."""
+        """Whether the process at its peak stays below the budget; None where it is not known, and on a GPU."""
         if self.peak_bytes is None or self.plan.machine.device != "cpu":
             return None
-        return self.peak_bytes < BUDGET_BYTES
+        return self.process_bytes + self.peak_bytes < BUDGET_BYTES
 
 
 @dataclass(frozen=True)

@@ -188,6 +188,11 @@ class Evaluator:
                 f"The evidence has ranks of shape {list(evidence.sums.shape)}, expected [n_subsets, n_queries] ="
                 f" {list(self.outputs_mean.shape)}. Make it again from the run with `tdabench archive`."
             )
+        if evidence.suspicion is not None and evidence.suspicion.shape != (self.masks.shape[1],):
+            raise UsageError(
+                f"The evidence has suspicions of shape {list(evidence.suspicion.shape)}, expected [n_train] ="
+                f" [{self.masks.shape[1]}]. Make it again from the run with `tdabench archive`."
+            )
         sums = evidence.sums.astype(np.float64)  # [n_subsets, n_queries]
         constant = constant_columns(sums) | constant_columns(self.outputs_mean)  # [n_queries]
         sums[:, constant] = 0.0

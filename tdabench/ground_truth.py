@@ -216,6 +216,15 @@ def check_arrays(manifest: Manifest, folder: Path, hint: str) -> dict[str, np.nd
     return arrays
 
 
+def check_mislabelled(mislabelled: np.ndarray, n_train: int, what: str) -> None:
+    """Raise unless labels are told wrong or right one by one ``[n_train]``, some of each."""
+    if mislabelled.shape != (n_train,) or mislabelled.dtype != bool or len(np.unique(mislabelled)) != 2:
+        raise GroundTruthError(
+            f"{what}: expected [{n_train}] bool, some labels wrong and some right; got {list(mislabelled.shape)} "
+            f"{mislabelled.dtype}, {int(mislabelled.astype(bool).sum())} wrong. Without any, leave them out."
+        )
+
+
 def _unpack(bits: np.ndarray, manifest: Manifest) -> np.ndarray:
     return np.unpackbits(bits, axis=-1, count=manifest.n_train).astype(bool)
 

@@ -26,7 +26,7 @@ from tdabench.examples import FORWARD_BATCH
 from tdabench.grouping import threads
 from tdabench.jobs import Job, Plan, plan
 from tdabench.member import forget_masks
-from tdabench.memory import release_unused
+from tdabench.memory import release_unused, resident_bytes
 from tdabench.method import MemberMethod
 from tdabench.model_store import ModelStore
 from tdabench.options import make
@@ -121,6 +121,7 @@ def _with_work(found: Estimate, work: Work, parts: Parts, sizes: Sizes, bench: B
         fit_s=seconds(total.fit, rates) + masks_s * drawn_in_fit,
         attribute_s=seconds(total.attribute, rates) + masks_s * (not drawn_in_fit),
         peak_bytes=_peak_bytes(work, parts, sizes, bench, rates),
+        process_bytes=resident_bytes(),
         storage_bytes=(found.models_bytes or 0) + 4 * total.state,
     )
 

@@ -32,6 +32,15 @@ def evaluator_of(task: str) -> Evaluator:
     return _evaluator(task)[2]
 
 
+def refuse_candidate(folder: Path) -> None:
+    """Raise :class:`UsageError` if a run folder is of a tuning: its score on the reported queries must not be seen."""
+    if folder.resolve().parent.name == CANDIDATES_FOLDER:
+        raise UsageError(
+            f"{folder} is what `tdabench tune` tried, which is no result: options are chosen on the tuning queries "
+            "alone. Run the method with the options that you mean."
+        )
+
+
 def find_runs(folder: Path) -> list[Path]:
     """Return the run folders in ``folder``, sorted by name; unfinished ones start with a dot and are left out.
 
@@ -51,13 +60,25 @@ def find_runs(folder: Path) -> list[Path]:
 
 
 def evaluate_run(folder: Path, record: Record) -> Evaluation | None:
-    """Return the quality of a run on its task's reported queries; None unless it ended as ok on this task version."""
+    """Return the quality of a run on its task's reported queries; None unless it ended as ok on this task version.
+
+    Raises
+    ------
+    UsageError
+        If it is what a tuning tried.
+        Or what is kept of it was made for other ground truth, or is damaged; it is named.
+    """
+    refuse_candidate(folder)
     if record.status != "ok":
         return None
     task, _, evaluator = _evaluator(record.task)
     if record.task_version != task.version:
         return None
-    return evaluator.weigh(evidence_of(folder, record, evaluator))
+    evidence = evidence_of(folder, record, evaluator)
+    try:
+        return evaluator.weigh(evidence)
+    except UsageError as error:
+        raise UsageError(f"The run in {folder} cannot be evaluated. {error}") from error
 
 
 def evidence_of(folder: Path, record: Record, evaluator: Evaluator) -> Evidence:

@@ -41,10 +41,11 @@ _PROC, _CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 
 
 def find_run(planned: Plan, runs: Path) -> Path | None:
-    """Return the folder of the newest attempt at this job, if there is one."""
+    """Return the folder of the newest attempt at this job that ended as ok, else of the newest; None without any."""
     attempts = [runs / planned.run_id, *sorted(runs.glob(f"{planned.run_id}-attempt-*"), key=_attempt)]
     found = [folder for folder in attempts if (folder / RECORD_FILE).exists()]
-    return found[-1] if found else None
+    able = [folder for folder in found if read_record(folder).status == "ok"]
+    return next(reversed(able or found), None)
 
 
 def _attempt(folder: Path) -> int:
@@ -150,7 +151,11 @@ def _refusal(kind: str, reason: str) -> TdabenchError:
 
 def _environment(planned: Plan) -> dict[str, str]:
     threads = str(planned.job.threads)
-    return {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "PYTHONUNBUFFERED": "1"}
+    # Each library has a variable of its own, and one that the user has set would win over OpenMP's.
+    libraries = dict.fromkeys(
+        (f"{name}_NUM_THREADS" for name in ("OMP", "MKL", "OPENBLAS", "BLIS", "NUMEXPR")), threads
+    )
+    return {**os.environ, **libraries, "PYTHONUNBUFFERED": "1"}
 
 
 def _follow(process: subprocess.Popen[bytes], reading: int, timeout_s: float, on_event: OnEvent) -> bool:

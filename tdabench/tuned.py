@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 TUNED_FILE = "tuned.json"
 #: Folder of the candidates' run folders, inside the folder of runs.
 CANDIDATES_FOLDER = ".tuning"
+#: Candidates that a method may have measured.
+BUDGET = 12
 Grid = dict[str, tuple[Any, ...]]
 
 
@@ -50,6 +52,10 @@ class Tuned(Strict):
     tune_s: float
     """What all candidates are charged with, on the machine class below."""
     machine_class: str
+    budget: int = BUDGET
+    """How many candidates could be measured; the same for all methods that are compared."""
+    seed: int = 0
+    """Of the runs that the candidates were measured in."""
     candidates: list[Candidate]
 
     @property
@@ -133,8 +139,13 @@ def with_tuned_options(job: Job, task: Task, defaults: bool = False) -> tuple[Jo
         return job, None if defaults else Remark(what, job.method, "")
     if defaults and not tuned.options.keys() & job.options.keys():
         return job, None  # the choice was the defaults, and needs none of the tuning
+    if tuned.budget != BUDGET:
+        what = f"{task.name}: tuned within {tuned.budget} candidates, where others have {BUDGET}"
+        remark = Remark(what, job.method, f"To compare it with them, choose with {_command(task)}.")
+    else:
+        remark = None
     if tuned.machine_class == provenance.machine(job.threads, job.device).machine_class:
-        return replace(job, options=options, tune_s=tuned.tune_s), None
+        return replace(job, options=options, tune_s=tuned.tune_s), remark
     what = f"{task.name}: tuned on another machine class, so no tuning time is recorded"
     return replace(job, options=options, tune_s=None), Remark(what, job.method, f"Tune here with {_command(task)}.")
 

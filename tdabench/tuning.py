@@ -19,15 +19,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tdabench.errors import UsageError
-from tdabench.tuned import CANDIDATES_FOLDER, Candidate, Grid, Tuned, declared_grid, read_tuned
+from tdabench.tuned import BUDGET, CANDIDATES_FOLDER, Candidate, Grid, Tuned, declared_grid, read_tuned
 
 if TYPE_CHECKING:
     from tdabench.ground_truth import GroundTruth
     from tdabench.jobs import Job, Plan
     from tdabench.records import Record
 
-#: Candidates that a method may have measured.
-BUDGET = 12
 _DIGITS = 6  # of stored numbers: a millionth of an LDS, a microsecond
 
 
@@ -144,6 +142,8 @@ def tune(
         options={**fixed, **best_of(candidates, base.options)},
         tune_s=round(sum(c.charged_s for c in candidates), _DIGITS),
         machine_class=base.machine.machine_class,
+        budget=budget,
+        seed=job.seed,
         candidates=candidates,
     )
 
@@ -157,14 +157,17 @@ def _left(grid: Grid, fixed: dict[str, Any], method: str) -> Grid:
 
 
 def _measured(planned: Plan, runs: Path, timeout_s: float | None) -> tuple[Path, Record]:
-    """Return the run folder and the record of a run, which is measured if it is not there."""
+    """Return the run folder and the record of a run, which is measured if it is not there.
+
+    One that was stopped or broke is measured again: with more time, or with the memory to itself, it may end well.
+    """
     from tdabench.records import read_record
     from tdabench.runner import DEFAULT_TIMEOUT_S, find_run, run
 
     folder = find_run(planned, runs)
-    if folder is None:
-        return run(planned, runs, timeout_s=timeout_s or DEFAULT_TIMEOUT_S)
-    return folder, read_record(folder)
+    if folder is not None and (record := read_record(folder)).status in ("ok", "declined"):
+        return folder, record
+    return run(planned, runs, timeout_s=timeout_s or DEFAULT_TIMEOUT_S)
 
 
 def _scored(folder: Path, record: Record, truth: GroundTruth, options: dict[str, Any]) -> Candidate:

@@ -17,7 +17,7 @@ from filelock import FileLock
 from tdabench import building, provenance, retraining
 from tdabench.building import Options, Progress, build, merge, work_folder
 from tdabench.ceiling import noise_ceiling
-from tdabench.errors import StorageError, UsageError
+from tdabench.errors import GroundTruthError, StorageError, UsageError
 from tdabench.files import write_json
 from tdabench.ground_truth import ARRAYS_FILE, MANIFEST_FILE, read_ground_truth
 from tdabench.grouping import Grouping
@@ -539,6 +539,17 @@ def test_wrong_labels_that_the_task_knows_are_written_by_build_and_merge(
     merge(small_reference, [tmp_path / "slices"], tmp_path / "merged")
     for name in ("built", "merged"):
         np.testing.assert_array_equal(read_ground_truth(noisy, tmp_path / name).mislabelled, wrong.numpy())
+
+
+@pytest.mark.parametrize("wrong", [torch.zeros(120, dtype=torch.bool), torch.arange(119) < 5, torch.arange(120)])
+def test_wrong_labels_that_tell_nothing_are_refused_before_anything_is_trained(
+    small_reference, small, cache, tmp_path, monkeypatch, wrong
+):
+    monkeypatch.setattr(building, "find_task", lambda _: replace(small, mislabelled=lambda _: wrong))
+    with InlineExecutor() as executor:
+        with pytest.raises(GroundTruthError, match=r"mislabelled examples of small: expected \[120\] bool, some"):
+            build(small_reference, tmp_path / "truth", executor=executor)
+        assert executor.slices == []
 
 
 def test_an_old_one_that_a_kill_left_aside_stays_until_the_new_one_stands(

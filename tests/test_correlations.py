@@ -95,6 +95,9 @@ def test_constant_scores_correlate_with_nothing():
     expected = np.mean([0, 0, *(np.corrcoef(scores[:, q])[0, 1] for q in (2, 3))])
     assert measured([0, 1], scores).between == pytest.approx(expected, abs=1e-5)
     assert measured([0, 1], np.ones((2, 4, 100))).between == 0
+    # The mean of a thousand tenths is not a tenth.
+    rounded = np.stack([np.full((4, 1001), value, dtype=np.float32) for value in (0.1, 0.2, 0.3)])
+    assert measured([0, 1, 2], rounded).between == 0
 
 
 def test_what_has_no_pairs_is_not_measured():

@@ -70,6 +70,8 @@ def test_evidence_for_another_ground_truth_is_refused():
         other.weigh(kept)
     with pytest.raises(UsageError, match=r"shape \[39, 10\], expected \[n_subsets, n_queries\] = \[40, 10\]"):
         EVALUATOR.weigh(replace(kept, sums=kept.sums[1:]))
+    with pytest.raises(UsageError, match=rf"suspicions of shape \[3\], expected \[n_train\] = \[{N_TRAIN}\]"):
+        EVALUATOR.weigh(replace(kept, suspicion=kept.sums[0, :3]))
 
 
 def test_evidence_of_other_scores_or_of_another_kind_is_refused(tmp_path):

@@ -419,7 +419,7 @@ def test_the_command_prints_estimates_and_what_they_are_made_of(capsys, small):
     assert code == 0
     lines = dict(line.split("  ", 1) for line in out.splitlines())
     assert list(lines) == ["run", "task", "training", "serving", "peak memory", "storage", "fit", "attribute"]
-    assert "below the budget of 2 GB" in lines["peak memory"]
+    assert "with the process itself below the budget of 2 GB" in lines["peak memory"]
     assert "240 examples forward, 240 gradients" in lines["fit"]
 
 
@@ -435,6 +435,8 @@ def test_json_holds_the_same(capsys, small):
 def test_the_budget_is_no_measure_of_a_gpu(small):
     found = planning.estimate_job(Job(SMALL, "grad-dot", {}))
     assert found.fits_budget is True
+    assert 50e6 < found.process_bytes < 2e9, "this process"
+    assert replace(found, peak_bytes=1_999_000_000).fits_budget is False, "it holds more than a megabyte itself"
     gpu = replace(found.plan, machine=found.plan.machine.model_copy(update={"device": "cuda"}))
     assert replace(found, plan=gpu).fits_budget is None
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from tdabench import results
+from tdabench.archive import archive_run
 from tdabench.errors import FileFormatError, UsageError
 from tdabench.files import write_arrays
 from tdabench.ground_truth import read_ground_truth
@@ -125,3 +127,15 @@ def test_what_a_tuning_tried_is_no_result(write_run, tmp_path):
     assert [p.name for p in find_runs(tmp_path / "runs")] == ["a"]
     with pytest.raises(UsageError, match=r"\.tuning holds what `tdabench tune` tried, .*Give .*runs,"):
         find_runs(tmp_path / "runs" / ".tuning")
+    candidate = write_run(".tuning/scored", np.zeros((40, 120)))
+    with pytest.raises(UsageError, match=r"scored is what `tdabench tune` tried, which is no result"):
+        read_runs([candidate])
+    with pytest.raises(UsageError, match=r"candidate is what `tdabench tune` tried, which is no result"):
+        archive_run(tmp_path / "runs" / ".tuning" / "candidate", tmp_path / "archive")
+
+
+def test_a_run_that_was_kept_for_other_ground_truth_is_named(write_run, small_truth_folder, monkeypatch):
+    folder = write_run("a", np.random.default_rng(0).normal(size=(40, 120)))
+    monkeypatch.setattr(results, "evidence_of", lambda *_: SimpleNamespace(basis="other"))
+    with pytest.raises(UsageError, match=rf"The run in {folder} cannot be evaluated. The evidence was made on basis"):
+        read_runs([folder])

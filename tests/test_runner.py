@@ -101,13 +101,22 @@ def test_an_attempt_never_overwrites_another(two_attempts, runs):
     np.testing.assert_array_equal(read_scores(folder), read_scores(first))
 
 
-def test_the_tenth_attempt_comes_after_the_second(two_attempts, tmp_path):
-    job = two_attempts.job
-    assert find_run(job, tmp_path) is None
-    for number in (10, 2):
+def test_the_tenth_attempt_comes_after_the_second_and_one_that_ended_well_before_all(two_attempts, tmp_path):
+    job, record = two_attempts.job, two_attempts.first[1]
+
+    def write(number: int, **changes) -> None:
         folder = tmp_path / f"{job.run_id}-attempt-{number}"
-        folder.mkdir()
-        (folder / "record.json").write_text("{}")
+        folder.mkdir(exist_ok=True)
+        (folder / "record.json").write_text(record.model_copy(update=changes).to_json())
+
+    assert find_run(job, tmp_path) is None
+    stopped = {"status": "timeout", "reason": "stopped", "costs": None, "scores": None, "ingredients": None}
+    write(10, **stopped)
+    write(2, **stopped)
+    assert find_run(job, tmp_path).name.endswith("-attempt-10")
+    write(2)
+    assert find_run(job, tmp_path).name.endswith("-attempt-2")
+    write(10)
     assert find_run(job, tmp_path).name.endswith("-attempt-10")
 
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tdabench import ground_truth, runner
+from tdabench import ground_truth, runner, tuning
 from tdabench import tuned as tuned_module
 from tdabench.errors import FileFormatError, UsageError
 from tdabench.ground_truth import read_ground_truth, write_ground_truth
@@ -234,6 +234,14 @@ def test_seconds_of_another_machine_class_are_left_out_and_not_zero(tuned, own_t
     assert "small: tuned on another machine class, so no tuning time is recorded: " in lines([remark])[0]
 
 
+def test_a_choice_within_another_budget_is_used_and_told(tuned, own_task, small_reference):
+    assert (tuned.budget, tuned.seed) == (12, 0)
+    write_tuned(own_task, GOOD, tuned.model_copy(update={"budget": 2}))
+    job, remark = with_tuned_options(Job(small_reference, GOOD, {}), own_task)
+    assert (job.options, job.tune_s) == (tuned.options, tuned.tune_s)
+    assert "small: tuned within 2 candidates, where others have 12: " in lines([remark])[0]
+
+
 def test_methods_share_a_line_where_they_share_a_remark():
     remarks = [Remark("a: old", "x", "Do."), Remark("a: old", "y", "Do."), Remark("b: old", "x", ""), None]
     assert lines([r for r in [*remarks, remarks[0]] if r]) == ["a: old: x, y. Do.", "b: old: x."]
@@ -251,16 +259,23 @@ def broken(record):
     return record.model_copy(update={"status": "failed", "reason": "it broke", "costs": None, "process_s": 99.5})
 
 
-def test_a_failed_candidate_is_not_chosen_and_its_time_counts(tuned, runs, small_reference, monkeypatch):
-    from tdabench import records
+@pytest.fixture
+def breaking(monkeypatch):
+    """Return a function that says of which options measuring breaks."""
+    real = tuning._measured
 
-    real = records.read_record
+    def put(breaks) -> None:
+        def measured(planned, *rest):
+            folder, record = real(planned, *rest)
+            return folder, broken(record) if breaks(record.options) else record
 
-    def read(folder):
-        record = real(folder)
-        return broken(record) if record.options["skew"] == 0.0 else record
+        monkeypatch.setattr(tuning, "_measured", measured)
 
-    monkeypatch.setattr(records, "read_record", read)
+    return put
+
+
+def test_a_failed_candidate_is_not_chosen_and_its_time_counts(tuned, runs, small_reference, breaking):
+    breaking(lambda options: options["skew"] == 0.0)
     again = tune(Job(small_reference, GOOD, {}), runs)
     assert [c.tuning_lds is None for c in again.candidates] == [False, True, False]
     assert again.options == {"skew": 0.5}
@@ -268,11 +283,34 @@ def test_a_failed_candidate_is_not_chosen_and_its_time_counts(tuned, runs, small
     assert again.tune_s > 99.5
 
 
-def test_tuning_ends_where_nothing_works(tuned, runs, small_reference, monkeypatch):
-    from tdabench import records
+def test_a_candidate_that_was_stopped_or_broke_is_tried_again_and_one_that_was_declined_is_not(
+    small_reference, tmp_path, monkeypatch
+):
+    asked, left = [], {}
 
-    real = records.read_record
-    monkeypatch.setattr(records, "read_record", lambda folder: broken(real(folder)))
+    def run(planned, runs, timeout_s):
+        asked.append((planned.options["skew"], timeout_s))
+        folder, record = left.pop(planned.options["skew"], None) or runner_run(planned, runs, timeout_s=timeout_s)
+        return folder, record
+
+    runner_run = runner.run
+    monkeypatch.setattr(runner, "run", run)
+    tune(Job(small_reference, GOOD, {}), tmp_path)
+    folders = {read_record(f).options["skew"]: f for f in (tmp_path / ".tuning").iterdir() if f.name[0] != "."}
+    for skew, status in ((0.0, "timeout"), (0.5, "declined")):
+        record = broken(read_record(folders[skew])).model_copy(update={"status": status})
+        (folders[skew] / "record.json").write_text(record.to_json())
+    asked.clear()
+    found = tune(Job(small_reference, GOOD, {}), tmp_path, timeout_s=99.0)
+    assert asked == [(0.0, 99.0)]
+    assert {c.options["skew"]: c.tuning_lds is None for c in found.candidates} == {1.0: False, 0.0: False, 0.5: True}
+    asked.clear()
+    tune(Job(small_reference, GOOD, {}), tmp_path)
+    assert asked == [], "the attempt that ended well counts"
+
+
+def test_tuning_ends_where_nothing_works(tuned, runs, small_reference, breaking):
+    breaking(lambda options: True)
     with pytest.raises(UsageError, match=r"none of 3 candidates ended as ok; their logs are in .*/\.tuning"):
         tune(Job(small_reference, GOOD, {}), runs)
 
@@ -303,7 +341,8 @@ def test_what_was_set_is_stored_with_what_was_found(instead, small_reference, tm
 def test_what_was_tuned_with_an_option_set_is_used_with_it(instead, own_task, small_reference, tmp_path):
     write_tuned(own_task, "trak", tune(Job(small_reference, "trak", {"projection": "2048"}), tmp_path, budget=1))
     job, remark = with_tuned_options(Job(small_reference, "trak", {}), own_task)
-    assert (job.options, remark) == ({"projection": 2048, "ridge": 0.01}, None)
+    assert job.options == {"projection": 2048, "ridge": 0.01}
+    assert "tuned within 1 candidates" in remark.what
 
 
 def test_nothing_left_to_tune_is_an_error(instead, small_reference, tmp_path):

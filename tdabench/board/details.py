@@ -108,6 +108,7 @@ def _costs(r: Record) -> dict[str, object]:
     serving = r.cpu_phases.get("fit", 0.0) + r.cpu_phases.get("attribute", 0.0)
     return {
         "tuning": "on another machine class" if c.tune_s is None else format_seconds(c.tune_s),
+        "training, as measured": format_seconds(c.train_s),
         "wall clock": format_seconds(c.wall_s),
         "processor, serving": format_seconds(serving),
         "host peak": format_bytes(c.peak_host_bytes),

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal, TypeVar
 
-from tdabench.board.runs import Run, by_configuration, draws_of, mean_of_known
+from tdabench.board.prices import Price, price_of, priced
+from tdabench.board.runs import Run, by_configuration, draws_of, lucks_of, mean_of_known
 from tdabench.board.seed_draws import SeedDraws, rank_groups
 from tdabench.ensembles import KINDS, SIZES, format_ensemble, without_defaults
 from tdabench.front import pareto_front
@@ -65,10 +66,13 @@ class Row:
         By seed, at least one; repetitions of a seed are its mean.
     rank_group
         1 is best; rows that share a group are not distinguishable. None where rows were not ranked.
+    price
+        What training a model costs on the row's task and machine class; None where training costs what was measured.
     """
 
     runs: tuple[Run, ...]
     rank_group: int | None = None
+    price: Price | None = None
 
     @property
     def record(self) -> Record:
@@ -216,13 +220,14 @@ class Axis:
     unit: Literal["s", "B", "members"]
     cost: Callable[[Costs], float]
 
-    def of(self, record: Record) -> float | None:
-        """Return what a run cost, or None if it was not measured."""
-        return None if record.costs is None else self.cost(record.costs)
+    def of(self, record: Record, price: Price | None = None) -> float | None:
+        """Return what a run cost, with its models at a price if there is one; None if it was not measured."""
+        costs = priced(record, price)
+        return None if costs is None else self.cost(costs)
 
     def value(self, row: Row) -> float | None:
         """Return what a row cost, the mean over its run seeds, or None if it was not measured."""
-        return row.mean(lambda run: self.of(run.record))
+        return row.mean(lambda run: self.of(run.record, row.price))
 
     def text(self, value: float | None) -> str:
         """Write a cost for people."""
@@ -249,10 +254,10 @@ def on_fronts(rows: Sequence[Row]) -> list[frozenset[str]]:
 
     A row competes with those of its task, task version and machine class, and with no others.
     """
-    contests: dict[tuple[str, str, str], list[int]] = defaultdict(list)
+    contests: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for i, row in enumerate(rows):
         if row.lds is not None:
-            contests[row.record.task, row.record.task_version, row.record.machine.machine_class].append(i)
+            contests[_contest(row.record)].append(i)
     keys: list[set[str]] = [set() for _ in rows]
     for members in contests.values():
         for axis in AXES:
@@ -264,16 +269,33 @@ def on_fronts(rows: Sequence[Row]) -> list[frozenset[str]]:
 
 
 def rows_of(runs: Iterable[Run]) -> list[Row]:
-    """Join runs into rows, one a configuration, and rank those of a task and version that have an LDS."""
-    rows = [Row(group) for group in by_configuration(runs)]
+    """Join runs into rows, one a configuration, and rank those of a task and version that have an LDS.
+
+    Models have one price on a task and machine class, so that no row is cheaper than another by luck.
+    """
+    groups = by_configuration(runs)
+    prices = _prices(run.record for group in groups for run in group)
+    rows = [Row(group, price=prices[_contest(group[0].record)]) for group in groups]
     contests: dict[tuple[str, str], dict[int, SeedDraws]] = defaultdict(dict)
+    lucks = lucks_of(row.record for row in rows)
     for i, row in enumerate(rows):
         if row.draws is not None:
-            contests[row.record.task, row.record.task_version][i] = row.draws
+            contests[row.record.task, row.record.task_version][i] = draws_of(row.measured, lucks)
     for found in contests.values():
         for i, group in zip(found, rank_groups(list(found.values())), strict=True):
             rows[i] = replace(rows[i], rank_group=group)
     return rows
+
+
+def _prices(records: Iterable[Record]) -> dict[tuple[str, ...], Price | None]:
+    contests: dict[tuple[str, ...], list[Record]] = defaultdict(list)
+    for record in records:
+        contests[_contest(record)].append(record)
+    return {contest: price_of(found) for contest, found in contests.items()}
+
+
+def _contest(record: Record) -> tuple[str, ...]:
+    return record.task, record.task_version, record.machine.machine_class
 
 
 Measured = TypeVar("Measured", Run, Row)

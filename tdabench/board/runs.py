@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING
@@ -17,6 +17,8 @@ from tdabench.records import Record
 if TYPE_CHECKING:  # evaluating loads scipy, showing does not
     from tdabench.bootstrap import Draws
     from tdabench.evaluation import Evaluation
+
+_SEED_BITS = 64  # a run's seed is below two to this
 
 
 @dataclass(frozen=True)
@@ -55,19 +57,54 @@ def configuration_name(record: Record) -> str:
 
 
 def by_configuration(runs: Iterable[Run]) -> list[tuple[Run, ...]]:
-    """Group runs, each group by seed; neither depends on the order given."""
-    groups: dict[tuple[str, ...], list[Run]] = defaultdict(list)
+    """Group runs, each group by seed, without those that were measured again; the order given does not matter."""
+    groups: dict[tuple[str, ...], dict[int, list[Run]]] = defaultdict(lambda: defaultdict(list))
     for run in sorted(runs, key=lambda run: (run.record.seed, run.record.run_id, run.record.to_json())):
-        groups[configuration(run.record)].append(run)
-    return [tuple(group) for _, group in sorted(groups.items())]
+        groups[configuration(run.record)][run.record.seed].append(run)
+    return [
+        tuple(run for repeated in seeds.values() for run in _that_count(repeated))
+        for _, seeds in sorted(groups.items())
+    ]
 
 
-def draws_of(runs: Iterable[Run]) -> SeedDraws:
-    """Return the draws of the mean LDS over run seeds, of runs that all have been evaluated; at least one."""
+def _that_count(repeated: Sequence[Run]) -> Sequence[Run]:
+    """Return which runs of one seed count: of the newest sources of tdabench, on an idle machine where one was.
+
+    Runs that did not end as ok stay: each of them says something.
+    """
+    able = [run for run in repeated if run.record.status == "ok"]
+    if len(able) < 2:
+        return repeated
+    newest = max(able, key=lambda run: (run.record.created, run.record.run_id)).record.provenance.sources_sha256
+    alike = [run for run in able if run.record.provenance.sources_sha256 == newest]
+    kept = {id(run) for run in [run for run in alike if not run.record.busy()] or alike}
+    return [run for run in repeated if run.record.status != "ok" or id(run) in kept]
+
+
+def lucks_of(records: Iterable[Record]) -> dict[tuple[str, str], int]:
+    """Give a number to each class of machine with a version of torch: where the same seed gives the same models."""
+    return {luck: number for number, luck in enumerate(sorted({_luck(record) for record in records}))}
+
+
+def _luck(record: Record) -> tuple[str, str]:
+    return record.machine.machine_class, record.versions.get("torch", "")
+
+
+def draws_of(runs: Iterable[Run], lucks: Mapping[tuple[str, str], int] | None = None) -> SeedDraws:
+    """Return the draws of the mean LDS over run seeds, of runs that all have been evaluated; at least one.
+
+    Parameters
+    ----------
+    runs
+        Of one configuration.
+    lucks
+        As :func:`lucks_of` returns them, where the draws are compared with others; the same seed is another one there.
+    """
     by_seed: dict[int, list[Draws]] = defaultdict(list)
     for run in runs:
         if run.evaluation is not None:
-            by_seed[run.record.seed].append(run.evaluation.draws)
+            luck = 0 if lucks is None else lucks[_luck(run.record)]
+            by_seed[run.record.seed + (luck << _SEED_BITS)].append(run.evaluation.draws)
     return over_seeds(by_seed)
 
 

@@ -78,6 +78,11 @@ class Section:
     statuses: list[tuple[str, int]]
     seeds: str
 
+    @property
+    def priced(self) -> bool:
+        """Whether models have one price for all rows."""
+        return any(line.row.price is not None for line in self.lines)
+
 
 def make_sections(ordered: Sequence[Row], fronts: Sequence[frozenset[str]], tasks: Sequence[TaskInfo]) -> list[Section]:
     """Sort rows into sections, one a task; rows of a task that is not among ``tasks`` get one too.

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from tdabench.board.prices import Price, priced
 from tdabench.board.rows import AXES, Row, on_fronts, peak_bytes
 from tdabench.board.runs import Run, configuration_name
 
@@ -82,12 +83,12 @@ def flat_rows(rows: Sequence[Row], fronts: Sequence[frozenset[str]]) -> list[lis
 
 
 def means(row: Row) -> dict[str, float | None]:
-    """Return the means over run seeds of ``MEANS``; None where nothing was measured."""
-    return {key: row.mean(partial(_cost, key)) for key in MEANS}
+    """Return the means over run seeds of ``MEANS``, models at their price; None where nothing was measured."""
+    return {key: row.mean(partial(_cost, key, row.price)) for key in MEANS}
 
 
-def _cost(key: str, run: Run) -> float | None:
-    value: float | None = _costs(run)[key]
+def _cost(key: str, price: Price | None, run: Run) -> float | None:
+    value: float | None = _costs(run, price)[key]
     return value
 
 
@@ -135,8 +136,8 @@ def _quality(run: Run) -> dict[str, Any]:
     }
 
 
-def _costs(run: Run) -> dict[str, Any]:
-    costs, ingredients = run.record.costs, run.record.ingredients
+def _costs(run: Run, price: Price | None = None) -> dict[str, Any]:
+    costs, ingredients = priced(run.record, price), run.record.ingredients
     cells: dict[str, Any] = dict.fromkeys(_COSTS + _SIZES + _INGREDIENTS)
     if costs is not None:
         cells |= {k: v for k, v in costs.model_dump().items() if k in cells}

@@ -73,7 +73,7 @@ def plan(
 def as_facts(estimate: Estimate) -> dict[str, Any]:
     """Return an estimate as plain values; sizes are bytes, and what is not known is None."""
     names = ("train_s", "extra_train_s", "fit_s", "attribute_s", "serve_s")
-    sizes = ("peak_bytes", "fits_budget", "models_bytes", "storage_bytes")
+    sizes = ("peak_bytes", "process_bytes", "fits_budget", "models_bytes", "storage_bytes")
     trainings = estimate.trainings
     return {
         "task": estimate.plan.task.name,
@@ -133,7 +133,7 @@ def _served(estimate: Estimate) -> list[list[str]]:
     held = _bytes(estimate.peak_bytes)
     if estimate.fits_budget is not None:
         side = "below" if estimate.fits_budget else "ABOVE"
-        held = f"{held}, {side} the budget of {_bytes(BUDGET_BYTES)}"
+        held = f"{held}, with the process itself {side} the budget of {_bytes(BUDGET_BYTES)}"
     times = f"fit {_seconds(estimate.fit_s)}, attribute {_seconds(estimate.attribute_s)}"
     left = f"models {_bytes(estimate.models_bytes)}, what fit leaves {_bytes(4 * work.state)}"
     return [

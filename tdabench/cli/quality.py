@@ -87,7 +87,7 @@ def compare(first: Path, second: Path, as_json: bool) -> None:
     difference = compare_evaluations(*evaluations)
     same = records[0].machine.machine_class == records[1].machine.machine_class
     # Models are trained anew under another seed, on another class of machine and with another torch.
-    same_models = same and records[0].seed == records[1].seed and len({r.versions["torch"] for r in records}) == 1
+    same_models = same and records[0].seed == records[1].seed and len({r.versions.get("torch") for r in records}) == 1
     facts = {
         "first": records[0].label,
         "second": records[1].label,

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 
 from tdabench.board.findings import describe_machine
-from tdabench.board.rows import TaskInfo, in_order
-from tdabench.board.runs import Run, by_configuration, draws_of
+from tdabench.board.prices import Price, price_of
+from tdabench.board.rows import AXES, TaskInfo, in_order
+from tdabench.board.runs import Run, by_configuration, draws_of, lucks_of, mean_over_seeds
 from tdabench.board.seed_draws import SeedDraws
 from tdabench.board.seed_draws import difference as difference_of
 from tdabench.ensembles import KINDS, SIZES, format_ensemble
-from tdabench.findings.prices import Price, mean_costs, price_of
 from tdabench.records import Machine, Record
 
 ONE_MODEL = "one model"
@@ -212,7 +212,8 @@ def contests_of(runs: Iterable[Run], tasks: Sequence[TaskInfo]) -> list[Contest]
 def _contest(task: TaskInfo, runs: Sequence[Run]) -> Contest:
     able = [run for run in runs if counts(run)]
     price = price_of(run.record for run in able)
-    entries = sorted((_entry(members, price) for members in by_configuration(able)), key=_entry_order)
+    lucks = lucks_of(run.record for run in able)
+    entries = sorted((_entry(members, price, lucks) for members in by_configuration(able)), key=_entry_order)
     named = zip(entries, _told_apart(entries, [entry.name for entry in entries]), strict=True)
     machine = runs[0].record.machine
     without = tuple(run for run in runs if not counts(run))
@@ -225,9 +226,16 @@ def counts(run: Run) -> bool:
     return run.evaluation is not None and run.record.costs is not None
 
 
-def _entry(runs: Sequence[Run], price: Price | None) -> Entry:
+def _entry(runs: Sequence[Run], price: Price | None, lucks: Mapping[tuple[str, str], int]) -> Entry:
     records = tuple(run.record for run in runs)
-    return Entry(records, draws_of(runs), mean_costs(runs, price), records[0].label)
+    return Entry(records, draws_of(runs, lucks), _costs(runs, price), records[0].label)
+
+
+def _costs(runs: Sequence[Run], price: Price | None) -> dict[str, float]:
+    """Return the mean costs over run seeds; repetitions of a seed are its mean and weigh as one run."""
+    return {
+        axis.key: mean_over_seeds((run.record.seed, axis.of(run.record, price) or 0.0) for run in runs) for axis in AXES
+    }
 
 
 def _entry_order(entry: Entry) -> tuple[object, ...]:

@@ -15,6 +15,7 @@ from tdabench.board.rows import (
     on_fronts,
     rows_of,
 )
+from tdabench.board.runs import Run
 
 AXIS = {axis.key: axis for axis in AXES}
 
@@ -172,6 +173,67 @@ def test_a_seed_measured_twice_weighs_once(make):
     assert AXIS["serve"].value(row) == 4.0
     assert row.seeds == "2 seeds, 3 runs"
     assert rows_of([run(0, 0.1, 1.0, "a"), run(0, 0.2, 3.0, "again")])[0].seeds == "1 seed, 2 runs"
+
+
+def test_a_seed_measured_again_on_an_idle_machine_or_with_newer_sources_replaces_what_it_was(make):
+    def run(name, serve, day, busy=False, sources="new", **changes):
+        record = make.record(
+            run_id=name,
+            created=f"2026-03-0{day}T12:00:00Z",
+            machine=make.CPU | {"threads": 1},
+            phases={"fit": serve},
+            cpu_phases={"fit": serve / (2 if busy else 1)},
+            costs={"fit_s": serve, "attribute_s": 0.0},
+            **changes,
+        )
+        code = record.provenance.model_copy(update={"sources_sha256": sources})
+        return Run(record.model_copy(update={"provenance": code}), make.run(lds=0.3).evaluation)
+
+    def joined(*runs):
+        (row,) = rows_of(runs)
+        return [r.record.run_id for r in row.runs], AXIS["serve"].value(row)
+
+    idle, busy, old = run("idle", 1.0, 2), run("busy", 3.0, 3, busy=True), run("old", 5.0, 1, sources="old")
+    assert joined(busy, idle) == (["idle"], 1.0), "whichever was first"
+    assert joined(old, busy) == (["busy"], 3.0), "a busy time is better than one of other code"
+    assert joined(old, busy, idle) == (["idle"], 1.0)
+    assert joined(idle, run("later", 2.0, 4)) == (["idle", "later"], 1.5)
+    other = run("other", 7.0, 1, busy=True, seed=1)
+    assert joined(busy, idle, other) == (["idle", "other"], 4.0), "each seed for itself"
+    failed = make.run("trak", status="timeout", run_id="failed", machine=make.CPU | {"threads": 1})
+    assert joined(failed, busy, idle)[0] == ["failed", "idle"], "what did not end well says something"
+
+
+def test_rows_whose_runs_trained_alike_pay_alike(make):
+    """One seed's training was slow; who was run with it alone is no dearer, nor cheaper who was not."""
+
+    def run(name, seed, lds, seconds):
+        cost = {"train_s": seconds, "extra_train_s": 0.0, "fit_s": 1.0, "attribute_s": 0.0}
+        training = {f"model-{seed}-0": {"wall_s": seconds, "cpu_s": seconds}}
+        return make.run(name, lds, seed=seed, run_id=f"{name}-{seed}", costs=cost, trainings=training)
+
+    rows = rows_of(
+        [run("slow", 0, 0.31, 4.0), run("fast", 1, 0.3, 2.0), run("both", 0, 0.2, 4.0), run("both", 1, 0.2, 2.0)]
+    )
+    assert [AXIS["train"].value(row) for row in rows] == [3.0] * 3
+    assert [AXIS["total"].value(row) for row in rows] == [4.0] * 3
+    assert [AXIS["extra"].value(row) for row in rows] == [0.0] * 3
+    on = {row.record.method for row, keys in zip(rows, on_fronts(rows), strict=True) if "train" in keys}
+    assert on == {"slow"}
+    assert [row.mean(lambda r: r.record.costs.train_s) for row in in_order(rows)] == [4.0, 2.0, 3.0], "records stand"
+
+
+def test_one_seed_is_other_models_on_another_machine_or_with_another_torch(make):
+    def ranks(**changes):
+        lds = {0: 0.3, 1: 0.2, 2: 0.1}
+        runs = [make.run("many", value, seed=seed, run_id=f"many-{seed}") for seed, value in lds.items()]
+        rows = rows_of([*runs, make.run("one", 0.19, run_id="one", **changes)])
+        return {row.record.method: row.rank_group for row in rows}
+
+    assert ranks() == {"many": 1, "one": 2}, "at the seed that both have the difference is plain"
+    assert ranks(seed=7) == {"many": 1, "one": 1}
+    assert ranks(machine=make.GPU) == {"many": 1, "one": 1}
+    assert ranks(packages={"torch": "2.14.0"}) == {"many": 1, "one": 1}
 
 
 @pytest.mark.parametrize(

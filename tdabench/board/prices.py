@@ -7,13 +7,11 @@ the machine did. Adapters are priced as measured, and so are banks of models, wh
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import fmean
 
-from tdabench.board.rows import AXES
-from tdabench.board.runs import Run, mean_over_seeds
-from tdabench.records import Record
+from tdabench.records import Costs, Record
 
 _MODEL = "model-"
 """How the names of trained models begin; those of adapters and of banks do not."""
@@ -49,17 +47,10 @@ def price_of(records: Iterable[Record]) -> Price | None:
     return Price(fmean(map(fmean, times.values())), len(times)) if times else None
 
 
-def costs_of(record: Record, price: Price | None) -> dict[str, float]:
-    """Return a run's costs by the keys of :data:`~tdabench.board.rows.AXES`, its models at their price."""
-    found = {axis.key: float(axis.of(record) or 0.0) for axis in AXES}
+def priced(record: Record, price: Price | None) -> Costs | None:
+    """Return a run's costs, its models at their price; as measured where no price is known, None where nothing is."""
     if price is None or record.costs is None or not record.trainings:
-        return found
+        return record.costs
     train = sum(price.seconds if name.startswith(_MODEL) else t.wall_s for name, t in record.trainings.items())
     given = price.seconds if record.costs.extra_train_s < record.costs.train_s else 0.0
-    return found | {"train": train, "extra": train - given, "total": train + record.costs.serve_s}
-
-
-def mean_costs(runs: Sequence[Run], price: Price | None) -> dict[str, float]:
-    """Return the mean over run seeds; repetitions of a seed are its mean and weigh as one run."""
-    costs = [(run.record.seed, costs_of(run.record, price)) for run in runs]
-    return {axis.key: mean_over_seeds((seed, found[axis.key]) for seed, found in costs) for axis in AXES}
+    return record.costs.model_copy(update={"train_s": train, "extra_train_s": train - given})

@@ -24,6 +24,9 @@ PACKAGES = ("torch", "torchvision", "numpy", "scipy", "pandas", "scikit-learn", 
 BUSY_SHARE = 0.9
 """Share of its time below which a single thread did not have the processor to itself."""
 _LEAST_WAIT_S = 0.01  # shorter ones are of the disk and the clocks
+MORE_THREADS = 1.1
+"""Of the threads that a run was given: so many in use are more than rounding of the clocks."""
+_LEAST_MORE_S = 0.1
 _SERVING = ("fit", "attribute")
 _SHOWN = 3
 
@@ -220,20 +223,37 @@ class Record(Strict):
         """
         if self.machine.device != "cpu" or self.machine.threads != 1:
             return {}
-        wall, cpu = (sum(spent.get(phase, 0.0) for phase in _SERVING) for spent in (self.phases, self.cpu_phases))
-        times = {"serving": (wall, cpu)} | {f"training {n}": (t.wall_s, t.cpu_s) for n, t in self.trainings.items()}
+        times = {"serving": self._serving} | {f"training {n}": (t.wall_s, t.cpu_s) for n, t in self.trainings.items()}
         return {what: cpu / wall for what, (wall, cpu) in times.items() if _waited(wall, cpu)}
+
+    @property
+    def _serving(self) -> tuple[float, float]:
+        """Wall and processor seconds of serving."""
+        wall, cpu = (sum(spent.get(phase, 0.0) for phase in _SERVING) for spent in (self.phases, self.cpu_phases))
+        return wall, cpu
+
+    def threads_used(self) -> float | None:
+        """Return how many threads serving had on average, where that is more than the run was given; else None."""
+        (wall, cpu), given = self._serving, self.machine.threads
+        if self.machine.device != "cpu" or cpu < MORE_THREADS * given * wall or cpu - given * wall < _LEAST_MORE_S:
+            return None
+        return cpu / wall
 
     def warnings(self) -> list[str]:
         """Say what a reader of the times must know."""
-        shares = [f"{share:.0%} of {what}" for what, share in self.busy().items()]
-        if not shares:
-            return []
-        more = f" and {len(shares) - _SHOWN} more" if len(shares) > _SHOWN else ""
-        return [
-            f"The machine was busy: the process had the processor for {', '.join(shares[:_SHOWN])}{more}. "
-            "Its times are too long."
-        ]
+        said = []
+        if shares := [f"{share:.0%} of {what}" for what, share in self.busy().items()]:
+            more = f" and {len(shares) - _SHOWN} more" if len(shares) > _SHOWN else ""
+            said.append(
+                f"The machine was busy: the process had the processor for {', '.join(shares[:_SHOWN])}{more}. "
+                "Its times are too long."
+            )
+        if (used := self.threads_used()) is not None:
+            said.append(
+                f"Serving kept {used:.1f} threads at work, and the run was given {self.machine.threads}: "
+                "its times compare with none of that machine class."
+            )
+        return said
 
     def to_json(self) -> str:
         """Return the file's text: sorted keys, no NaN, one trailing newline, so equal records are equal bytes."""

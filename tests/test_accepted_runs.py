@@ -12,6 +12,7 @@ from tdabench.board.runs import Run
 from tdabench.budgets import BUDGET_BYTES
 from tdabench.ensembles import format_ensemble, kind_of, parse_ensemble
 from tdabench.findings import Source, render
+from tdabench.findings.entries import contests_of
 from tdabench.ground_truth import has_ground_truth
 from tdabench.jobs import Job
 from tdabench.options import values
@@ -72,7 +73,14 @@ def test_evidence_and_the_findings_in_the_documents_are_those_of_the_runs():
     """One test, as the runs are evaluated for it, which takes minutes."""
     runs, tasks = read_runs(FOLDERS)
     check_lds(runs, tasks)
+    check_sources(runs, tasks)
     check_findings(runs, tasks)
+
+
+def check_sources(runs: list[Run], tasks: list[TaskInfo]) -> None:
+    """What ensembles save is not what the engine has gained meanwhile."""
+    families = [(c.task.name, family) for c in contests_of(runs, tasks) for family in c.families]
+    assert [(task, family.name) for task, family in families if len(family.sources) > 1] == []
 
 
 def check_lds(runs: list[Run], tasks: list[TaskInfo]) -> None:

@@ -663,6 +663,29 @@ def test_the_document_says_what_spoils_a_comparison(run):
     assert "Times of 1 of 3 runs are too long: the machine did other work." in text
 
 
+def test_ensembles_that_were_measured_with_another_engine_are_named(run):
+    """The engine sets serving time and memory, so a family of two engines may save what the engine has gained."""
+    pair = [(None, {}), ("independent(models=2)", {"provenance": {"sources_sha256": "f" * 16}})]
+    mixed = [run("trak", ensemble, noise=3.0, **changes) for ensemble, changes in pair]
+    alone = [run("grad-dot", noise=3.0, **pair[1][1]), run("rep-sim", noise=3.0)]
+    said = "Measured with several versions of tdabench's own sources"
+    (line,) = [line for line in render([*mixed, *alone], [TASK], SOURCE).splitlines() if said in line]
+    assert line.endswith("may be theirs: `trak`.")
+    assert said not in render([mixed[0], *alone], [TASK], SOURCE)
+
+
+def test_a_ladder_that_ends_before_is_no_ladder_of_five(run, all_rows):
+    short = [
+        run(noise=6.0),
+        run(ensemble="independent(models=2)", noise=4.0, train=2.0, serve=2.0, storage=200),
+        run(ensemble="dropout(models=1, masks=2)", noise=5.0, serve=2.0),
+    ]
+    assert "at most that of 5 independent models (of fewer where the ladder ends before): won" in render(
+        short, [TASK], SOURCE
+    )
+    assert "of fewer where" not in render(all_rows, [TASK, OTHER], SOURCE)
+
+
 def test_a_claim_of_up_to_so_much_is_quoted_as_that(rows):
     text = render(rows, [TASK], SOURCE)
     assert "save up to 80 % of training time, up to 60 % of serving time and up to 80 % of storage" in text

@@ -165,6 +165,19 @@ def test_several_threads_and_accelerators_are_not_judged_by_processor_seconds(ma
     assert timed(machine, {"model-0-0": training(10, 1)}, fit=0.1, attribute=0.1).busy() == {}
 
 
+def test_more_threads_than_the_run_was_given_are_seen():
+    """A library with threads of its own, or a method that sets their number."""
+    own = timed({}, {}, fit=3.0, attribute=2.5)
+    given = own.machine.threads
+    assert own.threads_used() == pytest.approx(5.5 / 3.25)
+    assert own.warnings() == [
+        f"Serving kept {own.threads_used():.1f} threads at work, and the run was given {given}: "
+        "its times compare with none of that machine class."
+    ]
+    assert timed({"threads": 4}, {}, fit=3.0, attribute=2.5).threads_used() is None
+    assert timed({"device": "cuda"}, {}, fit=3.0, attribute=2.5).threads_used() is None
+
+
 def test_milliseconds_of_the_disk_are_not_a_busy_machine():
     assert timed({}, {"model-0-0": training(0.012, 0.003)}, fit=2.0, attribute=1.25).busy() == {}
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -447,7 +448,7 @@ def test_processor_seconds_stand_beside_the_wall_clock(two_attempts, training_ru
 
 
 def reachable(root: object) -> Iterator[object]:
-    """Yield everything that attributes and containers lead to from a task view."""
+    """Yield everything that attributes, containers, closures and bound arguments lead to from a task view."""
     seen, todo = set(), [root]
     while todo:
         thing = todo.pop()
@@ -459,8 +460,12 @@ def reachable(root: object) -> Iterator[object]:
             todo += [*thing.keys(), *thing.values()]
         elif isinstance(thing, (list, tuple, set, frozenset)):
             todo += list(thing)
+        elif isinstance(thing, partial):
+            todo += [thing.func, *thing.args, *thing.keywords.values()]
         else:
             todo += list(getattr(thing, "__dict__", {}).values())
+            todo += [cell.cell_contents for cell in getattr(thing, "__closure__", None) or ()]
+            todo += [getattr(thing, "__self__", None), *(getattr(thing, "__defaults__", None) or ())]
 
 
 def test_nothing_a_method_is_handed_leads_to_the_ground_truth(view, small, small_truth_folder):

@@ -137,6 +137,11 @@ class Family:
         """All of them."""
         return (*self.curve, *self.others)
 
+    @property
+    def sources(self) -> frozenset[str]:
+        """Hashes of the sources of tdabench that they were measured with."""
+        return frozenset(record.provenance.sources_sha256 for entry in self.entries for record in entry.records)
+
 
 @dataclass(frozen=True, eq=False)
 class Contest:

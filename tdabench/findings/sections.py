@@ -45,6 +45,7 @@ def _facts(contest: Contest) -> list[str]:
         *_busy(contest),
         *_options(contest),
         *_codes(contest),
+        *_sources(contest),
     ]
     return [
         f"{plain(task.title)}, version {code(task.version)}: {task.n_train} training examples; LDS over"
@@ -95,6 +96,17 @@ def _codes(contest: Contest) -> list[str]:
             f"Run with several versions of torch, whose models differ and are not averaged: {', '.join(torches)}."
         )
     return said
+
+
+def _sources(contest: Contest) -> list[str]:
+    """Say which methods' ensembles were measured with several versions of tdabench: its engine sets time and memory."""
+    mixed = [code(family.name) for family in contest.families if len(family.sources) > 1]
+    if not mixed:
+        return []
+    return [
+        "Measured with several versions of tdabench's own sources, so that a part of what serving time and memory"
+        f" differ by may be theirs: {', '.join(mixed)}."
+    ]
 
 
 # --- LDS and costs

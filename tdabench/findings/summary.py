@@ -175,7 +175,9 @@ def _won(axis: str, races: Sequence[Race]) -> str:
     able = sum(
         independent in {_kind(e) for e in (race.winners[axis].best, *race.winners[axis].level)} for race in races
     )
-    lead = f"**At equal {COSTS[axis]}**, at most that of {BUDGET} independent models: won by {won}."
+    fewer = any(race.winners[axis].budget.members < BUDGET for race in races)
+    most = f"{BUDGET} independent models" + (" (of fewer where the ladder ends before)" if fewer else "")
+    lead = f"**At equal {COSTS[axis]}**, at most that of {most}: won by {won}."
     return f"{lead} Independent models win or are level with the winner on {able}.{_overall(axis, races)}"
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from tdabench import planning, precision, trainer
+from tdabench import planning, precision, snapshots, trainer
 from tdabench import view as view_module
 from tdabench.baselines.grad_dot import GradDot
 from tdabench.baselines.trak import Trak
@@ -120,6 +120,36 @@ def test_replicas_on_cuda_do_not_depend_on_who_trains_beside(setting, name):
     together = target_outputs(task, there, train_replicas(task, there, masks, "ground-truth", 0))
     apart = [target_outputs(task, there, train_replicas(task, there, m, "ground-truth", 0)) for m in masks.split(1)]
     torch.testing.assert_close(together, torch.cat(apart), **OUTPUTS)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_training_that_goes_on_from_a_snapshot_ends_where_it_would_have(setting, tmp_path, monkeypatch, name):
+    monkeypatch.setattr(snapshots, "_LEAST_BETWEEN", 0)
+    task, data = setting(name)
+    masks, there = task.subset_masks()[:1], data.to("cuda")
+    alone = train_replicas(task, there, masks, "x")
+    kept = snapshots.Snapshots(tmp_path / "s", "x", every_s=0.0)
+    train_replicas(task, there, masks, "x", snapshots=kept)
+    assert kept.last()[0] == task.recipe.epochs - 1
+    ended = train_replicas(task, there, masks, "x", snapshots=snapshots.Snapshots(tmp_path / "s", "x"))
+    for key, value in alone.items():
+        torch.testing.assert_close(ended[key], value, rtol=2e-2, atol=5e-3)
+
+
+def test_masks_of_a_bank_may_be_on_the_device(setting, tmp_path):
+    task, data = setting("mlp")
+    view = TaskView(task, data.to("cuda"), tmp_path)
+    masks = task.subset_masks()[:4]
+    there, here = (view.outputs(view.retrain(m, "x"), view.queries) for m in (masks.cuda(), masks))
+    assert torch.equal(there, here), "the same models"
+
+
+def test_making_a_model_leaves_the_devices_generator_alone(setting):
+    task, _ = setting("mlp")
+    torch.cuda.manual_seed(3)
+    before = torch.cuda.get_rng_state()
+    task.initial_model("x")
+    assert torch.equal(torch.cuda.get_rng_state(), before)
 
 
 def test_the_same_streams_start_from_the_same_values_on_both(setting):

@@ -313,11 +313,10 @@ def _plan(reference: str, task: Task, folder: Path, options: Options, built_on: 
     """Choose the group: the one that this machine began with, else the fastest."""
     facts = builder_facts(task, torch.device(options.device))
     began = next((b for b in built_on if all(getattr(b, k) == v for k, v in facts.items())), None)
-    kept = remembered_group(folder, facts)
     reference = absolute_reference(reference)
     if began is not None:
         size, seconds = began.replicas_per_group, began.seconds_by_group
-    elif kept is not None:
+    elif (kept := remembered_group(folder, facts)) is not None:
         size, seconds = kept
     else:
         grouping = _grouping(reference, task, options)

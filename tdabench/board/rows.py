@@ -68,11 +68,14 @@ class Row:
         1 is best; rows that share a group are not distinguishable. None where rows were not ranked.
     price
         What training a model costs on the row's task and machine class; None where training costs what was measured.
+    luck
+        See :func:`tdabench.board.runs.lucks_of`.
     """
 
     runs: tuple[Run, ...]
     rank_group: int | None = None
     price: Price | None = None
+    luck: int = 0
 
     @property
     def record(self) -> Record:
@@ -88,7 +91,7 @@ class Row:
     @cached_property
     def draws(self) -> SeedDraws | None:
         """Draws of the LDS, over run seeds where there are several; None where there is no LDS."""
-        return draws_of(self.measured) if self.measured[0].lds is not None else None
+        return draws_of(self.measured, self.luck) if self.measured[0].lds is not None else None
 
     @property
     def lds(self) -> float | None:
@@ -275,12 +278,15 @@ def rows_of(runs: Iterable[Run]) -> list[Row]:
     """
     groups = by_configuration(runs)
     prices = _prices(run.record for group in groups for run in group)
-    rows = [Row(group, price=prices[_contest(group[0].record)]) for group in groups]
+    lucks = lucks_of(groups)
+    rows = [
+        Row(group, price=prices[_contest(group[0].record)], luck=luck)
+        for group, luck in zip(groups, lucks, strict=True)
+    ]
     contests: dict[tuple[str, str], dict[int, SeedDraws]] = defaultdict(dict)
-    lucks = lucks_of(row.record for row in rows)
     for i, row in enumerate(rows):
         if row.draws is not None:
-            contests[row.record.task, row.record.task_version][i] = draws_of(row.measured, lucks)
+            contests[row.record.task, row.record.task_version][i] = row.draws
     for found in contests.values():
         for i, group in zip(found, rank_groups(list(found.values())), strict=True):
             rows[i] = replace(rows[i], rank_group=group)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING
@@ -81,29 +81,26 @@ def _that_count(repeated: Sequence[Run]) -> Sequence[Run]:
     return [run for run in repeated if run.record.status != "ok" or id(run) in kept]
 
 
-def lucks_of(records: Iterable[Record]) -> dict[tuple[str, str], int]:
-    """Give a number to each class of machine with a version of torch: where the same seed gives the same models."""
-    return {luck: number for number, luck in enumerate(sorted({_luck(record) for record in records}))}
+def lucks_of(groups: Sequence[Sequence[Run]]) -> list[int]:
+    """Give configurations the same number where the same seed gives the same models: on one machine, with one torch."""
+    found = [(group[0].record.machine.machine_class, group[0].record.versions.get("torch", "")) for group in groups]
+    numbers = {luck: number for number, luck in enumerate(sorted(set(found)))}
+    return [numbers[luck] for luck in found]
 
 
-def _luck(record: Record) -> tuple[str, str]:
-    return record.machine.machine_class, record.versions.get("torch", "")
-
-
-def draws_of(runs: Iterable[Run], lucks: Mapping[tuple[str, str], int] | None = None) -> SeedDraws:
+def draws_of(runs: Iterable[Run], luck: int = 0) -> SeedDraws:
     """Return the draws of the mean LDS over run seeds, of runs that all have been evaluated; at least one.
 
     Parameters
     ----------
     runs
         Of one configuration.
-    lucks
-        As :func:`lucks_of` returns them, where the draws are compared with others; the same seed is another one there.
+    luck
+        Its number, as :func:`lucks_of` gives it: under another one, the same seed is another seed.
     """
     by_seed: dict[int, list[Draws]] = defaultdict(list)
     for run in runs:
         if run.evaluation is not None:
-            luck = 0 if lucks is None else lucks[_luck(run.record)]
             by_seed[run.record.seed + (luck << _SEED_BITS)].append(run.evaluation.draws)
     return over_seeds(by_seed)
 

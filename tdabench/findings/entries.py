@@ -217,8 +217,9 @@ def contests_of(runs: Iterable[Run], tasks: Sequence[TaskInfo]) -> list[Contest]
 def _contest(task: TaskInfo, runs: Sequence[Run]) -> Contest:
     able = [run for run in runs if counts(run)]
     price = price_of(run.record for run in able)
-    lucks = lucks_of(run.record for run in able)
-    entries = sorted((_entry(members, price, lucks) for members in by_configuration(able)), key=_entry_order)
+    groups = by_configuration(able)
+    made = (_entry(members, price, luck) for members, luck in zip(groups, lucks_of(groups), strict=True))
+    entries = sorted(made, key=_entry_order)
     named = zip(entries, _told_apart(entries, [entry.name for entry in entries]), strict=True)
     machine = runs[0].record.machine
     without = tuple(run for run in runs if not counts(run))
@@ -231,9 +232,9 @@ def counts(run: Run) -> bool:
     return run.evaluation is not None and run.record.costs is not None
 
 
-def _entry(runs: Sequence[Run], price: Price | None, lucks: Mapping[tuple[str, str], int]) -> Entry:
+def _entry(runs: Sequence[Run], price: Price | None, luck: int) -> Entry:
     records = tuple(run.record for run in runs)
-    return Entry(records, draws_of(runs, lucks), _costs(runs, price), records[0].label)
+    return Entry(records, draws_of(runs, luck), _costs(runs, price), records[0].label)
 
 
 def _costs(runs: Sequence[Run], price: Price | None) -> dict[str, float]:

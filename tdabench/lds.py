@@ -15,7 +15,7 @@ from tdabench.errors import GroundTruthError, ScoresError
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
-BLOCK_BYTES = 4 * 2**20
+BLOCK_BYTES = 8 * 2**20
 """Size of the float64 copy of a block of scores: large enough for the matrix product, small enough for the cache."""
 
 CENTRE_BITS = 24

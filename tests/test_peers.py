@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 import warnings
@@ -17,10 +18,10 @@ from torch import nn
 from tdabench import Declined, TaskData
 from tdabench.baselines.ek_fac import EkFac
 from tdabench.baselines.grad_dot import GradDot
-from tdabench.baselines.peers import bench
+from tdabench.baselines.peers import bench, metric
 from tdabench.baselines.peers.bench import measure_all, summarise
 from tdabench.baselines.peers.captum import CaptumTracIn
-from tdabench.baselines.peers.contests import CONTESTS, Contest, Entry, Measured, elsewhere, judge, ratios
+from tdabench.baselines.peers.contests import CONTESTS, LDS_JOBS, Contest, Entry, Measured, elsewhere, judge, ratios
 from tdabench.baselines.peers.dattri import DattriEkFac, DattriGradDot, DattriTrak
 from tdabench.baselines.peers.kronfluence import KronfluenceEkFac, KronfluenceIdentity
 from tdabench.baselines.peers.library import model_of, quiet
@@ -30,6 +31,7 @@ from tdabench.ensembles import Dropout, Independent, Lora
 from tdabench.errors import MissingGroundTruthError
 from tdabench.execution import execute
 from tdabench.jobs import Job, plan
+from tdabench.lds import lds_per_query
 from tdabench.records import parse_record
 from tdabench.runner import run
 
@@ -350,7 +352,23 @@ def test_costs_stand_where_a_task_has_no_ground_truth(tmp_path, monkeypatch):
 def test_a_metric_s_process_that_was_killed_is_a_reason(monkeypatch, said, reason):
     ended = SimpleNamespace(returncode=-9, stdout="", stderr=said)
     monkeypatch.setattr(bench.subprocess, "run", lambda *_, **__: ended)
-    assert bench.time_metric(bench.LDS_JOB.ours, 1).reason == f"failed: {reason}"
+    assert bench.time_metric(LDS_JOBS[0].ours, 1).reason == f"failed: {reason}"
+
+
+@pytest.mark.parametrize("which", ["ours", "dattri"])
+def test_the_evaluation_is_timed_at_the_sizes_asked_for(which, monkeypatch, capsys):
+    if which == "dattri":
+        pytest.importorskip("dattri")
+    monkeypatch.setattr(sys, "argv", ["metric", which, "60", "7"])
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    metric.main()
+    said = json.loads(capsys.readouterr().out)
+    scores, masks, outputs = metric.case(60, 7)
+    assert (scores.shape, masks.shape, outputs.shape) == ((7, 60), (100, 60), (100, 7))
+    # dattri adds up in float32, so a near tie may fall the other way.
+    assert said["lds"] == pytest.approx(lds_per_query(scores, masks, outputs)[0].mean(), abs=1e-3)
+    assert said["serve_s"] > 0
+    assert said["peak_bytes"] >= 0
 
 
 def test_the_bench_measures_what_is_held_against_the_libraries_asked_for(monkeypatch):
@@ -370,4 +388,4 @@ def test_the_bench_measures_what_is_held_against_the_libraries_asked_for(monkeyp
 
 
 def test_every_contest_is_against_a_library_of_the_bench():
-    assert {bench.library_of(contest) for contest in (*CONTESTS, bench.LDS_JOB)} == set(bench.LIBRARIES)
+    assert {bench.library_of(contest) for contest in (*CONTESTS, *LDS_JOBS)} == set(bench.LIBRARIES)

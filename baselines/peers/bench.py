@@ -21,7 +21,7 @@ import click
 from tdabench import provenance
 from tdabench.baselines.peers.contests import (
     CONTESTS,
-    LDS_TIMES_FASTER,
+    LDS_JOBS,
     Contest,
     Entry,
     Measured,
@@ -43,7 +43,6 @@ from tdabench.runner import run
 
 WIDE = f"{Path(__file__).with_name('wide.py')}:TASK"
 LIBRARIES = ("captum", "dattri", "kronfluence", "traker")
-LDS_JOB = Contest("LDS of 1,000 queries", Entry("lds_per_query"), Entry("dattri.metric.lds"), LDS_TIMES_FASTER)
 
 
 @click.command()
@@ -59,18 +58,18 @@ def main(
     task: str, repeats: int, runs: Path, json_file: Path | None, timeout_s: float, libraries: tuple[str, ...]
 ) -> None:
     """Measure our methods and their peers on TASK and hold them against the bars."""
-    contests = [contest for contest in (*CONTESTS, LDS_JOB) if not libraries or library_of(contest) in libraries]
-    methods = [contest for contest in contests if contest is not LDS_JOB]
+    contests = [contest for contest in (*CONTESTS, *LDS_JOBS) if not libraries or library_of(contest) in libraries]
+    methods = [contest for contest in contests if contest not in LDS_JOBS]
     try:
         _build_truth(task)
         records = measure_all(task, _entries(methods), repeats, runs, timeout_s)
         measured = {entry: summarise(found) for entry, found in records.items()}
     except TdabenchError as error:
         raise click.ClickException(str(error)) from error
-    if LDS_JOB in contests:
-        measured |= {entry: time_metric(entry, repeats) for entry in (LDS_JOB.ours, LDS_JOB.theirs)}
-    # The LDS is of one made-up case whatever the task, so its bar is the same.
-    held = [contest if task == WIDE or contest is LDS_JOB else elsewhere(contest) for contest in contests]
+    metrics = [contest for contest in contests if contest in LDS_JOBS]
+    measured |= {entry: time_metric(entry, repeats) for entry in _entries(metrics)}
+    # Made-up scores are the same whatever the task, and so is their bar.
+    held = [contest if task == WIDE or contest in LDS_JOBS else elsewhere(contest) for contest in contests]
     rows = [(c, measured[c.ours], measured[c.theirs]) for c in held]
     judged = [judge(*row) for row in rows]
     print_table(_COLUMNS, [_cells(*row, verdicts) for row, verdicts in zip(rows, judged, strict=True)])
@@ -139,8 +138,9 @@ def summarise(runs: list[tuple[Path, Record]]) -> Measured:
 
 def time_metric(entry: Entry, repeats: int) -> Measured:
     """Time an implementation of the LDS, a process a repeat."""
-    which = "ours" if entry == LDS_JOB.ours else "dattri"
-    command = [sys.executable, "-m", "tdabench.baselines.peers.metric", which]
+    which = "dattri" if entry.method.startswith("dattri") else "ours"
+    sizes = [str(size) for _, size in entry.options]
+    command = [sys.executable, "-m", "tdabench.baselines.peers.metric", which, *sizes]
     threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     results = []
     for _ in range(repeats):

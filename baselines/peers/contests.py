@@ -75,8 +75,13 @@ def elsewhere(contest: Contest) -> Contest:
     return contest if contest.times_faster is None else replace(contest, times_faster=TIMES_FASTER_ELSEWHERE)
 
 
-LDS_TIMES_FASTER = 50
-"""For the evaluation itself, on 100 subsets, 5,000 training examples and 1,000 queries."""
+def _lds(n_train: int, n_queries: int) -> Contest:
+    sizes = (("examples", n_train), ("queries", n_queries))
+    return Contest("LDS of 100 subsets", Entry("lds_per_query", sizes), Entry("dattri.metric.lds", sizes), 50)
+
+
+LDS_JOBS = (_lds(1_000, 200), _lds(5_000, 1_000))
+"""The evaluation itself on made-up scores, of the size of digits-mlp-wide and of a large task; the same on any task."""
 
 
 @dataclass(frozen=True)

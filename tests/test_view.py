@@ -11,6 +11,7 @@ from tdabench import view as view_module
 from tdabench.ensembles import Checkpoints, Independent, Lora
 from tdabench.errors import StorageError
 from tdabench.execution import execute
+from tdabench.member import Member
 from tdabench.memory import PeakMemory, reset_peak
 from tdabench.meter import FIT, TRAIN, Meter
 from tdabench.model_store import ModelStore
@@ -256,6 +257,21 @@ def test_warming_up_trains_nothing_that_counts(view, tmp_path):
     assert not task.meter.models
     assert not (tmp_path / "models").exists()
     assert all(torch.equal(a, b) for a, b in zip(before, task._template.parameters(), strict=True))
+
+
+def test_warming_up_takes_a_gradient_of_both_functions(view):
+    """The first of a process loads libraries, which no method should be charged for."""
+    task = view()
+    task.warm_up()
+    assert task.meter.backward_examples == 4
+
+
+def test_a_model_without_gradients_is_warmed_up_too(view, monkeypatch):
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("vmap: no rule for this")
+
+    monkeypatch.setattr(Member, "gradients", fail)
+    view().warm_up()
 
 
 def test_the_view_describes_the_model(view, small):

@@ -8,7 +8,8 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from tdabench import provenance
-from tdabench.building import Options, Progress, build
+from tdabench.building import build
+from tdabench.filling import Options, Progress
 
 
 def run(reference: str, out: Path, slices: Path, log: Path, *, pool: bool = False) -> None:

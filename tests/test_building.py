@@ -14,11 +14,12 @@ import pytest
 import torch
 from filelock import FileLock
 
-from tdabench import building, provenance, retraining
-from tdabench.building import Options, Progress, build, merge, work_folder
+from tdabench import building, filling, provenance, retraining
+from tdabench.building import build, merge, work_folder
 from tdabench.ceiling import noise_ceiling
 from tdabench.errors import GroundTruthError, StorageError, UsageError
 from tdabench.files import write_json
+from tdabench.filling import Options, Progress
 from tdabench.ground_truth import ARRAYS_FILE, MANIFEST_FILE, read_ground_truth
 from tdabench.grouping import Grouping
 from tdabench.registry import find_task
@@ -73,7 +74,7 @@ def test_a_second_build_of_the_task_at_the_same_time_is_refused(small_reference,
 
 
 def test_an_executor_that_is_given_does_all_the_work_and_stays_open(small_reference, cache, tmp_path, monkeypatch):
-    monkeypatch.setattr(building, "local_pool", lambda workers: pytest.fail("made a pool of its own"))
+    monkeypatch.setattr(filling, "local_pool", lambda workers: pytest.fail("made a pool of its own"))
     with InlineExecutor() as executor:
         build(small_reference, tmp_path / "truth", executor=executor)
         assert [(s.seed, s.subsets) for s in executor.slices] == [(seed, tuple(range(8))) for seed in range(4)]
@@ -115,7 +116,7 @@ def test_workers_are_told_paths_that_name_the_same_from_anywhere(small_reference
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     told = []
-    monkeypatch.setattr(building, "compute_slice", lambda work, part: told.append(work) or pytest.fail("stop here"))
+    monkeypatch.setattr(filling, "compute_slice", lambda work, part: told.append(work) or pytest.fail("stop here"))
     options = Options(Path("data"), slices=Path("slices"))
     with InlineExecutor() as executor, pytest.raises(pytest.fail.Exception):
         build(f"{os.path.relpath(file)}:{name}", tmp_path / "truth", options, executor=executor)
@@ -199,7 +200,7 @@ def test_a_worker_that_is_killed_is_one_error_that_says_what_to_do(
     small_reference, small, cache, tmp_path, monkeypatch, workers, advice
 ):
     given = DyingExecutor() if workers is None else None
-    monkeypatch.setattr(building, "local_pool", lambda workers: DyingExecutor())
+    monkeypatch.setattr(filling, "local_pool", lambda workers: DyingExecutor())
     with pytest.raises(UsageError, match=rf"worker process was killed, .* memory .* kept: {re.escape(advice)}"):
         build(small_reference, tmp_path / "truth", Options(workers=workers), executor=given)
     if given is not None:
@@ -309,7 +310,7 @@ def test_slices_of_other_subsets_are_never_mixed_in(small):
 @pytest.fixture
 def grouped(monkeypatch):
     """Spare a build the measuring of groups."""
-    monkeypatch.setattr(building, "choose_group", lambda *_: Grouping(4, {1: 0.2, 4: 0.1}))
+    monkeypatch.setattr(filling, "choose_group", lambda *_: Grouping(4, {1: 0.2, 4: 0.1}))
 
 
 def arrays_of(folder: Path) -> bytes:
@@ -411,7 +412,7 @@ def test_a_resumed_build_keeps_the_group_that_this_machine_began_with(
     small_reference, small, undisturbed, tmp_path, monkeypatch
 ):
     stop_early(small_reference, tmp_path / "truth")
-    monkeypatch.setattr(building, "choose_group", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(filling, "choose_group", lambda *_: pytest.fail("measured again"))
     with InlineExecutor() as executor:
         manifest = build(small_reference, tmp_path / "truth", executor=executor)
     assert {len(s.subsets) for s in executor.slices} == {4}
@@ -425,7 +426,7 @@ def test_another_machine_measures_for_itself_and_is_another_builder(
     stop_early(small_reference, tmp_path / "truth")
     begun = ~read_slices(small, [work_folder(small)]).missing
     monkeypatch.setattr(provenance, "cpu_name", lambda: "another processor")
-    monkeypatch.setattr(building, "choose_group", lambda *_: Grouping(2, {2: 0.1, 4: 0.3}))
+    monkeypatch.setattr(filling, "choose_group", lambda *_: Grouping(2, {2: 0.1, 4: 0.3}))
     with InlineExecutor() as executor:
         manifest = build(small_reference, tmp_path / "truth", executor=executor)
     assert {len(s.subsets) for s in executor.slices} == {2}
@@ -579,7 +580,7 @@ def test_a_pool_of_processes_is_never_handed_more_than_it_works_at(small_referen
             most.append(sum(not f.done() for f in at_work))
             return future
 
-    monkeypatch.setattr(building, "local_pool", lambda workers: Pool())
+    monkeypatch.setattr(filling, "local_pool", lambda workers: Pool())
     build(small_reference, tmp_path / "truth", Options(workers=2))
     assert (max(most), len(at_work)) == (2, 8)
     at_work.clear()
@@ -591,12 +592,12 @@ def test_a_build_that_was_killed_before_its_first_slice_keeps_the_group(
     small_reference, small, undisturbed, tmp_path, monkeypatch
 ):
     """Snapshots are of groups: of another size they would be of no use."""
-    monkeypatch.setattr(building, "compute_slice", lambda *_: pytest.fail("killed"))
+    monkeypatch.setattr(filling, "compute_slice", lambda *_: pytest.fail("killed"))
     with InlineExecutor() as executor, pytest.raises(pytest.fail.Exception):
         build(small_reference, tmp_path / "truth", executor=executor)
     monkeypatch.undo()
     monkeypatch.setenv("TDABENCH_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(building, "choose_group", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(filling, "choose_group", lambda *_: pytest.fail("measured again"))
     with InlineExecutor() as executor:
         build(small_reference, tmp_path / "truth", executor=executor)
     assert {len(s.subsets) for s in executor.slices} == {4}
@@ -614,21 +615,21 @@ def test_a_size_that_cannot_be_read_or_is_of_another_builder_is_not_used(tmp_pat
 
 
 def test_on_an_accelerator_the_group_is_measured_in_a_process_of_its_own(small_reference, small, monkeypatch):
-    monkeypatch.setattr(building, "choose_group", lambda *_: pytest.fail("measured here"))
+    monkeypatch.setattr(filling, "choose_group", lambda *_: pytest.fail("measured here"))
     asked = []
 
     def there(reference, data_folder, device):
         asked.append(device)
         return choose_group_in_worker(reference, data_folder, "cpu")
 
-    monkeypatch.setattr(building, "choose_group_in_worker", there)
-    monkeypatch.setattr(building, "local_pool", ThreadPoolExecutor)
-    found = building._grouping(small_reference, small, Options(device="cuda"))
+    monkeypatch.setattr(filling, "choose_group_in_worker", there)
+    monkeypatch.setattr(filling, "local_pool", ThreadPoolExecutor)
+    found = filling._grouping(small_reference, small, Options(device="cuda"))
     assert (asked, set(found.seconds)) == (["cuda"], {1, 8})
-    monkeypatch.setattr(building, "choose_group_in_worker", _die)
-    monkeypatch.setattr(building, "local_pool", real_pool)
+    monkeypatch.setattr(filling, "choose_group_in_worker", _die)
+    monkeypatch.setattr(filling, "local_pool", real_pool)
     with pytest.raises(UsageError, match="A worker process was killed"):
-        building._grouping(small_reference, small, Options(device="cuda"))
+        filling._grouping(small_reference, small, Options(device="cuda"))
 
 
 def _die(*_: object) -> None:

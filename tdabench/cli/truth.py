@@ -16,7 +16,7 @@ from tdabench.cli.output import Live, data_option, json_option, print_facts, pri
 from tdabench.errors import TdabenchError, UsageError
 
 if TYPE_CHECKING:
-    from tdabench.building import Progress
+    from tdabench.filling import Progress
     from tdabench.ground_truth import Builder, Manifest
     from tdabench.task import Task
     from tdabench.verification import Check
@@ -73,8 +73,9 @@ def build(
     as_json: bool,
 ) -> None:
     """Retrain on every subset of TASK under every seed. Killed at any moment, the same command goes on."""
-    from tdabench.building import Options, total_replicas
     from tdabench.building import build as build_task
+    from tdabench.building import total_replicas
+    from tdabench.filling import Options
     from tdabench.registry import find_task
 
     check_device(device)
@@ -107,8 +108,8 @@ def merge(
 
     One replica is retrained twice, to measure how much training amplifies rounding.
     """
-    from tdabench.building import Options
     from tdabench.building import merge as merge_slices
+    from tdabench.filling import Options
     from tdabench.registry import find_task
 
     check_device(device)

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import resource
 import time
 from collections.abc import Callable, Iterator
 
 HARNESS = "harness"
+
+
+def processor_seconds() -> float:
+    """Return the processor time so far of this process, all threads together, and of the children it waited for."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
 
 
 class Stopwatch:
@@ -24,7 +31,7 @@ class Stopwatch:
     on_edge
         Called with the name of the phase that ends at each edge; its own time is charged to the phase ``harness``.
     cpu_clock
-        Processor seconds of the process so far, all threads together.
+        Processor seconds so far.
     """
 
     def __init__(
@@ -32,7 +39,7 @@ class Stopwatch:
         synchronize: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.perf_counter,
         on_edge: Callable[[str], None] = lambda _: None,
-        cpu_clock: Callable[[], float] = time.process_time,
+        cpu_clock: Callable[[], float] = processor_seconds,
     ) -> None:
         self.phases: dict[str, float] = {}
         self.cpu_phases: dict[str, float] = {}

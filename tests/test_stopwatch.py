@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -123,6 +126,14 @@ def test_an_error_closes_its_phases():
     with watch.phase("after"):
         clock.sleep(1)
     assert watch.phases == {"outer": 0, "inner": 2, HARNESS: 0, "after": 1}
+
+
+def test_the_processor_time_of_child_processes_counts():
+    watch = Stopwatch()
+    burn = "import time\nwhile time.process_time() < 0.3: pass"
+    with watch.phase("fit"):
+        subprocess.run([sys.executable, "-c", burn], check=True)
+    assert watch.cpu_phases["fit"] >= 0.3
 
 
 TREE = st.recursive(

@@ -108,7 +108,8 @@ class Gradients:
         short
             Whether long sums over positions may be in bfloat16, for products of which roundings average out.
         """
-        keep_freed()
+        if 4 * self.layout.numbers * len(self) > _BLOCK_BYTES:  # else one batch is all, and what it frees is not missed
+            keep_freed()
         if short in self._kept:
             for rows in consecutive(len(self), _BATCH):
                 yield rows, [each(piece.part(rows)) for piece in self._kept[short]]

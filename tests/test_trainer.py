@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tdabench import precision, trainer
 from tdabench.dropout import SequenceDropout
@@ -431,3 +433,60 @@ def test_bfloat16_is_close_where_the_processor_has_it(half_precise, monkeypatch)
     changed = target_outputs(task, data, found) - target_outputs(task, data, plain)
     assert changed.isfinite().all()
     assert changed.abs().mean() < 0.2 * target_outputs(task, data, plain).std()
+
+
+# A GPU is never waited for: tests/gpu has the same on a device; here, what a step asks of any device
+
+
+class Watch(TorchDispatchMode):
+    """Fail at operations whose result, or its size, the host has to know before it can go on."""
+
+    WAITING = ("_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "_unique2", "bincount")
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        picked = [i for i in args[1] if i is not None] if name in ("index", "index_put_") else []
+        if name in self.WAITING or any(i.dtype == torch.bool for i in picked):
+            raise AssertionError(f"{name} waits for the device")
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def watched(monkeypatch) -> list[int]:
+    """Watch from when an epoch's order and masks are on the device to its last step; note how many steps there were."""
+    steps: list[int] = []
+    unwatched = trainer._steps
+
+    def watch(*args):
+        found = unwatched(*args)
+        first = next(found)
+        with Watch():
+            for step in itertools.chain([first], found):
+                steps.append(len(steps))
+                yield step
+
+    monkeypatch.setattr(trainer, "_steps", watch)
+    return steps
+
+
+@pytest.mark.parametrize("replicas", [1, 3])
+@pytest.mark.parametrize("asked", ["float32", "bfloat16"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("name", ["mlp", "normalised", "sequences"])
+def test_the_steps_of_an_epoch_wait_for_nothing(small, small_data, counting, watched, name, optimizer, asked, replicas):
+    task, data = counting if name == "sequences" else (normalised(small) if name == "normalised" else small, small_data)
+    recipe = replace(task.recipe, precision=asked, optimizer=optimizer, beta2=0.99, epochs=2)
+    train_replicas(task, data, task.subset_masks()[:replicas], "x", recipe=recipe)
+    assert len(watched) == 2 * -(-int(task.subset_masks()[0].sum()) // recipe.batch_size)
+
+
+@pytest.mark.parametrize(
+    "waiting", [lambda x: x.sum().item(), lambda x: x[x > 0], lambda x: x.nonzero(), lambda x: bool((x > 0).any())]
+)
+def test_the_watch_notices_what_waits(small, small_data, watched, waiting):
+    def loss(logits, labels):
+        waiting(logits.detach())
+        return small.loss(logits, labels)
+
+    with pytest.raises(AssertionError, match="waits for the device"):
+        train_replicas(replace(small, loss=loss), small_data, small.subset_masks()[:1], "x")

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 
-from tdabench import building, cli, registry, results, runner
+from tdabench import building, cli, filling, registry, results, runner
 from tdabench.ceiling import noise_ceiling
 from tdabench.files import read_arrays, write_arrays
 from tdabench.ground_truth import ARRAYS_FILE, read_ground_truth, write_ground_truth
@@ -432,8 +432,8 @@ def in_threads(monkeypatch) -> None:
         time.sleep(0.1)
         return compute_slice(work, part)
 
-    monkeypatch.setattr(building, "compute_slice", slowly)
-    monkeypatch.setattr(building, "local_pool", ThreadPoolExecutor)
+    monkeypatch.setattr(filling, "compute_slice", slowly)
+    monkeypatch.setattr(filling, "local_pool", ThreadPoolExecutor)
 
 
 def test_shares_are_built_and_merged(tdabench, small_reference, tmp_path, cache, in_threads):

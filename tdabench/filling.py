@@ -62,9 +62,10 @@ class Options:
     device
         ``cpu`` or ``cuda``.
     slices
-        Folder of finished slices; by default :func:`work_folder`.
+        Folder of finished slices; by default :func:`tdabench.building.work_folder`.
     shard
-        (i, n): only the subsets whose number is i modulo n; ground truth is then left to :func:`merge`.
+        (i, n): only the subsets whose number is i modulo n; ground truth is then left to
+        :func:`tdabench.building.merge`.
     minutes
         Stop after so many minutes; finished slices are kept.
     """

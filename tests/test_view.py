@@ -267,11 +267,15 @@ def test_warming_up_takes_a_gradient_of_both_functions(view):
 
 
 def test_a_model_without_gradients_is_warmed_up_too(view, monkeypatch):
-    def fail(*_: object, **__: object) -> None:
+    asked: list[Member] = []
+
+    def fail(member: Member, *_: object, **__: object) -> None:
+        asked.append(member)
         raise RuntimeError("vmap: no rule for this")
 
     monkeypatch.setattr(Member, "gradients", fail)
     view().warm_up()
+    assert len(asked) == 1
 
 
 def test_the_view_describes_the_model(view, small):

@@ -169,14 +169,16 @@ def average_ranks(values: npt.ArrayLike, axis: int = 0) -> Floats:
     """
     # Sorting along the last, contiguous axis is several times faster than down a column.
     rows = np.ascontiguousarray(np.moveaxis(np.asarray(values), axis, -1))
+    length = rows.shape[-1]
     order = np.argsort(rows, axis=-1)
-    ordered = np.take_along_axis(rows, order, axis=-1)
-    place = np.broadcast_to(np.arange(rows.shape[-1], dtype=np.float64), rows.shape)
+    # Places in all rows, one after another: faster than numpy's functions along an axis, which index row and column.
+    order += length * np.arange(rows.size // max(1, length)).reshape(*rows.shape[:-1], 1)
+    ordered = rows.ravel()[order]
+    place = np.broadcast_to(np.arange(length, dtype=np.float64), rows.shape)
     differs = ordered[..., 1:] != ordered[..., :-1]
-    sorted_ranks = place + 1 if differs.all() else _tied_ranks(place, differs)
-    ranks = np.empty(rows.shape)
-    np.put_along_axis(ranks, order, sorted_ranks, axis=-1)
-    return np.ascontiguousarray(np.moveaxis(ranks, -1, axis))
+    ranks = np.empty(rows.size)
+    ranks[order] = place + 1 if differs.all() else _tied_ranks(place, differs)
+    return np.ascontiguousarray(np.moveaxis(ranks.reshape(rows.shape), -1, axis))
 
 
 def constant_columns(values: npt.ArrayLike) -> Bools:

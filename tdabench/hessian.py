@@ -92,8 +92,9 @@ class Hessian:
         for batch in self._batches():
             product = self._product(batch)
             for part in consecutive(len(vectors), self._vectors_at_once):
-                found = product(self._by_parameter(vectors[part]))
-                out[part] += torch.cat([g.flatten(1) for g in found], dim=1)
+                # Parameter by parameter, in place: joined first, the products would be written and read once more.
+                for there, g in zip(self._columns(out[part]), product(self._by_parameter(vectors[part])), strict=True):
+                    there.add_(g.flatten(1))
             self.member.task.meter.count(forward=len(batch) * len(vectors), backward=len(batch) * len(vectors))
         return out.div_(len(self.rows)).add_(vectors, alpha=self.ridge)
 
@@ -166,8 +167,12 @@ class Hessian:
 
     def _by_parameter(self, flat: Tensor) -> list[Tensor]:
         """Return vectors ``[m, P]`` by parameter, ``[m, *shape]`` each."""
-        parts = zip(flat.split(self._sizes, dim=1), self.member.parameters.values(), strict=True)
+        parts = zip(self._columns(flat), self.member.parameters.values(), strict=True)
         return [part.reshape(-1, *p.shape) for part, p in parts]
+
+    def _columns(self, flat: Tensor) -> tuple[Tensor, ...]:
+        """Return each parameter's columns of ``[m, P]``."""
+        return flat.split(self._sizes, dim=1)
 
 
 def _whole(member: Member, batch: Batch) -> Product:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
@@ -259,11 +260,11 @@ def engine_blocks(device: torch.device) -> Blocks:
 
 
 def _representation(member: Member) -> tuple[int, int] | None:
-    try:
-        found = member.representations(_first(member.task.training, 2), pooled=False)
-    except Declined:
-        return None
-    return prod(found.shape[1:-1]), found.shape[-1]
+    for pooled in (False, True):  # where positions cannot be kept apart, methods that average them still work
+        with suppress(Declined):
+            found = member.representations(_first(member.task.training, 2), pooled=pooled)
+            return prod(found.shape[1:-1]), found.shape[-1]
+    return None
 
 
 def _first(examples: Examples, n: int) -> Examples:

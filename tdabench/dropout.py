@@ -94,13 +94,14 @@ def install_masks(model: nn.Module, example: Tensor) -> tuple[nn.Module, tuple[D
     model
         Any module; every ``nn.Dropout``, ``nn.Dropout2d`` and :class:`SequenceDropout` in it is replaced.
     example
-        ``[1, ...]`` one input; a dry pass finds the shapes of the activations, another what is drawn in training mode.
+        ``[1, ...]`` one input; dry passes find the shapes of the activations and what is drawn in training mode.
 
     Raises
     ------
     UsageError
         If the model has a kind of dropout that cannot be given its mask (Dropout1d, AlphaDropout, that of attention
-        and recurrent modules, functions, ...), or calls one dropout layer more than once.
+        and recurrent modules, functions, ...), calls one dropout layer more than once, or gives it rows that are not
+        examples.
     """
     model = copy.deepcopy(model)
     # A module that stands in two places is replaced in both, by two modules: each place has its own mask.
@@ -148,27 +149,44 @@ def _refuse_other_dropout(model: nn.Module, example: Tensor) -> None:
 
 
 def _find_sites(model: nn.Module, example: Tensor) -> tuple[DropoutSite, ...]:
-    sites: list[DropoutSite] = []
+    calls = _dropout_calls(model, example)
+    for name, times in Counter(name for name, _ in calls).items():
+        if times > 1:
+            raise UsageError(
+                f"The model's {name} is called {times} times; "
+                "give each place a torch.nn.Dropout of its own, so that each has its own mask."
+            )
+    for (name, one), (_, two) in zip(calls, _dropout_calls(model, torch.cat([example, example])), strict=True):
+        # One row for both is fine (dropout of embedded positions): each example's mask is spread over it.
+        if one[0] != 1 or two[0] > 2:
+            raise UsageError(
+                f"The model's {name} is given {one[0]} rows for one example and {two[0]} for two, so their masks "
+                "cannot be told apart; give dropout what has the examples along its first dimension, [B, ...]."
+            )
+    sites = []
+    for name, shape in calls:
+        module = model.get_submodule(name)
+        assert isinstance(module, MaskedDropout)
+        sites.append(DropoutSite(f"{name}.mask", module.p, module.mask_shape(shape[1:])))
+    return tuple(sites)
+
+
+@torch.no_grad()
+def _dropout_calls(model: nn.Module, inputs: Tensor) -> list[tuple[str, tuple[int, ...]]]:
+    """Return the modules that drop units, in the order of a pass, and the shape of what each is given."""
+    calls: list[tuple[str, tuple[int, ...]]] = []
     hooks = []
     for name, module in model.named_modules():
         if isinstance(module, MaskedDropout) and module.p > 0:
 
-            def note(module: MaskedDropout, inputs: tuple[Tensor, ...], _: Tensor, name: str = name) -> None:
-                shape = module.mask_shape(tuple(inputs[0].shape[1:]))
-                sites.append(DropoutSite(f"{name}.mask", module.p, shape))
+            def note(_: nn.Module, given: tuple[Tensor, ...], __: Tensor, name: str = name) -> None:
+                calls.append((name, tuple(given[0].shape)))
 
             hooks.append(module.register_forward_hook(note))
-    with torch.no_grad():
-        model(example)
+    model(inputs)
     for hook in hooks:
         hook.remove()
-    for buffer, calls in Counter(site.buffer for site in sites).items():
-        if calls > 1:
-            raise UsageError(
-                f"The model's {buffer.removesuffix('.mask')} is called {calls} times; "
-                "give each place a torch.nn.Dropout of its own, so that each has its own mask."
-            )
-    return tuple(sites)
+    return calls
 
 
 @dataclass(frozen=True)

@@ -134,7 +134,12 @@ class Lora:
         return self.models * self.adapters
 
     def supports(self, method: MemberMethod, task: TaskView) -> str | None:
-        """Need linear layers."""
+        """Need linear layers, with weights that are parameters of their own."""
+        if task.computed_weight is not None:
+            return (
+                f"the weight of {task.computed_weight} in the model of {task.name} is made of other parameters "
+                "(as weight_norm does), so it cannot be given an adapter"
+            )
         return None if task.has_linear_layers else f"the model of {task.name} has no linear layer to adapt"
 
     def members(self, task: TaskView) -> Iterator[Member]:

@@ -24,7 +24,7 @@ from tdabench.budgets import block_bytes
 from tdabench.examples import Examples, consecutive
 from tdabench.layout import layout_of
 from tdabench.memory import keep_freed
-from tdabench.pieces import Piece, Rows, add_products, cut, dot, in_order, joined
+from tdabench.pieces import Piece, Rows, add_products, cut, dot, in_order, is_one_product, joined
 from tdabench.projections import Draw, Kind, Sketch, projection
 from tdabench.room import Room
 from tdabench.taps import Layout, tap
@@ -237,10 +237,10 @@ class Gradients:
         if like.order is not None:
             values = values[..., like.order.argsort()]
         weight, *bias = (self._places[name] for name in like.parameters)
+        p, q = values.shape[1:]
+        out[:, weight].view(-1, p, q - len(bias)).copy_(values[:, :, : q - len(bias)])
         if bias:
-            out[:, weight], out[:, bias[0]] = values[:, :, :-1].flatten(1), values[:, :, -1]
-        else:
-            out[:, weight] = values.flatten(1)
+            out[:, bias[0]] = values[:, :, -1]
 
     @cached_property
     def _places(self) -> dict[str, slice]:
@@ -254,9 +254,12 @@ class Gradients:
     def dense(self) -> Tensor:
         """Return the gradients ``[n, P]`` themselves, flat in the order of ``member.parameters``."""
         out = self.like.new_empty(len(self), self.n_parameters)
-        for rows, pieces in self.blocks(lambda piece: piece.rows()):
+        formed_bytes = self._most(_FORMED_BYTES)
+        # Single products are formed where they are written, in parts: formed at once, they would be held twice.
+        for rows, pieces in self.blocks(lambda piece: piece if is_one_product(piece) else piece.rows()):
             for piece in pieces:
-                self._write(out[rows], piece, piece.values)
+                for some in cut(piece, formed_bytes):
+                    self._write(out[rows][some], piece, piece.part(some).rows().values)
         return out
 
     def by_layer(

@@ -1,7 +1,8 @@
 r"""The Hessian of the mean training loss at a member, as a matrix that multiplies vectors.
 
 Nobody forms a Hessian to multiply with it: the derivative of the gradient along v is ``H v`` (Pearlmutter 1994), one
-backward pass through a backward pass, and many vectors share the passes that do not depend on them.
+backward pass through a backward pass, and many vectors share the passes that do not depend on them. Where torch cannot
+differentiate a layer for many vectors at once, they are taken one after another.
 
 The Hessian of a network is indefinite. Its Gauss-Newton part ``J' (d2 loss / d outputs2) J`` leaves out the curvature
 of the network itself; it is positive semi-definite for every loss that is convex in the outputs, and is the Hessian
@@ -15,13 +16,14 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tdabench.budgets import block_bytes
 from tdabench.errors import Declined
 from tdabench.examples import Batch, Examples, consecutive
 from tdabench.kernels import differentiable
 from tdabench.layout import numbers_out
+from tdabench.memory import ran_out
 from tdabench.projections import signs
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
 Curvature = Literal["gauss-newton", "hessian"]
 Product = Callable[[Sequence[Tensor]], list[Tensor]]
+Pull = Callable[[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]], list[Tensor]]
 
 # What one pass of some vectors over some examples may take.
 _BLOCK_BYTES = 128 << 20
@@ -83,14 +86,15 @@ class Hessian:
     def on(self, rows: Tensor) -> Hessian:
         """Return the same, averaged over the examples at ``rows`` ``[r]`` only."""
         other = Hessian(self.member, self.examples, self.curvature, self.ridge, rows)
-        other.__dict__["_numbers"] = self._numbers  # found by a pass, and the same
+        for found in ("_numbers", "_shares_passes"):  # by a pass, and the same
+            other.__dict__[found] = getattr(self, found)
         return other
 
     def times(self, vectors: Tensor) -> Tensor:
         """Return the products ``[m, P]`` with vectors ``[m, P]``."""
         out = torch.zeros_like(vectors)
         for batch in self._batches():
-            product = self._product(batch)
+            product = self._product(batch, shared=self._shares_passes)
             for part in consecutive(len(vectors), self._vectors_at_once):
                 # Parameter by parameter, in place: joined first, the products would be written and read once more.
                 for there, g in zip(self._columns(out[part]), product(self._by_parameter(vectors[part])), strict=True):
@@ -160,10 +164,29 @@ class Hessian:
         """How many numbers one example brings out of all modules, and so roughly what a pass holds of it."""
         return max(1, numbers_out(self.member, self.examples.inputs[:1]))
 
-    def _product(self, batch: Batch) -> Product:
+    @cached_property
+    def _shares_passes(self) -> bool:
+        """Whether vectors share a pass, under ``vmap``.
+
+        Torch has no rule for some second derivatives there (max pooling of images, for one), and that of group
+        normalisation is wrong for some shapes, without a word.
+        """
+        if any(isinstance(module, nn.GroupNorm) for module in self.member.model.modules()):
+            return False
+        product = self._product(self.examples.take(self.rows[:2]), shared=True)
+        try:
+            product([torch.zeros_like(p).unsqueeze(0) for p in self.member.parameters.values()])
+        except RuntimeError as error:
+            if ran_out(error):
+                raise
+            return False
+        return True
+
+    def _product(self, batch: Batch, *, shared: bool) -> Product:
         """Return what multiplies vectors, by parameter, with the sum over a batch's examples."""
+        pull = _pulled if shared else _pulled_apart
         with differentiable(self.member.model, attention=True):
-            return (_gauss_newton if self.curvature == "gauss-newton" else _whole)(self.member, batch)
+            return (_gauss_newton if self.curvature == "gauss-newton" else _whole)(self.member, batch, pull)
 
     def _by_parameter(self, flat: Tensor) -> list[Tensor]:
         """Return vectors ``[m, P]`` by parameter, ``[m, *shape]`` each."""
@@ -175,16 +198,16 @@ class Hessian:
         return flat.split(self._sizes, dim=1)
 
 
-def _whole(member: Member, batch: Batch) -> Product:
+def _whole(member: Member, batch: Batch, pull: Pull) -> Product:
     """Differentiate the gradient along the vectors; the Hessian is symmetric, so a backward pass does it."""
     parameters = _leaves(member)
     with torch.enable_grad():
         loss = member.loss(parameters, batch).sum()
-        gradient = torch.autograd.grad(loss, list(parameters.values()), create_graph=True)
-    return lambda vectors: _pulled(gradient, list(parameters.values()), vectors)
+        gradient = torch.autograd.grad(loss, list(parameters.values()), create_graph=True, materialize_grads=True)
+    return lambda vectors: pull(gradient, list(parameters.values()), vectors)
 
 
-def _gauss_newton(member: Member, batch: Batch) -> Product:
+def _gauss_newton(member: Member, batch: Batch, pull: Pull) -> Product:
     """Push the vectors forward to the outputs, through the loss's curvature there, and back.
 
     Pushing forward is the derivative of pulling back with respect to what is pulled, which is linear in it.
@@ -194,14 +217,14 @@ def _gauss_newton(member: Member, batch: Batch) -> Product:
     with torch.enable_grad():
         outputs = member.logits(parameters, batch)  # [B, ...]
         pulled = torch.zeros_like(outputs, requires_grad=True)
-        back = torch.autograd.grad(outputs, leaves, pulled, create_graph=True)
+        back = torch.autograd.grad(outputs, leaves, pulled, create_graph=True, materialize_grads=True)
         at = outputs.detach().requires_grad_()
         loss = member.task.loss_function(at, batch.labels).sum()
         (gradient,) = torch.autograd.grad(loss, at, create_graph=True)
 
     def product(vectors: Sequence[Tensor]) -> list[Tensor]:
-        pushed = _pulled(back, [pulled], vectors)  # [m, B, ...]
-        return _pulled([outputs], leaves, _pulled([gradient], [at], pushed))
+        pushed = pull(back, [pulled], vectors)  # [m, B, ...]
+        return pull([outputs], leaves, pull([gradient], [at], pushed))
 
     return product
 
@@ -212,16 +235,32 @@ def _leaves(member: Member) -> dict[str, Tensor]:
 
 def _pulled(ends: Sequence[Tensor], starts: Sequence[Tensor], vectors: Sequence[Tensor]) -> list[Tensor]:
     """Return the products of vectors at the ends of a graph, ``[m, *shape]``, with its Jacobian, at its starts."""
-    joint = [(end, v) for end, v in zip(ends, vectors, strict=True) if end.requires_grad]  # others are constant
-    found: Sequence[Tensor | None] = [None] * len(starts)
-    if joint:
-        found = torch.autograd.grad(
-            [end for end, _ in joint],
-            list(starts),
-            [v for _, v in joint],
-            retain_graph=True,
-            is_grads_batched=True,
-            allow_unused=True,
-        )
     m = len(vectors[0])
+    found = _differentiated(ends, starts, vectors, batched=True)
     return [start.new_zeros(m, *start.shape) if g is None else g for g, start in zip(found, starts, strict=True)]
+
+
+def _pulled_apart(ends: Sequence[Tensor], starts: Sequence[Tensor], vectors: Sequence[Tensor]) -> list[Tensor]:
+    """Return the same, one vector after another."""
+    out = [start.new_zeros(len(vectors[0]), *start.shape) for start in starts]
+    for i, each in enumerate(zip(*vectors, strict=True)):
+        for there, g in zip(out, _differentiated(ends, starts, each, batched=False), strict=True):
+            if g is not None:
+                there[i] = g
+    return out
+
+
+def _differentiated(
+    ends: Sequence[Tensor], starts: Sequence[Tensor], vectors: Sequence[Tensor], *, batched: bool
+) -> Sequence[Tensor | None]:
+    joint = [(end, v) for end, v in zip(ends, vectors, strict=True) if end.requires_grad]  # others are constant
+    if not joint:
+        return [None] * len(starts)
+    return torch.autograd.grad(
+        [end for end, _ in joint],
+        list(starts),
+        [v for _, v in joint],
+        retain_graph=True,
+        is_grads_batched=batched,
+        allow_unused=True,
+    )

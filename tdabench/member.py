@@ -146,12 +146,14 @@ class Member:
         examples
             Of which examples.
         pooled
-            Whether positions of a sequence are averaged; else they are kept apart, ``[n, T, d]``.
+            Whether positions of a sequence are averaged; else they are kept apart, ``[n, T, d]``, for who computes the
+            model's outputs from them.
 
         Raises
         ------
         Declined
-            If the model calls no linear layer that keeps examples apart, or has weights that come after the last one.
+            If the model calls no linear layer that keeps examples apart, or has weights that come after the last one;
+            if not ``pooled``, also if anything else comes after it, so that its outputs are not the model's.
         """
         return representations.representations(self, examples, pooled=pooled)
 

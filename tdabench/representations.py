@@ -32,6 +32,8 @@ class LastLinear:
         Whether it is given one row per example.
     uses
         How often its weight enters the model's outputs.
+    is_output
+        Whether what it gives is what the model gives, value for value.
     after
         Weights that enter the outputs elsewhere than in this layer and what is behind it: where there are some, it is
         not the model's last layer.
@@ -40,16 +42,17 @@ class LastLinear:
     name: str
     by_row: bool
     uses: int
+    is_output: bool
     after: tuple[str, ...]
 
 
 def last_linear(member: Member) -> LastLinear | None:
     """Return the linear layer that a pass of training examples calls last; None if it calls none."""
     names = [name for name, module in member.model.named_modules() if isinstance(module, nn.Linear)]
-    calls: list[tuple[str, int, Node | None]] = []
+    calls: list[tuple[str, int, Node | None, Tensor]] = []
 
     def note(name: str, x: Tensor, out: Tensor) -> None:
-        calls.append((name, x.shape[0], out.grad_fn))
+        calls.append((name, x.shape[0], out.grad_fn, out.detach().clone()))  # an activation may work in place
 
     given = {**dict(member.model.named_parameters()), **member.parameters, **member.statistics}
     floats = {k for k, _ in member.model.named_parameters()}
@@ -63,9 +66,10 @@ def last_linear(member: Member) -> LastLinear | None:
         if not calls:
             return None
         rows.append(calls[-1][1] == n)
-    name, _, node = calls[-1]
+    name, _, node, given_out = calls[-1]
     after = tuple(k for k in entries(outputs, leaves, behind(node)) if leaves[k].dim() > 1)
-    return LastLinear(name, all(rows), entries(outputs, leaves)[_weight_of(member.model, name)], after)
+    is_output = torch.equal(given_out.flatten(), outputs.detach().flatten())
+    return LastLinear(name, all(rows), entries(outputs, leaves)[_weight_of(member.model, name)], is_output, after)
 
 
 def _weight_of(model: nn.Module, name: str) -> str:
@@ -90,6 +94,11 @@ def representations(member: Member, examples: Examples, *, pooled: bool, batch_s
         raise Declined(
             f"what the last linear layer of the model of {member.task.name}, {last.name}, is given is no "
             f"representation: {last.after[0]} comes beside or after it"
+        )
+    if not pooled and not last.is_output:
+        raise Declined(
+            f"what the last linear layer of the model of {member.task.name}, {last.name or 'the model itself'}, gives "
+            "is not the model's output: something changes it afterwards"
         )
     parts: list[Tensor] = []
     seen: list[Tensor] = []

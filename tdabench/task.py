@@ -15,13 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tdabench.dropout import DropoutSite, install_masks
+from tdabench.dropout import DropoutSite
 from tdabench.errors import DataError, UsageError
 from tdabench.examples import Examples, check_examples
 from tdabench.files import sha256_arrays
 from tdabench.prepared import prepared
 from tdabench.seeds import derive_seed, generator
 from tdabench.targets import Target
+from tdabench.template import template_of
 
 # Counted up when the meaning of a recipe changes (order of examples, dropout stream, initialisation).
 PROTOCOL = 1
@@ -297,8 +298,7 @@ class Task:
 
     def template(self, example: Tensor) -> tuple[nn.Module, tuple[DropoutSite, ...]]:
         """Return a model to call functionally (its own values never matter) and its dropout sites."""
-        # In evaluation mode from the start: BatchNorm1d cannot normalise one example in training mode.
-        return install_masks(self.initial_model("template").eval(), example)
+        return template_of(self.initial_model("template"), example)
 
     @cached_property
     def tuning_queries(self) -> Tensor:

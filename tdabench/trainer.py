@@ -215,7 +215,8 @@ def fit_stacked(
                 logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
                 losses = program.loss(logits.flatten(0, 1), labels.flatten(0, 1))  # [R * B]
                 # Divided by B, not by R * B: every replica's gradient is that of its own mean loss.
-                gradients = torch.autograd.grad(losses.sum() / inputs.shape[1], parameters)
+                # What a batch does not use (an expert that no example was sent to) has a gradient of zero.
+                gradients = torch.autograd.grad(losses.sum() / inputs.shape[1], parameters, materialize_grads=True)
                 optimizer.step(gradients, recipe.rate(step, n_steps))
                 step += 1
             if on_epoch is not None:

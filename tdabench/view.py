@@ -99,6 +99,14 @@ class TaskView:
         """Whether the model has layers that a low-rank adapter can be put on."""
         return any(isinstance(m, nn.Linear) for m in self._template.modules())
 
+    @property
+    def computed_weight(self) -> str | None:
+        """The first linear layer whose weight is no parameter but made of others (``weight_norm``), if there is one."""
+        for name, module in self._template.named_modules():
+            if isinstance(module, nn.Linear) and "weight" not in dict(module.named_parameters(recurse=False)):
+                return name
+        return None
+
     def train(self, model: int = 0) -> Parameters:
         """Return the parameters of attribution model number ``model``, trained on the full training set.
 

@@ -379,8 +379,18 @@ def test_dropout_is_declined_on_a_model_without_dropout_before_anything_is_train
 
 
 def test_lora_is_declined_on_a_model_without_linear_layers():
-    task = SimpleNamespace(name="small", has_linear_layers=False)
+    task = SimpleNamespace(name="small", has_linear_layers=False, computed_weight=None)
     assert Lora().supports(GradDot(), task) == "the model of small has no linear layer to adapt"
+
+
+def test_lora_is_declined_where_a_weight_is_made_of_other_parameters(view, small, small_data):
+    def make_model() -> nn.Module:
+        return nn.Sequential(nn.Linear(64, 8), nn.ReLU(), nn.utils.parametrizations.weight_norm(nn.Linear(8, 10)))
+
+    mine = view(replace(small, make_model=make_model), small_data)
+    with pytest.raises(Declined, match=r"the weight of 2 in the model of small is made of other parameters"):
+        execute(GradDot(), Lora(models=1, adapters=2), mine)
+    assert not mine.meter.models
 
 
 def test_q_only_averages_q_over_the_masks(view):

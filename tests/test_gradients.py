@@ -22,6 +22,7 @@ from tdabench.targets import MEAN_LOG_PROBABILITY, token_cross_entropy
 from tdabench.task import Recipe
 from tdabench.tasks.networks import resnet9
 from tdabench.tasks.transformers import music_transformer, nano_gpt
+from tdabench.timing import peak_of
 from tdabench.view import TaskView
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
@@ -714,3 +715,14 @@ def test_an_adapter_s_model_has_the_running_statistics_of_the_model_it_adapts(ne
 def test_scores_do_not_depend_on_whether_the_model_was_trained_or_loaded(network_view, name, ensemble):
     trained, loaded = (execute(Trak(projection=4), ensemble, network_view(name)) for _ in range(2))
     torch.testing.assert_close(loaded, trained)
+
+
+def test_whole_gradients_are_in_memory_once(view, small, small_data):
+    """With a bias, and of more parameters than a batch has numbers: formed first, they would be held three times."""
+    wide = view(replace(small, make_model=lambda: nn.Linear(64, 20_000), recipe=replace(small.recipe, epochs=1)))
+    gradients_of_queries = wide.member().gradients(wide.queries, of="target")  # [40, 1_300_000]
+    gradients_of_queries.layout  # noqa: B018 - found by passes of its own
+    peak = peak_of(gradients_of_queries.dense, torch.device("cpu"))
+    if not peak:
+        pytest.skip("the kernel does not let this process reset its high-water mark")
+    assert peak < 1.5 * 4 * 40 * gradients_of_queries.n_parameters

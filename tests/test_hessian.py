@@ -152,6 +152,52 @@ def test_the_matrix_is_torch_s_own(member_of, name, ensemble, kind):
     assert relative(found, found.T) < 1e-5
 
 
+def rows_of(ends, starts):
+    """Return the Jacobian ``[K, P]`` of ``ends [K]``, by one backward pass after another."""
+    rows = [torch.autograd.grad(end, starts, retain_graph=True, materialize_grads=True) for end in ends]
+    return torch.stack([torch.cat([g.flatten() for g in row]) for row in rows])
+
+
+def expected_by_loops(member, examples, kind):
+    """Return the matrix ``[P, P]`` of a classifier without torch.func, whose ``vmap`` has no rule for some layers."""
+    parameters = {k: p.detach().requires_grad_() for k, p in member.parameters.items()}
+    leaves = list(parameters.values())
+    z = member.logits(parameters, examples.all())
+    if kind == "hessian":
+        loss = member.task.loss_function(z, examples.labels).mean()
+        gradient = torch.autograd.grad(loss, leaves, create_graph=True)
+        return rows_of(torch.cat([g.flatten() for g in gradient]), leaves)
+    jacobian, p = rows_of(z.flatten(), leaves).view(*z.shape, -1), z.softmax(-1).detach()
+    curvature = torch.diag_embed(p) - p.unsqueeze(2) * p.unsqueeze(1)  # of softmax and cross-entropy
+    return torch.einsum("ncp,ncd,ndq->pq", jacobian, curvature, jacobian) / len(examples)
+
+
+LAYERS = {"max pool": (nn.MaxPool2d(2), 16), "group norm": (nn.GroupNorm(1, 4), 64)}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("layer", LAYERS)
+def test_the_matrix_where_torch_cannot_differentiate_for_many_vectors_at_once(small, view, layer, kind):
+    """Two channels, so that the images lie in memory with channels last."""
+    random, (between, wide) = torch.Generator().manual_seed(0), LAYERS[layer]
+
+    def examples(n: int, split: str) -> Examples:
+        images = torch.randn(n, 2, 4, 4, generator=random)
+        return Examples(images, torch.randint(3, (n,), generator=random), split)
+
+    def make_model() -> nn.Module:
+        return nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), between, nn.Tanh(), nn.Flatten(), nn.Linear(wide, 3))
+
+    task = replace(small, make_model=make_model, recipe=replace(small.recipe, epochs=1, lr=0.05))
+    member = view(task, TaskData(examples(N_TRAIN, "train"), examples(N_QUERIES, "queries"))).member()
+    matrix = member.hessian(member.task.training, kind)
+    assert not matrix._shares_passes
+    for rows in (range(N_TRAIN), [3]):
+        some = member.task.training.take(torch.tensor(rows))
+        wanted = expected_by_loops(member, Examples(some.inputs, some.labels, "train"), kind)
+        assert relative(matrix.on(torch.tensor(rows)).explicit(), wanted) < 1e-5
+
+
 @pytest.mark.parametrize("name", SEQUENCES)
 def test_the_matrix_of_a_transformer(member_of, name):
     """The Hessian against differences: torch.func's own is not symmetric here, so it cannot be right."""

@@ -173,6 +173,15 @@ def test_models_whose_logits_are_not_made_from_representations_are_declined(view
         execute(RepresenterPoints(), None, view(early, small_data, store="early"))
 
 
+@pytest.mark.parametrize("after", [nn.LogSoftmax(-1), nn.ReLU(inplace=True)])
+def test_models_that_change_what_their_last_layer_gives_are_declined_and_only_here(view, small, small_data, after):
+    """Another re-fitted layer would be linear where the model is not; similarities of what it is given are fine."""
+    changed = view(replace(small, make_model=lambda: nn.Sequential(nn.Linear(64, 10), after)), small_data)
+    with pytest.raises(Declined, match="what the last linear layer of the model of small, 0, gives is not the model's"):
+        execute(RepresenterPoints(), None, changed)
+    assert changed.member().representations(changed.queries).shape == (len(changed.queries), 64)
+
+
 @pytest.mark.parametrize(
     "ensemble", [None, Independent(2), Dropout(1, 2), Dropout(1, 2, mask="per-sample"), Lora(1, 2, rank=2, epochs=1)]
 )

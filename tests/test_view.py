@@ -278,6 +278,15 @@ def test_a_model_without_gradients_is_warmed_up_too(view, monkeypatch):
     assert len(asked) == 1
 
 
+def test_memory_that_runs_out_in_the_warm_up_is_no_secret(view, monkeypatch):
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:123] DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(Member, "gradients", fail)
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        view().warm_up()
+
+
 def test_the_view_describes_the_model(view, small):
     assert [s.buffer for s in view().dropout_sites] == ["2.mask"]
     assert view().has_linear_layers

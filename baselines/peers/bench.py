@@ -139,8 +139,9 @@ def summarise(runs: list[tuple[Path, Record]]) -> Measured:
 def time_metric(entry: Entry, repeats: int) -> Measured:
     """Time an implementation of the LDS, a process a repeat."""
     which = "dattri" if entry.method.startswith("dattri") else "ours"
-    sizes = [str(size) for _, size in entry.options]
-    command = [sys.executable, "-m", "tdabench.baselines.peers.metric", which, *sizes]
+    sizes = dict(entry.options)
+    command = [sys.executable, "-m", "tdabench.baselines.peers.metric", which]
+    command += [str(sizes["examples"]), str(sizes["queries"])]
     threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     results = []
     for _ in range(repeats):

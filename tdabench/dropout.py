@@ -99,11 +99,17 @@ def install_masks(model: nn.Module, example: Tensor) -> tuple[nn.Module, tuple[D
     Raises
     ------
     UsageError
-        If the model has a kind of dropout that cannot be given its mask (Dropout1d, AlphaDropout, that of attention
-        and recurrent modules, functions, ...), calls one dropout layer more than once, or gives it rows that are not
-        examples.
+        If the model cannot be copied, has a kind of dropout that cannot be given its mask (Dropout1d, AlphaDropout,
+        that of attention and recurrent modules, functions, ...), calls one dropout layer more than once, or gives it
+        rows that are not examples.
     """
-    model = copy.deepcopy(model)
+    try:
+        model = copy.deepcopy(model)
+    except RuntimeError as error:
+        raise UsageError(
+            "The model cannot be copied: a tensor in it is computed from its parameters when it is made (as "
+            "torch.nn.utils.weight_norm does; torch.nn.utils.parametrizations.weight_norm does not)."
+        ) from error
     # A module that stands in two places is replaced in both, by two modules: each place has its own mask.
     for name, module in list(model.named_modules(remove_duplicate=False)):
         if type(module) in _MASKED_AXES:

@@ -89,6 +89,12 @@ def test_parameters_of_another_type_are_refused():
         template_of(nn.Linear(12, 3).double(), ROW)
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+def test_a_model_that_cannot_be_copied_is_refused():
+    with pytest.raises(UsageError, match=r"cannot be copied: .*parametrizations\.weight_norm does not"):
+        template_of(nn.utils.weight_norm(nn.Linear(12, 3)), ROW)
+
+
 def test_a_model_that_writes_to_its_input_is_refused_and_the_data_is_left_as_it_was():
     example = ROW.clone()
     with pytest.raises(UsageError, match="The model writes to its input"):

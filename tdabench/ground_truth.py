@@ -255,14 +255,20 @@ def _check_facts(truth: GroundTruth, task: Task, path: Path, hint: str) -> None:
         "n_queries": task.n_queries,
         "n_subsets": truth.masks.shape[0],
         "seeds": list(range(manifest.n_seeds)),
-        "fraction": truth.masks.mean(),
         "subset_spread": subset_spread(outputs),
     }
     for name, value in expected.items():
         got = getattr(manifest, name)
-        close = isinstance(value, float) and abs(got - value) <= (0.5 / task.n_train if name == "fraction" else 1e-6)
+        close = isinstance(value, float) and abs(got - value) <= 1e-6
         if got != value and not close:
             raise GroundTruthError(f"{path} says {name} is {got}; the task and the arrays say {value}. {hint}")
+    size, sizes = round(manifest.fraction * task.n_train), truth.masks.sum(axis=1)  # as Task.subset_masks() rounds
+    if (sizes != size).any():
+        first = int(np.argmax(sizes != size))
+        raise GroundTruthError(
+            f"{path} says fraction is {manifest.fraction}, which is {size} of {task.n_train} examples; subset {first} "
+            f"has {sizes[first]}. {hint}"
+        )
     shape = (manifest.n_subsets, manifest.n_seeds, manifest.n_queries)
     if outputs.shape != shape:
         raise GroundTruthError(f"{path} says the outputs have shape {shape}; they have {outputs.shape}. {hint}")

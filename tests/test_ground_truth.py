@@ -259,6 +259,19 @@ def test_a_manifest_that_contradicts_the_task_or_the_arrays_is_refused(small, co
 # --- which labels are wrong
 
 
+@pytest.mark.parametrize("n_train", [101, 99, 113, 999, 401])
+def test_half_of_an_odd_number_of_examples_is_read_back(small, small_truth_folder, tmp_path, n_train):
+    truth, odd = read_ground_truth(small, small_truth_folder), replace(small, n_train=n_train)
+    masks, facts = odd.subset_masks().numpy(), {**truth.manifest.model_dump(), "n_train": n_train}
+    write_ground_truth(tmp_path / "odd", masks, truth.outputs, facts)
+    np.testing.assert_array_equal(read_ground_truth(odd, tmp_path / "odd").masks, masks)
+    masks[3, np.flatnonzero(masks[3])[0]] = False
+    write_ground_truth(tmp_path / "unequal", masks, truth.outputs, facts)
+    half = round(0.5 * n_train)
+    with pytest.raises(GroundTruthError, match=f"which is {half} of {n_train} examples; subset 3 has {half - 1}"):
+        read_ground_truth(odd, tmp_path / "unequal")
+
+
 @pytest.fixture
 def noisy(small, small_truth_folder, tmp_path):
     """Return ground truth that knows which labels are wrong, and which these are."""

@@ -13,7 +13,14 @@ from tdabench.errors import GroundTruthError, UsageError
 from tdabench.ground_truth import GroundTruth, read_ground_truth, write_ground_truth
 from tdabench.retraining import retrain, rounding_difference
 from tdabench.task import TaskData
-from tdabench.verification import OTHER_MACHINE_TOLERANCE, SAME_MACHINE_TOLERANCE, choose_replicas, tolerance, verify
+from tdabench.verification import (
+    OTHER_MACHINE_TOLERANCE,
+    SAME_MACHINE_TOLERANCE,
+    Check,
+    choose_replicas,
+    tolerance,
+    verify,
+)
 
 ALL = 32
 
@@ -102,6 +109,29 @@ def test_the_tolerance_is_that_of_each_replica_s_builder(small, small_truth_fold
     checks = verify(small, ALL, folder=tmp_path / "two")
     expected = (SAME_MACHINE_TOLERANCE, OTHER_MACHINE_TOLERANCE)
     assert all(c.tolerance == expected[builders[c.subset, c.seed]] for c in checks)
+
+
+def test_within_a_wide_tolerance_a_row_must_be_of_its_own_seed(small, small_truth_folder, tmp_path, monkeypatch):
+    """One seed copied into all would have a ceiling of 1."""
+    truth = read_ground_truth(small, small_truth_folder)
+    facts = truth.manifest.model_dump()
+    facts["built_on"][0]["cpu"] = "another processor"
+    monkeypatch.setattr(verification, "OTHER_MACHINE_TOLERANCE", 10.0)
+    monkeypatch.setattr(verification, "LARGEST_TOLERANCE", 10.0)
+    write_ground_truth(tmp_path / "honest", truth.masks, truth.outputs, facts)
+    honest = verify(small, ALL, folder=tmp_path / "honest")
+    assert all(c.passed and c.difference < 1e-5 < c.other_seed for c in honest)
+    copied = truth.outputs[:, :1].repeat(4, axis=1)
+    write_ground_truth(tmp_path / "copied", truth.masks, copied, facts)
+    checks = verify(small, ALL, folder=tmp_path / "copied")
+    assert all(c.difference < c.tolerance for c in checks)
+    assert {c.seed for c in checks if c.passed} == {0}
+
+
+def test_a_training_that_its_seed_does_not_change_agrees_with_all_rows():
+    same = Check(0, 1, difference=1e-6, tolerance=0.25, other_seed=1e-6)
+    assert same.passed
+    assert not replace(same, difference=0.1, other_seed=0.1).passed
 
 
 def test_a_retraining_that_diverges_here_is_no_agreement(small, small_truth_folder, monkeypatch):

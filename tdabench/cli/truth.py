@@ -249,6 +249,8 @@ def _check_line(check: Check) -> str:
         f"subset {check.subset}, seed {check.seed}: {verdict}, difference {check.difference:.2g} of the spread between"
         f" subsets (tolerance {check.tolerance:.3g}"
     )
+    if check.other_seed is not None:
+        return f"{line}), {check.other_seed:.2g} from the nearest row of another seed"
     if check.places is None:
         return f"{line})"
     return (

@@ -13,7 +13,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
-import torch
 from filelock import FileLock, Timeout
 
 from tdabench.datasets import cache_folder
@@ -28,17 +27,15 @@ from tdabench.ground_truth import (
     subset_spread,
     write_ground_truth,
 )
-from tdabench.registry import find_task, reference_to
-from tdabench.retraining import rounding_difference
+from tdabench.registry import absolute_reference, find_task, reference_to
+from tdabench.retraining import Work, rounding_in_worker
 from tdabench.slices import (
     LOCK,
     Found,
-    builder_facts,
     check_complete,
     holds_only_slices,
     read_slices,
     remove_slices,
-    rounding_snapshots,
 )
 from tdabench.task import Task
 
@@ -114,7 +111,7 @@ def build(
             found = fill(reference, task, folder, options, executor, on_progress)
             if options.shard is not None or found.missing.any():
                 return None
-            manifest = _write(task, found, out, options, folder)
+            manifest = _write(reference, task, found, out, options, folder, executor)
             elsewhere = out.resolve() != ground_truth_folder(task).resolve()
             if options.slices is None and not (folder == _shipped(task) and elsewhere):
                 remove_slices(folder)
@@ -149,7 +146,7 @@ def merge(
     _refuse_existing(out, replace)
     found = read_slices(task, folders)
     check_complete(task, found, folders)
-    return _write(task, found, out, options, work_folder(task))
+    return _write(reference, task, found, out, options, work_folder(task))
 
 
 def _refuse_existing(out: Path, replace: bool, options: Options | None = None) -> None:
@@ -179,7 +176,15 @@ def _mislabelled(task: Task, options: Options) -> np.ndarray | None:
     return found
 
 
-def _write(task: Task, found: Found, out: Path, options: Options, folder: Path) -> Manifest:
+def _write(
+    reference: str,
+    task: Task,
+    found: Found,
+    out: Path,
+    options: Options,
+    folder: Path,
+    executor: Executor | None = None,
+) -> Manifest:
     """Write beside what is there and swap when it is whole; a failure leaves what was there.
 
     ``folder`` takes snapshots of what is trained for it.
@@ -191,7 +196,7 @@ def _write(task: Task, found: Found, out: Path, options: Options, folder: Path) 
         fresh,
         task.subset_masks().numpy(),
         found.outputs,
-        _facts(task, found, options, folder),
+        _facts(task, found, _rounding(reference, found, options, folder, executor)),
         builders=found.builders,
         mislabelled=mislabelled,
     )
@@ -203,13 +208,20 @@ def _write(task: Task, found: Found, out: Path, options: Options, folder: Path) 
     return manifest
 
 
-def _facts(task: Task, found: Found, options: Options, folder: Path) -> dict[str, object]:
-    plan = task.plan
+def _rounding(reference: str, found: Found, options: Options, folder: Path, executor: Executor | None) -> float:
+    """Measure what rounding does, in groups of the first replica's size, where the replicas were trained."""
     builder = found.built_on[int(found.builders[0, 0])]
-    data = task.data(options.data_folder).to(options.device)
-    group = builder.replicas_per_group
-    snapshots = rounding_snapshots(task, group, builder_facts(task, torch.device(options.device)), folder)
-    rounding, spread = rounding_difference(task, data, group, snapshots), subset_spread(found.outputs)
+    data_folder = None if options.data_folder is None else options.data_folder.absolute()
+    work = Work(
+        absolute_reference(reference), data_folder, options.device, folder.absolute(), builder.replicas_per_group, {}
+    )
+    if executor is not None and options.device != "cpu":  # this machine need not have one
+        return executor.submit(rounding_in_worker, work).result()
+    return rounding_in_worker(work)
+
+
+def _facts(task: Task, found: Found, rounding: float) -> dict[str, object]:
+    plan, spread = task.plan, subset_spread(found.outputs)
     return {
         "task": task.name,
         "task_version": task.version,

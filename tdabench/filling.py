@@ -18,8 +18,9 @@ from tdabench.errors import UsageError
 from tdabench.files import read_arrays
 from tdabench.ground_truth import Builder
 from tdabench.grouping import Grouping, choose_group
+from tdabench.memory import ran_out
 from tdabench.registry import absolute_reference
-from tdabench.retraining import Work, choose_group_in_worker, compute_slice, local_pool
+from tdabench.retraining import Work, choose_group_in_worker, compute_slice, facts_in_worker, local_pool
 from tdabench.slices import (
     Found,
     Slice,
@@ -86,7 +87,7 @@ def fill(
     Raises
     ------
     UsageError
-        If a worker was killed.
+        If a worker was killed, or ran out of memory.
     """
     remove_leftovers(folder)
     found = read_slices(task, [folder])
@@ -99,14 +100,18 @@ def fill(
     on_progress(replace(start, reliability=running.value))
     if not missing.any():
         return found
-    work = _plan(reference, task, folder, options, found.built_on)
+    work = _plan(reference, task, folder, options, executor, found.built_on)
     slices, workers = plan_slices(missing, work.group), None if executor else _workers(options)
     pool = executor or local_pool(_workers(options))
     try:
         reports = _Reports(folder, start, running, on_progress)
         _compute(pool, work, slices, workers or len(slices), options.minutes, reports.done)
-    except BrokenExecutor as error:
-        raise _worker_lost(workers) from error
+    except Exception as error:
+        if isinstance(error, BrokenExecutor):
+            raise _worker_lost(workers) from error
+        if ran_out(error):
+            raise _worker_lost(workers, "A worker ran out of memory.") from error
+        raise
     finally:
         if executor is None:
             pool.shutdown(wait=True)
@@ -134,9 +139,19 @@ class _Reports:
         self.on_progress(replace(now, reliability=self.running.value))
 
 
-def _plan(reference: str, task: Task, folder: Path, options: Options, built_on: Sequence[Builder]) -> Work:
+def _plan(
+    reference: str,
+    task: Task,
+    folder: Path,
+    options: Options,
+    executor: Executor | None,
+    built_on: Sequence[Builder],
+) -> Work:
     """Choose the group: the one that this machine began with, else the fastest."""
-    facts = builder_facts(task, torch.device(options.device))
+    if executor is not None and options.device != "cpu":  # this machine need not have one
+        facts = executor.submit(facts_in_worker, absolute_reference(reference), options.device).result()
+    else:
+        facts = builder_facts(task, torch.device(options.device))
     began = next((b for b in built_on if all(getattr(b, k) == v for k, v in facts.items())), None)
     reference = absolute_reference(reference)
     if began is not None:
@@ -144,7 +159,7 @@ def _plan(reference: str, task: Task, folder: Path, options: Options, built_on: 
     elif (kept := remembered_group(folder, facts)) is not None:
         size, seconds = kept
     else:
-        grouping = _grouping(reference, task, options)
+        grouping = _grouping(reference, task, options, executor)
         size, seconds = grouping.size, {str(n): s for n, s in grouping.seconds.items()}
         remember_group(folder, facts, size, seconds)
     facts |= {"replicas_per_group": size, "seconds_by_group": seconds}
@@ -152,9 +167,11 @@ def _plan(reference: str, task: Task, folder: Path, options: Options, built_on: 
     return Work(reference, data_folder, options.device, folder.absolute(), size, facts)
 
 
-def _grouping(reference: str, task: Task, options: Options) -> Grouping:
+def _grouping(reference: str, task: Task, options: Options, executor: Executor | None) -> Grouping:
     if options.device == "cpu":
         return choose_group(task, task.data(options.data_folder))
+    if executor is not None:
+        return executor.submit(choose_group_in_worker, reference, options.data_folder, options.device).result()
     # This process would keep on the device what it tried there, and the workers are others.
     try:
         with local_pool(1) as pool:
@@ -167,15 +184,14 @@ def _workers(options: Options) -> int:
     return options.workers or (provenance.available_cores() if options.device == "cpu" else 1)
 
 
-def _worker_lost(workers: int | None) -> UsageError:
+def _worker_lost(
+    workers: int | None, what: str = "A worker process was killed, most likely because memory ran out."
+) -> UsageError:
     """Say what to do after a worker died; ``workers`` is how many there were, None where the executor is the user's."""
     fewer = "on fewer workers, or on a machine with more memory"
     if workers is not None:
         fewer = f"with --workers {workers // 2}" if workers > 1 else "on a machine with more memory"
-    return UsageError(
-        "A worker process was killed, most likely because memory ran out. "
-        f"Finished slices are kept: give the same command {fewer}."
-    )
+    return UsageError(f"{what} Finished slices are kept: give the same command {fewer}.")
 
 
 def _compute(

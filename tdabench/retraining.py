@@ -21,7 +21,7 @@ from tdabench.grouping import Grouping, choose_group, threads
 from tdabench.precision import exact_float32
 from tdabench.registry import find_task
 from tdabench.seeds import generator
-from tdabench.slices import Slice, snapshots_of, write_slice
+from tdabench.slices import Slice, builder_facts, rounding_snapshots, snapshots_of, write_slice
 from tdabench.snapshots import Snapshots
 from tdabench.task import Task, TaskData
 from tdabench.trainer import Parameters, target_outputs, train_replicas
@@ -100,7 +100,7 @@ class Work:
     group
         Replicas trained at once.
     facts
-        What is known of the builder.
+        What is known of the builder; what a worker knows of itself counts in its place.
     """
 
     reference: str
@@ -121,7 +121,9 @@ def compute_slice(work: Work, part: Slice) -> float:
     with _TRAINING, threads(1):
         task = find_task(work.reference)
         data = _cached_data(work.reference, task.version, work.data_folder, work.device)
-        snapshots = snapshots_of(task, part, work.facts, work.folder)
+        # This worker's own: an executor's may be other machines than the one that asked, and differ from one another.
+        facts = {**work.facts, **builder_facts(task, torch.device(work.device))}
+        snapshots = snapshots_of(task, part, facts, work.folder)
         outputs = retrain(task, data, part.seed, part.subsets, work.group, snapshots)
         seconds = snapshots.seconds
     if not outputs.isfinite().all():
@@ -130,9 +132,23 @@ def compute_slice(work: Work, part: Slice) -> float:
             f"The training of {task.name} diverged: its outputs are not finite, first for subset {subset} under seed "
             f"{part.seed}. Lower the recipe's learning rate, and start again."
         )
-    write_slice(task, part, outputs.numpy(), seconds, work.facts, work.folder)
+    write_slice(task, part, outputs.numpy(), seconds, facts, work.folder)
     snapshots.remove()
     return seconds
+
+
+def facts_in_worker(reference: str, device: str) -> dict[str, Any]:
+    """Return what is known of a worker as a builder, where the machine that asks has no such device."""
+    return builder_facts(find_task(reference), torch.device(device))
+
+
+def rounding_in_worker(work: Work) -> float:
+    """Return :func:`rounding_difference` on a worker's device."""
+    task, device = find_task(work.reference), torch.device(work.device)
+    data = _cached_data(work.reference, task.version, work.data_folder, work.device)
+    with _TRAINING:
+        snapshots = rounding_snapshots(task, work.group, builder_facts(task, device), work.folder)
+        return rounding_difference(task, data, work.group, snapshots)
 
 
 def choose_group_in_worker(reference: str, data_folder: Path | None, device: str) -> Grouping:

@@ -127,24 +127,28 @@ def write_slice(
         "seconds": np.array([seconds]),
     }
     metadata = {
-        "task_version": task.version,
-        "fraction": f"{task.plan.fraction:g}",  # of the plan, and in no version: it decides what a subset is
+        **_plan_facts(task),
         "sha256": sha256_arrays(arrays),
         FACTS: json.dumps(facts, sort_keys=True),
     }
     write_arrays(folder / part.file_name, arrays, metadata)
 
 
+def _plan_facts(task: Task) -> dict[str, str]:
+    # The plan is in no version, and its fraction decides what a subset is.
+    return {"task_version": task.version, "fraction": f"{task.plan.fraction:g}"}
+
+
 def snapshots_of(task: Task, part: Slice, facts: Mapping[str, object], folder: Path) -> Snapshots:
     """Return the snapshots of a slice that is being trained; they are good for the same builder only."""
     builder = {k: v for k, v in facts.items() if k != _MEASURED}
-    of = {"task_version": task.version, "seed": part.seed, "subsets": part.subsets, FACTS: builder}
+    of = {**_plan_facts(task), "seed": part.seed, "subsets": part.subsets, FACTS: builder}
     return Snapshots(folder / f"{_SNAPSHOT}{part.file_name}", json.dumps(of, sort_keys=True))
 
 
 def rounding_snapshots(task: Task, group: int, facts: Mapping[str, object], folder: Path) -> list[Snapshots]:
     """Return the snapshots of the two trainings that tell what rounding does."""
-    of = {"task_version": task.version, "group": group, FACTS: facts}
+    of = {**_plan_facts(task), "group": group, FACTS: facts}
     return [
         Snapshots(folder / f"{_SNAPSHOT}rounding-{which}.safetensors", json.dumps({**of, "of": which}, sort_keys=True))
         for which in _ROUNDING

@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -173,6 +174,41 @@ def test_a_failing_slice_stops_the_rest_also_on_an_executor_that_is_given(
             build(small_reference, tmp_path / "truth", executor=executor)
     assert all(f.done() for f in futures)
     assert not (tmp_path / "truth").exists()
+
+
+def test_slices_name_the_worker_that_trained_them_and_not_the_machine_that_asked(
+    small_reference, cache, tmp_path, monkeypatch
+):
+    here = retraining.builder_facts
+    monkeypatch.setattr(retraining, "builder_facts", lambda *a: {**here(*a), "cpu": "a node's processor"})
+    with InlineExecutor() as executor:
+        manifest = build(small_reference, tmp_path / "truth", executor=executor)
+    assert [b.cpu for b in manifest.built_on] == ["a node's processor"]
+
+
+def test_an_executors_accelerator_need_not_be_here(small_reference, small, tmp_path, monkeypatch):
+    """Facts, the size of groups and what rounding does are found by its workers."""
+    monkeypatch.setattr(filling, "builder_facts", lambda *_: pytest.fail("asked here"))
+    monkeypatch.setattr(filling, "facts_in_worker", lambda *a: {"cpu": "a node's processor", "asked": a[1]})
+    monkeypatch.setattr(filling, "choose_group_in_worker", lambda *a: Grouping(4, {4: 0.1}))
+    with InlineExecutor() as executor:
+        work = filling._plan(small_reference, small, tmp_path, Options(device="cuda"), executor, [])
+    assert (work.group, work.facts["cpu"], work.facts["asked"]) == (4, "a node's processor", "cuda")
+    monkeypatch.setattr(building, "rounding_in_worker", lambda work: (work.device, work.group))
+    found = SimpleNamespace(built_on=[SimpleNamespace(replicas_per_group=4)], builders=np.zeros((1, 1), dtype=int))
+    with InlineExecutor() as executor:
+        assert building._rounding(small_reference, found, Options(device="cuda"), tmp_path, executor) == ("cuda", 4)
+
+
+def test_a_worker_that_runs_out_of_memory_is_one_error_that_says_what_to_do(
+    small_reference, cache, tmp_path, monkeypatch
+):
+    def fail(*_):
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(retraining, "retrain", fail)
+    with ThreadPoolExecutor(1) as executor, pytest.raises(UsageError, match=r"ran out of memory\. Finished slices are"):
+        build(small_reference, tmp_path / "truth", executor=executor)
 
 
 class DyingExecutor(InlineExecutor):
@@ -624,12 +660,12 @@ def test_on_an_accelerator_the_group_is_measured_in_a_process_of_its_own(small_r
 
     monkeypatch.setattr(filling, "choose_group_in_worker", there)
     monkeypatch.setattr(filling, "local_pool", ThreadPoolExecutor)
-    found = filling._grouping(small_reference, small, Options(device="cuda"))
+    found = filling._grouping(small_reference, small, Options(device="cuda"), None)
     assert (asked, set(found.seconds)) == (["cuda"], {1, 8})
     monkeypatch.setattr(filling, "choose_group_in_worker", _die)
     monkeypatch.setattr(filling, "local_pool", real_pool)
     with pytest.raises(UsageError, match="A worker process was killed"):
-        filling._grouping(small_reference, small, Options(device="cuda"))
+        filling._grouping(small_reference, small, Options(device="cuda"), None)
 
 
 def _die(*_: object) -> None:

@@ -185,7 +185,7 @@ def test_a_slice_goes_on_from_its_snapshot_and_removes_it(small, small_data, wor
     assert [path.name for path in work.folder.iterdir()] == [PART.file_name]
 
 
-@pytest.mark.parametrize("change", ["builder", "subsets", "seed", "version"])
+@pytest.mark.parametrize("change", ["builder", "subsets", "seed", "version", "fraction"])
 def test_a_slices_snapshot_is_for_the_same_replicas_on_the_same_machine(small, work, change):
     of = snapshots_of(small, PART, work.facts, work.folder).of
     measured = work.facts | {"seconds_by_group": {"2": 0.2}}
@@ -197,6 +197,8 @@ def test_a_slices_snapshot_is_for_the_same_replicas_on_the_same_machine(small, w
         part = replace(PART, subsets=(2, 3, 5))
     elif change == "seed":
         part = replace(PART, seed=2)
+    elif change == "fraction":
+        task = replace(small, plan=replace(small.plan, fraction=0.3))
     else:
         task = replace(small, recipe=replace(small.recipe, lr=0.1))
     assert snapshots_of(task, part, facts, work.folder).of != of

@@ -131,15 +131,10 @@ def _leave_fused_path(module: nn.Module) -> None:
 
 def _refuse_other_dropout(model: nn.Module, example: Tensor) -> None:
     """Refuse a model that draws random numbers in training mode even now that all its masks are given."""
-    modes = [(module, module.training) for module in model.modules()]
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}  # running statistics are written to
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]):
         before = torch.random.get_rng_state()
-        # Two examples, because BatchNorm1d cannot normalise one.
-        functional_call(model.train(), buffers, (torch.cat([example, example]),))
+        _pass_in_training(model, example)
         drawn = not torch.equal(torch.random.get_rng_state(), before)
-    for module, mode in modes:
-        module.training = mode
     if not drawn:
         return
     for name, module in model.named_modules():
@@ -154,15 +149,32 @@ def _refuse_other_dropout(model: nn.Module, example: Tensor) -> None:
     )
 
 
+@torch.no_grad()
+def _pass_in_training(model: nn.Module, example: Tensor) -> None:
+    """Pass two examples in training mode, because BatchNorm1d cannot normalise one, and leave the model as it was."""
+    modes = [(module, module.training) for module in model.modules()]
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}  # running statistics are written to
+    functional_call(model.train(), buffers, (torch.cat([example, example]),))
+    for module, mode in modes:
+        module.training = mode
+
+
 def _find_sites(model: nn.Module, example: Tensor) -> tuple[DropoutSite, ...]:
-    calls = _dropout_calls(model, example)
+    calls = _dropout_calls(model, lambda: model(example))
+    in_training = {name for name, _ in _dropout_calls(model, lambda: _pass_in_training(model, example))}
+    if other := sorted(in_training ^ {name for name, _ in calls}):
+        raise UsageError(
+            f"The model calls {other[0]} in training mode only, or in evaluation only. Call it always: its masks are "
+            "given to it in both, and without one it does nothing."
+        )
     for name, times in Counter(name for name, _ in calls).items():
         if times > 1:
             raise UsageError(
                 f"The model's {name} is called {times} times; "
                 "give each place a torch.nn.Dropout of its own, so that each has its own mask."
             )
-    for (name, one), (_, two) in zip(calls, _dropout_calls(model, torch.cat([example, example])), strict=True):
+    both = torch.cat([example, example])
+    for (name, one), (_, two) in zip(calls, _dropout_calls(model, lambda: model(both)), strict=True):
         # One row for both is fine (dropout of embedded positions): each example's mask is spread over it.
         if one[0] != 1 or two[0] > 2:
             raise UsageError(
@@ -178,8 +190,8 @@ def _find_sites(model: nn.Module, example: Tensor) -> tuple[DropoutSite, ...]:
 
 
 @torch.no_grad()
-def _dropout_calls(model: nn.Module, inputs: Tensor) -> list[tuple[str, tuple[int, ...]]]:
-    """Return the modules that drop units, in the order of a pass, and the shape of what each is given."""
+def _dropout_calls(model: nn.Module, run: Callable[[], object]) -> list[tuple[str, tuple[int, ...]]]:
+    """Return the modules that drop units, in the order of the pass ``run``, and the shape of what each is given."""
     calls: list[tuple[str, tuple[int, ...]]] = []
     hooks = []
     for name, module in model.named_modules():
@@ -189,7 +201,7 @@ def _dropout_calls(model: nn.Module, inputs: Tensor) -> list[tuple[str, tuple[in
                 calls.append((name, tuple(given[0].shape)))
 
             hooks.append(module.register_forward_hook(note))
-    model(inputs)
+    run()
     for hook in hooks:
         hook.remove()
     return calls

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from tdabench.dropout import DropoutSite, install_masks
 from tdabench.errors import UsageError
+
+if TYPE_CHECKING:
+    from tdabench.examples import Examples
+    from tdabench.task import Task
 
 
 def template_of(model: nn.Module, example: Tensor) -> tuple[nn.Module, tuple[DropoutSite, ...]]:
@@ -42,6 +46,37 @@ def template_of(model: nn.Module, example: Tensor) -> tuple[nn.Module, tuple[Dro
     if example.dim() == 4 and not _takes_channels_last(made, example):
         made.register_forward_pre_hook(_as_in_the_data)
     return made, sites
+
+
+@torch.no_grad()
+def check_values(task: Task, model: nn.Module, examples: Examples) -> None:
+    """Refuse a loss or a target that does not give one value an example.
+
+    A mean, for one, would be divided by the batch's size once more: training would go on, at another learning rate.
+
+    Parameters
+    ----------
+    task
+        Whose loss and target.
+    model
+        The task's template, where the examples are.
+    examples
+        Of which one is passed, twice.
+
+    Raises
+    ------
+    UsageError
+        If the shape of either is not ``[2]``.
+    """
+    two = examples.take(torch.zeros(2, dtype=torch.int64, device=examples.inputs.device))
+    logits = model(two.inputs)
+    for what, function in (("loss", task.loss), ("target", task.target.function)):
+        shape = list(function(logits, two.labels).shape)
+        if shape != [2]:
+            raise UsageError(
+                f"The {what} of {task.name} has shape {shape} for two examples, expected [2]: one value an example. "
+                'Torch\'s losses give it with reduction="none"; tdabench.cross_entropy and token_cross_entropy do.'
+            )
 
 
 def _check_parameters(model: nn.Module) -> None:

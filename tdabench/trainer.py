@@ -26,6 +26,7 @@ from tdabench.precision import Precision, autocast, used
 from tdabench.seeds import generator
 from tdabench.snapshots import Snapshots, State
 from tdabench.task import Recipe, Task, TaskData
+from tdabench.template import check_values
 
 Parameters = dict[str, Tensor]
 """What training changes: parameters by name, and running statistics where the model has some."""
@@ -61,9 +62,17 @@ class Program:
 
     @staticmethod
     def of(task: Task, data: TaskData) -> Program:
-        """Return the program of a task."""
+        """Return the program of a task.
+
+        Raises
+        ------
+        UsageError
+            If the model, the loss or the target is nothing that can be trained and judged example by example.
+        """
         model, sites = task.template(data.training.inputs[:1].cpu())
-        return Program(model.to(data.training.inputs.device), sites, task.loss)
+        model = model.to(data.training.inputs.device)
+        check_values(task, model, data.training)
+        return Program(model, sites, task.loss)
 
     def logits(self, stacked: Mapping[str, Tensor], inputs: Tensor, masks: Mapping[str, Tensor]) -> Tensor:
         """Return the logits ``[R, B, ...]`` of ``R`` replicas, each with its own batch ``[R, B, ...]`` and masks."""

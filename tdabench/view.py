@@ -23,6 +23,7 @@ from tdabench.model_store import ModelStore
 from tdabench.precision import Precision
 from tdabench.stopwatch import HARNESS
 from tdabench.task import Task, TaskData
+from tdabench.template import check_values
 from tdabench.trainer import OnEpoch, Parameters, Program, fit_stacked, stacked_state, train_replicas
 
 STREAM = "attribution"  # never "ground-truth": the seeds of the two are disjoint
@@ -59,6 +60,7 @@ class TaskView:
         self._checkpoints: dict[str, dict[int, Trained]] = {}
         self._template, self._sites = task.template(data.training.inputs[:1].cpu())
         self._template.to(self.device).requires_grad_(False)
+        check_values(task, self._template, data.training)
         self.loss_function = task.loss
         self.target_function = task.target.function
         self.target_probability = task.target.probability

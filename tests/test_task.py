@@ -223,6 +223,17 @@ def test_damaged_mnist_is_a_clear_error(tmp_path, cache):
         find_task("mnist-mlp").data(tmp_path)
 
 
+@pytest.mark.parametrize("content", [b"<!DOCTYPE html><html>", b"\x1f\x8b\x08\x08 packed still"])
+def test_files_that_are_something_else_are_a_clear_error(tmp_path, cache, content):
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for part in ("train", "t10k"):
+        for kind in ("images-idx3", "labels-idx1"):
+            (raw / f"{part}-{kind}-ubyte").write_bytes(content)
+    with pytest.raises(DataError, match=r"No readable MNIST in .*\((AssertionError|TypeError|KeyError|[^)]+)\)"):
+        find_task("mnist-mlp").data(tmp_path)
+
+
 def test_a_model_is_made_without_touching_the_generators_of_accelerators(small, monkeypatch):
     monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("seeded"))
     before = torch.get_rng_state()

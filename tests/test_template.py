@@ -12,7 +12,9 @@ from tdabench import Examples, TaskData
 from tdabench.baselines.grad_dot import GradDot
 from tdabench.errors import UsageError
 from tdabench.execution import execute
+from tdabench.targets import Target
 from tdabench.template import template_of
+from tdabench.trainer import train_replicas
 
 ROW = torch.rand(1, 12)
 
@@ -111,6 +113,43 @@ def test_dropout_of_rows_that_are_not_examples_is_refused(where, rows):
 def test_dropout_of_what_examples_share_has_a_mask_for_each():
     _, (site,) = template_of(DroppingRows("shared"), ROW)
     assert site.shape == (4, 3)
+
+
+class DroppingInTraining(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.normal, self.drop, self.last = (
+            nn.Linear(12, 4),
+            nn.BatchNorm1d(4),
+            nn.Dropout(),
+            nn.Linear(4, 3),
+        )
+
+    def forward(self, x):
+        h = self.normal(self.first(x)).relu()
+        return self.last(self.drop(h) if self.training else h)
+
+
+def test_dropout_that_is_called_in_training_only_is_refused_as_its_masks_would_be_given_in_evaluation_mode():
+    model = DroppingInTraining()
+    with pytest.raises(UsageError, match="calls drop in training mode only"):
+        template_of(model, ROW)
+    assert model.normal.num_batches_tracked == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"loss": nn.functional.cross_entropy}, r"The loss of small has shape \[\] for two .* reduction=\"none\""),
+        ({"target": Target("kept", lambda z, y: z[:, :1], None)}, r"The target of small has shape \[2, 1\] for two"),
+    ],
+)
+def test_losses_and_targets_give_one_value_an_example(small, small_data, view, change, message):
+    other = replace(small, **change)
+    with pytest.raises(UsageError, match=message):
+        train_replicas(other, small_data, small.subset_masks()[:2], "x")
+    with pytest.raises(UsageError, match=message):
+        view(other, small_data)
 
 
 def test_images_come_channels_last_where_the_model_takes_them_so():

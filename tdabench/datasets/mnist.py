@@ -14,6 +14,9 @@ from tdabench.downloads import Source, fetch
 from tdabench.errors import DataError
 from tdabench.files import storage_errors, write_bytes
 
+# torchvision has no error of its own for a file that is something else: what stumbles first depends on its bytes.
+_UNREADABLE = (RuntimeError, OSError, ValueError, AssertionError, TypeError, KeyError)
+
 
 def mnist(folder: Path | None) -> tuple[object, object]:
     """Return torchvision's MNIST, training and test set.
@@ -35,10 +38,11 @@ def mnist(folder: Path | None) -> tuple[object, object]:
     datasets = import_torchvision().datasets
     try:
         return datasets.MNIST(str(root), train=True), datasets.MNIST(str(root), train=False)
-    except (RuntimeError, OSError, ValueError) as error:
+    except _UNREADABLE as error:
         raise DataError(
             f"No readable MNIST in {root}: expected {root / 'MNIST' / 'raw' / 'train-images-idx3-ubyte'} and the three "
-            f"files beside it ({error}). {what_next(folder, 'MNIST/raw', sources.MNIST[0].urls[0])}"
+            f"files beside it ({str(error) or type(error).__name__}). "
+            f"{what_next(folder, 'MNIST/raw', sources.MNIST[0].urls[0])}"
         ) from error
 
 

@@ -17,6 +17,8 @@ from hypothesis import strategies as st
 from tdabench import cli, results
 from tdabench.board.rows import AXES, TaskInfo
 from tdabench.board.runs import Run
+from tdabench.board.seed_draws import over_seeds
+from tdabench.bootstrap import Draws
 from tdabench.ensembles import kind_of, parse_ensemble
 from tdabench.evaluation import Evaluator, compare
 from tdabench.files import write_arrays
@@ -398,6 +400,29 @@ def test_winners_stay_within_the_budget_and_name_who_is_level(trak):
     serving = winners(trak.entries, trak.curve[:1], "serve")[0]
     assert serving.best.kind == "lora"
     assert serving.n == 2, f"1.2 is more than {1 + TOLERANCE} times 1.0"
+
+
+def still(by_seed):
+    """Return draws that do not vary, of an LDS by seed."""
+    return over_seeds({seed: [Draws(value, *[np.full(200, value)] * 3)] for seed, value in by_seed.items()})
+
+
+def test_no_winner_is_worse_than_another_at_the_seeds_that_both_have(trak):
+    """Of one model's three seeds the masks have the lucky one alone, and are worse there."""
+    one = replace(trak.curve[0], draws=still({0: 0.30, 1: 0.20, 2: 0.22}))
+    masks = replace(trak.others[0], draws=still({0: 0.285}))
+    assert masks.lds > one.lds
+    assert difference(masks, one)[0] == pytest.approx(-0.015)
+    (winner,) = winners([one, masks], [one], "train")
+    assert (winner.best, winner.level, winner.n) == (one, (), 2)
+
+
+def test_level_is_neither_better_nor_worse(trak):
+    """Where each has one that is better the highest LDS wins, and the one that is better than it is not level."""
+    lds = ({0: 0.3, 2: 0.1}, {0: 0.2, 1: 0.21}, {1: 0.1, 2: 0.2})
+    circle = [replace(trak.curve[0], name=f"{i}", draws=still(one)) for i, one in enumerate(lds)]
+    (winner,) = winners(circle, circle[:1], "train")
+    assert (winner.best.name, winner.level) == ("1", ())
 
 
 def test_a_duel_is_fought_at_the_same_cost(trak):

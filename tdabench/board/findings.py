@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from tdabench.board.names import names
 from tdabench.board.rows import AXES, Axis, Row, TaskInfo, format_score
+from tdabench.board.seed_draws import best_of
 from tdabench.records import Machine
 
 # A reader takes in a handful of names; the table has the rest.
@@ -34,7 +35,7 @@ def findings(task: TaskInfo, rows: Sequence[Row]) -> list[Finding]:
     scored = [(row, name) for row, name in zip(rows, names(rows), strict=True) if row.lds is not None]
     if not scored:
         return []
-    best, name = max(scored, key=lambda pair: pair[0].lds or 0.0)
+    best, name = scored[best_of([row.draws for row, _ in scored if row.draws is not None])]
     one = "1 seed" if any(row.seeds for row, _ in scored) else ""  # beside others that have several
     made = [Finding("Best", f"{name} ({_score(best, best.seeds or one)}{_share(best, task.ceiling)}).")]
     if best.rank_group is None:

@@ -44,8 +44,9 @@ _HOW = (
     "**Claim** ({claim}): reached where the whole interval of some dropout or LoRA ensemble is at or above it, not"
     " reached where those of all are below it, else it cannot be told; a cost may be {tolerance} above what the claim"
     " leaves, since measured times vary. The best of several is shown, not adjusted for the choice.",
-    "**Winner at equal cost**: the highest LDS among runs that cost at most as much, within {tolerance}. Level: the"
-    " paired interval of the difference holds 0, unadjusted for the number of comparisons. At its own cost, an ensemble"
+    "**Winner at equal cost**: among runs that cost at most as much, within {tolerance}, the highest LDS of those that"
+    " no other is significantly better than at the seeds that both were run with. Level: the paired interval of the"
+    " difference holds 0, unadjusted for the number of comparisons. At its own cost, an ensemble"
     " is held against independent ones between measured sizes; beyond the largest nothing was measured at that cost.",
 )
 

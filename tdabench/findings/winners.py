@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tdabench.board.seed_draws import SeedDraws, at_shared, combined
+from tdabench.board.seed_draws import best_of as first_of
 from tdabench.findings.curves import ABOVE, BELOW, INSIDE, TOLERANCE
 from tdabench.findings.entries import Entry, Family, ahead
 
@@ -27,7 +28,7 @@ class Winner:
     axis
         Key of the cost.
     level
-        Entries within the budget that are not significantly worse than the best, best first.
+        Entries within the budget that differ from the best by nothing significant, highest LDS first.
     n
         Entries within the budget.
     """
@@ -94,8 +95,12 @@ def within(entries: Sequence[Entry], axis: str, budget: float) -> list[Entry]:
 
 
 def best_of(entries: Sequence[Entry]) -> Entry:
-    """Return the entry with the highest LDS, the first by name among equals."""
-    return min(entries, key=lambda entry: (-entry.lds, entry.name))
+    """Return the entry with the highest LDS of those that no other is significantly better than, at shared seeds.
+
+    The first by name among equals (:func:`tdabench.board.seed_draws.best_of`).
+    """
+    named = sorted(entries, key=lambda entry: entry.name)
+    return named[first_of([entry.draws for entry in named])]
 
 
 def winners(entries: Sequence[Entry], ladder: Sequence[Entry], axis: str) -> list[Winner]:
@@ -114,7 +119,7 @@ def winners(entries: Sequence[Entry], ladder: Sequence[Entry], axis: str) -> lis
     for rung in ladder:
         able = within(entries, axis, rung.costs[axis])
         best = best_of(able)
-        level = [e for e in able if e is not best and ahead(best, e) <= 0]
+        level = [e for e in able if e is not best and ahead(best, e) == 0]
         made.append(Winner(rung, axis, best, tuple(sorted(level, key=lambda e: (-e.lds, e.name))), len(able)))
     return made
 

@@ -711,6 +711,53 @@ def test_a_ladder_that_ends_before_is_no_ladder_of_five(run, all_rows):
     assert "of fewer where" not in render(all_rows, [TASK, OTHER], SOURCE)
 
 
+def test_without_a_single_model_nothing_is_held_against_the_curve(run):
+    """The masks are below two models, and nobody knows whether below one."""
+    pair = [
+        run(ensemble="independent(models=2)", noise=3.5, train=2.0, serve=2.0, storage=200, stream=2),
+        run(ensemble="independent(models=5)", noise=2.5, train=5.0, serve=5.0, storage=500, stream=3),
+    ]
+    rows = [*pair, run(ensemble="dropout(models=1, masks=5)", noise=6.0, serve=5.0, stream=4)]
+    (contest,) = contests_of(rows, [TASK])
+    assert (gains(contest.families[0]), verdicts(contest)) == ((), [])
+    text = render(rows, [TASK], SOURCE)
+    section = text[text.index("## digits-mlp") :]
+    assert "- Not held against anything, as no single model was run: `trak`." in section
+    assert "no independent ensembles were run" not in text
+    assert "No dropout or LoRA ensemble can be held against the claim." in text
+    for untrue in ("**not reached**", "as good as a single model", "cheaper than one model", "at its own cost**"):
+        assert untrue not in text
+    assert "Ensembles of `trak`**: the best at that cost" in section, "who wins at a cost needs no single model"
+    (found,) = numbers(rows, [TASK])[0]["methods"]
+    assert {entry["equal_lds"] for entry in found["ensembles"]} == {None}
+    of_one = [run(ensemble="independent(models=1)", noise=6.0), *rows]
+    assert len(gains(contests_of(of_one, [TASK])[0].families[0])) == 1, "an ensemble of one is a single model"
+
+
+def test_without_independent_ensembles_the_document_says_that_there_are_none(run):
+    rows = [run(noise=6.0), run(ensemble="dropout(models=1, masks=5)", noise=3.0, serve=5.0)]
+    text = render(rows, [TASK], SOURCE)
+    assert "- Not held against anything, as no independent ensembles were run: `trak`." in text
+    assert "no single model was run" not in text
+
+
+def test_a_ladder_that_starts_beyond_the_budget_is_not_headed_by_it(run):
+    rows = [
+        run(ensemble="independent(models=10)", noise=3.0, train=10.0, serve=10.0, storage=1000, stream=2),
+        run(ensemble="independent(models=20)", noise=2.5, train=20.0, serve=20.0, storage=2000, stream=3),
+        run(ensemble="dropout(models=1, masks=5)", noise=6.0, serve=5.0, stream=4),
+    ]
+    text = render(rows, [TASK], SOURCE)
+    assert "5 independent models" not in text
+    assert "| 10 independent models, LDS " in text, "the section has the ladder's own budgets"
+    other = [
+        run("logra", noise=6.0),
+        run("logra", "independent(models=2)", noise=4.0, train=2.0, serve=2.0, storage=200),
+        run("logra", "dropout(models=1, masks=2)", noise=5.0, serve=2.0),
+    ]
+    assert "| digits-mlp, `logra`, at the cost of 2 independent models |" in render([*rows, *other], [TASK], SOURCE)
+
+
 def test_a_claim_of_up_to_so_much_is_quoted_as_that(rows):
     text = render(rows, [TASK], SOURCE)
     assert "save up to 80 % of training time, up to 60 % of serving time and up to 80 % of storage" in text

@@ -40,7 +40,8 @@ _HOW = (
     "**Saved at equal LDS**: 1 - cost / cost of independent ensembles of the same method, code and options at the size"
     " that reaches the same LDS. Between measured sizes the LDS is linear in the logarithm of the size and the cost"
     " linear in the size; a larger ensemble that scores lower counts as its best smaller one. `{worse}`: no independent"
-    " ensemble is as bad, so nothing is saved. The interval recomputes curve and run in every resample.",
+    " ensemble is as bad, so nothing is saved. Without a run of one model nothing is held"
+    " against the curve. The interval recomputes curve and run in every resample.",
     "**Claim** ({claim}): reached where the whole interval of some dropout or LoRA ensemble is at or above it, not"
     " reached where those of all are below it, else it cannot be told; a cost may be {tolerance} above what the claim"
     " leaves, since measured times vary. The best of several is shown, not adjusted for the choice.",

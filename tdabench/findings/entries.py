@@ -138,6 +138,16 @@ class Family:
         return (*self.curve, *self.others)
 
     @property
+    def from_one(self) -> bool:
+        """Whether the curve starts at one model, which an ensemble must be as good as to save anything."""
+        return bool(self.curve) and self.curve[0].members == 1
+
+    @property
+    def compares(self) -> bool:
+        """Whether other ensembles can be held against the curve: one model, and independent ones beside it."""
+        return self.from_one and len(self.curve) > 1
+
+    @property
     def sources(self) -> frozenset[str]:
         """Hashes of the sources of tdabench that they were measured with."""
         return frozenset(record.provenance.sources_sha256 for entry in self.entries for record in entry.records)

@@ -55,18 +55,26 @@ def trials_of(contests: Sequence[Contest]) -> list[Trial]:
 
 
 def races_of(contests: Sequence[Contest]) -> list[Race]:
-    """Return a race for every contest in which other ensembles than independent ones have a curve beside them."""
+    """Return a race for every contest in which other ensembles than independent ones have a curve beside them.
+
+    A curve whose smallest size is beyond :data:`BUDGET` has none at its cost, and is left out.
+    """
     made = []
     for contest in contests:
-        family = strongest(contest.families)
+        family = strongest([family for family in contest.families if _affordable(family)])
         if family is not None and family.others:
-            rungs = [knot for knot in family.curve if knot.members <= BUDGET][-1:] or [family.curve[0]]
+            rungs = _affordable(family)[-1:]
             own, every = (
                 {axis: winners(entries, rungs, axis)[0] for axis in CLAIMS}
                 for entries in (family.entries, contest.entries)
             )
             made.append(Race(contest, family, own, every))
     return made
+
+
+def _affordable(family: Family) -> list[Entry]:
+    """Return the sizes of a curve up to :data:`BUDGET`."""
+    return [knot for knot in family.curve if knot.members <= BUDGET]
 
 
 def summary(contests: Sequence[Contest]) -> list[str]:
@@ -201,8 +209,8 @@ def _races(races: Sequence[Race]) -> list[str]:
     return [
         f"### Who wins at the cost of {BUDGET} independent models",
         "",
-        f"The ensemble of the method with the highest LDS among those that cost no more than its {BUDGET} independent"
-        " models, and how far it leads over the best independent ensemble among them, with the 95 % interval. Level:"
+        f"The best ensemble of the method among those that cost no more than its {BUDGET} independent models, its LDS,"
+        " and how far it leads over the best independent ensemble among them, with the 95 % interval. Level:"
         " other kinds of ensemble whose difference from the winner is not significant.",
         "",
         *table(columns, rows, left=len(columns)),

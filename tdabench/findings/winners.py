@@ -49,8 +49,8 @@ class Duel:
     lds
         :data:`AHEAD`, :data:`LEVEL` or :data:`BEHIND`: the cheap ensemble's against the independent one's.
     place
-        ``BELOW``: a single model costs more; ``ABOVE``: the largest independent ensemble costs less, so nothing was
-        measured at the same cost; ``INSIDE``: between.
+        ``BELOW``: a single model, with which the curve starts, costs more; ``ABOVE``: the largest independent ensemble
+        costs less, so nothing was measured at the same cost; ``INSIDE``: between.
     size
         Of the independent ensemble at the same cost, between measured ones; the nearest end beyond them.
     difference
@@ -136,7 +136,8 @@ def duel(entry: Entry, family: Family, axis: str) -> Duel:
     """Hold an ensemble against its family's curve at its own cost, at the run seeds that they share.
 
     Between measured sizes the cost is linear in the size, and the LDS in the logarithm of the size; where a larger
-    ensemble has a lower LDS than a smaller one, the smaller one counts.
+    ensemble has a lower LDS than a smaller one, the smaller one counts. The curve starts at a single model
+    (:attr:`~tdabench.findings.entries.Family.compares`).
     """
     *knots, own = at_shared([*(knot.draws for knot in family.curve), entry.draws])
     sizes = np.array([knot.members for knot in family.curve], dtype=np.float64)

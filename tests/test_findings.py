@@ -386,7 +386,7 @@ def test_adapters_checkpoints_and_banks_are_charged_as_measured(run):
     assert contest.price.seconds == 1.0
     costs = {e.name: (e.costs["train"], e.costs["extra"], e.costs["total"]) for e in contest.entries}
     assert costs["trak + lora(models=1, adapters=1)"] == pytest.approx((1.4, 0.4, 2.4))
-    assert costs["trak + checkpoints(models=1, last=5)"] == pytest.approx((1.0, 1.0, 2.0))
+    assert costs["trak + checkpoints(models=1, last=5)"] == pytest.approx((9.0, 9.0, 10.0))
     assert costs["a-bank"] == pytest.approx((70.0, 70.0, 71.0))
 
 

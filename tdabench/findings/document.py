@@ -35,8 +35,9 @@ _HOW = (
     " one seed, intervals hold no variation between trained models, and a verdict says so. Repetitions of a seed count"
     " as one.",
     "**Costs**: from the records, measured once for each run, so intervals hold no noise of costs. Every model is"
-    " priced at the mean measured time of training one on the task; adapters and banks of models cost what they took."
-    " Tuning is not among the costs. Times are compared inside one machine class only.",
+    " priced at the mean measured time of training one on the task; adapters, banks of models and"
+    " trainings that give checkpoints cost what they took. Tuning is not among the costs. Times are compared inside one"
+    " machine class only.",
     "**Saved at equal LDS**: 1 - cost / cost of independent ensembles of the same method, code and options at the size"
     " that reaches the same LDS. Between measured sizes the LDS is linear in the logarithm of the size and the cost"
     " linear in the size; a larger ensemble that scores lower counts as its best smaller one. `{worse}`: no independent"

@@ -62,7 +62,8 @@ def _price(contest: Contest) -> list[str]:
     if price is None:
         return []
     mean = f"the mean over {price.n} models" if price.n > 1 else "as measured once"
-    return [f"Training one model takes {format_seconds(price.seconds)}, {mean}; every model is priced at that."]
+    took = f"Training one model takes {format_seconds(price.seconds)}, {mean}"
+    return [f"{took}; every model is priced at that, but those that give checkpoints."]
 
 
 def _busy(contest: Contest) -> list[str]:

@@ -354,6 +354,13 @@ def test_the_best_is_not_worse_than_another_at_the_seed_that_both_have(make):
     assert said(rows)["Best"].startswith("trak (LDS 0.240, 3 seeds, ")
 
 
+def test_the_page_says_how_training_is_priced(make):
+    training = {"trainings": {"model-0-0": {"wall_s": 12.5, "cpu_s": 12.5}}}
+    text = Reader(render(rows_of([make.run(**training)]), [make.task()])).text
+    assert text.count("trainings that give checkpoints cost what they took") == 2, "above the table and in the glossary"
+    assert "As measured in the row's own runs" not in text
+
+
 def test_findings_compare_costs_inside_a_machine_class_only(make):
     rows = [make.row("x", 0.41, 1, machine=make.GPU), make.row("y", 0.40, 1)]
     assert not [lead for lead in said(rows) if lead.startswith("Cheapest")]

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tdabench import cli, results
-from tdabench.board.rows import AXES, TaskInfo
+from tdabench.board.rows import AXES, TaskInfo, rows_of
 from tdabench.board.runs import Run
 from tdabench.board.seed_draws import over_seeds
 from tdabench.bootstrap import Draws
@@ -388,6 +388,18 @@ def test_adapters_checkpoints_and_banks_are_charged_as_measured(run):
     assert costs["trak + lora(models=1, adapters=1)"] == pytest.approx((1.4, 0.4, 2.4))
     assert costs["trak + checkpoints(models=1, last=5)"] == pytest.approx((9.0, 9.0, 10.0))
     assert costs["a-bank"] == pytest.approx((70.0, 70.0, 71.0))
+
+
+def test_a_run_that_was_measured_again_sets_no_price(run):
+    """The first had a busy machine while it trained and served."""
+    day = {"busy": "2026-01-02T03:04:05Z", "again": "2026-01-03T03:04:05Z"}
+    slow, quick = (trained(model_0_0=seconds) for seconds in (9.0, 1.0))
+    busy = run(noise=6.0, train=9.0, created=day["busy"], trainings=slow, phases={"fit": 1.0}, cpu_phases={"fit": 0.1})
+    again = run(noise=6.0, created=day["again"], trainings=quick)
+    (contest,) = contests_of([busy, again], [TASK])
+    assert (contest.price.seconds, contest.entries[0].costs["train"]) == (1.0, 1.0)
+    (row,) = rows_of([busy, again])
+    assert row.price == contest.price, "as on the board"
 
 
 def test_winners_stay_within_the_budget_and_name_who_is_level(trak):

@@ -226,8 +226,8 @@ def contests_of(runs: Iterable[Run], tasks: Sequence[TaskInfo]) -> list[Contest]
 
 def _contest(task: TaskInfo, runs: Sequence[Run]) -> Contest:
     able = [run for run in runs if counts(run)]
-    price = price_of(run.record for run in able)
     groups = by_configuration(able)
+    price = price_of(run.record for group in groups for run in group)
     made = (_entry(members, price, luck) for members, luck in zip(groups, lucks_of(groups), strict=True))
     entries = sorted(made, key=_entry_order)
     named = zip(entries, _told_apart(entries, [entry.name for entry in entries]), strict=True)

@@ -65,7 +65,7 @@ class Row:
     runs
         By seed, at least one; repetitions of a seed are its mean.
     rank_group
-        1 is best; rows that share a group are not distinguishable. None where rows were not ranked.
+        1 is best; rows that share a group are not distinguishable from its best. None where rows were not ranked.
     price
         What training a model costs on the row's task and machine class; None where training costs what was measured.
     luck

@@ -330,7 +330,7 @@ def test_fifty_runs_are_less_than_a_megabyte(make):
 def test_findings_name_the_best_its_equals_and_the_cheapest(make):
     rows = [
         make.row("x", 0.41, 1, costs={"train_s": 100.0}),
-        make.row("y", 0.40, 1, costs={"train_s": 12.0}),
+        make.row("y", 0.40, 1, half=0.05, costs={"train_s": 12.0}),
         make.row("z", 0.2, 2, costs={"train_s": 1.0}),
     ]
     found = said(rows)
@@ -375,8 +375,23 @@ def test_findings_say_so_where_one_run_is_clear_of_the_rest(make):
     assert "Clear of the rest" in said([make.row("x", 0.41, 1), make.row("y", 0.1, 2)])
 
 
+def test_what_is_level_with_the_best_is_named_whatever_its_rank(make):
+    """The second is worse than the best and opens a rank; the third is lower still, but nobody knows how low."""
+    rows = rows_of([make.run("a", 0.4), make.run("b", 0.3), make.run("c", 0.29, half=0.3)])
+    assert {row.record.method: row.rank_group for row in rows} == {"a": 1, "b": 2, "c": 2}
+    assert said(rows)["Not distinguishable from it"] == "c."
+    assert "Clear of the rest" not in said(rows)
+    assert "Clear of the rest" in said(rows[:2])
+
+
+def test_rows_of_a_group_are_said_to_be_level_with_its_best_alone(make):
+    page = Reader(render(make.board(), [make.task()]))
+    (title,) = {a["title"] for t, a in page.elements if a.get("data-key") == "rank_group"}
+    assert title == "Rows that share a group are not distinguishable from the best of the group"
+
+
 def test_long_lists_of_equals_are_cut(make):
-    rows = [make.row(f"m{i}", 0.4 - i / 1000, 1) for i in range(9)]
+    rows = [make.row(f"m{i}", 0.4 - i / 1000, 1, half=0.05 if i else 0.03) for i in range(9)]
     assert said(rows)["Not distinguishable from it"] == "m1, m2, m3, m4 and 4 more."
 
 

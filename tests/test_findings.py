@@ -803,6 +803,9 @@ def test_runs_of_a_suite_that_failed_or_are_out_of_date_are_not_there(run):
         " not there: 2, `digits-mlp trak, seed 2`, `digits-mlp trak, seed 3`." in text
     )
     assert "of an older version of the task" in text
+    other = replace(rows[0], evaluation=None, no_score="no LDS: its evidence is of other ground truth than there is")
+    text = render([other, run(noise=3.0, seed=1)], [TASK], source)
+    assert "without one: 1, `digits-mlp trak` (evidence of other ground truth);" in text
 
 
 def test_the_numbers_are_those_of_the_document(all_rows):

@@ -12,7 +12,7 @@ import pytest
 
 from tdabench import results
 from tdabench.archive import archive_run
-from tdabench.errors import FileFormatError, UsageError
+from tdabench.errors import FileFormatError, OtherGroundTruthError, UsageError
 from tdabench.files import write_arrays
 from tdabench.ground_truth import read_ground_truth
 from tdabench.lds import lds_per_query
@@ -137,5 +137,18 @@ def test_what_a_tuning_tried_is_no_result(write_run, tmp_path):
 def test_a_run_that_was_kept_for_other_ground_truth_is_named(write_run, small_truth_folder, monkeypatch):
     folder = write_run("a", np.random.default_rng(0).normal(size=(40, 120)))
     monkeypatch.setattr(results, "evidence_of", lambda *_: SimpleNamespace(basis="other"))
-    with pytest.raises(UsageError, match=rf"The run in {folder} cannot be evaluated. The evidence was made on basis"):
+    with pytest.raises(
+        OtherGroundTruthError, match=rf"The run in {folder} cannot be evaluated. The evidence was made on basis"
+    ):
+        evaluate_run(folder, read_record(folder))
+    ((run,), _) = read_runs([folder])
+    assert (run.evaluation, run.lds) == (None, None)
+    assert run.reason == "no LDS: its evidence is of other ground truth than there is"
+
+
+def test_evidence_of_another_shape_is_an_error(write_run, small_truth_folder, monkeypatch):
+    folder = write_run("a", np.random.default_rng(0).normal(size=(40, 120)))
+    broken = SimpleNamespace(basis=evaluator_of("small").basis, sums=np.zeros((2, 2)))
+    monkeypatch.setattr(results, "evidence_of", lambda *_: broken)
+    with pytest.raises(UsageError, match=rf"The run in {folder} cannot be evaluated. The evidence has ranks of shape"):
         read_runs([folder])

@@ -111,7 +111,7 @@ def _identity(run: Run) -> dict[str, Any]:
         "ensemble": e.kind if e else "none",
         "ensemble_options": json.dumps(e.options if e else {}, sort_keys=True),
         "status": r.status,
-        "reason": r.reason,
+        "reason": run.reason or None,
         "correlation_within": r.correlations.within if r.correlations else None,
         "correlation_between": r.correlations.between if r.correlations else None,
     }

@@ -99,6 +99,7 @@ def finish_board(folders: Sequence[Path], out: Path, as_json: bool, suite: Suite
     note_other_sources([run.record for run in runs])
     tasks = [task for task in tasks if task.has_truth]
     warn_of_unknown(runs, tasks)
+    warn_of_other_truth(runs)
     if as_json:
         from tdabench.board.table import json_text, results_frame
 
@@ -122,6 +123,18 @@ def warn_of_unknown(runs: Sequence[Run], tasks: Sequence[TaskInfo]) -> None:
             warn(f"{left_out}: no task of that name is registered. Name its file with --task FILE.py:NAME.")
         except TdabenchError as error:
             warn(f"{left_out}: {error}")
+
+
+def warn_of_other_truth(runs: Sequence[Run]) -> None:
+    """Say which archived runs have no LDS because their evidence is of other ground truth, and what to do."""
+    from tdabench.findings.markdown import count, listing
+
+    found = [run.record.run_id for run in runs if run.no_score]
+    if found:
+        warn(
+            f"{count(len(found), 'run')} without an LDS, as the evidence is of other ground truth than there is:"
+            f" {listing(found)}. Archive them again from their scores, or run the method again."
+        )
 
 
 def print_board(rows: Sequence[Row], tasks: Sequence[TaskInfo]) -> None:
@@ -155,7 +168,7 @@ def _print_without(row: Row) -> None:
     for run in row.runs:
         if run.lds is None:
             seed = f", seed {run.record.seed}" if len(row.runs) > 1 else ""
-            click.echo(f"{run.record.label}{seed}: {run.record.status}, {run.record.reason or 'older task version'}")
+            click.echo(f"{run.record.label}{seed}: {run.record.status}, {run.reason or 'older task version'}")
 
 
 def _print_fronts(scored: Sequence[tuple[Row, frozenset[str]]]) -> None:
@@ -212,6 +225,7 @@ def findings(runs: tuple[Path, ...], out: Path, suites: tuple[str, ...], as_json
     tasks = [task for task in tasks if task.has_truth]
     write_text(out, render(found, tasks, source))
     warn_of_unknown(found, tasks)
+    warn_of_other_truth(found)
     if as_json:
         told = {"file": str(out), "runs": len(found), "tasks": [task.name for task in tasks]}
         return print_json({**told, "findings": numbers(found, tasks)})

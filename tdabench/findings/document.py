@@ -172,18 +172,25 @@ def _suite_gaps(suite: Suite, runs: Sequence[Run], tasks: Sequence[TaskInfo]) ->
     for run in sorted(runs, key=lambda run: run.lds is not None):  # one with an LDS is the last word
         r = run.record
         if versions.get(r.task, r.task_version) == r.task_version:
-            ended[r.task, r.method, _ensemble(r), r.seed] = "" if run.lds is not None else r.status
+            ended[r.task, r.method, _ensemble(r), r.seed] = "" if run.lds is not None else _without(run)
     planned = sorted({_planned(job) for job in suite.jobs})
     without = [(run, ended[run]) for run in planned if ended.get(run)]
     missing = [run for run in planned if run not in ended]
     there = len(planned) - len(without) - len(missing)
     text = f"Suite {code(suite.name)}: {there} of {count(len(planned), 'run')} have an LDS"
     if without:
-        named = [f"{_run(run)} ({'no ground truth' if status == 'ok' else status})" for run, status in without]
+        named = [f"{_run(run)} ({why})" for run, why in without]
         text += f"; without one: {len(without)}, {listing(named, 12)}"
     if missing:
         text += f"; not there: {len(missing)}, {listing([_run(run) for run in missing], 12)}"
     return f"{text}."
+
+
+def _without(run: Run) -> str:
+    """Say why a run has no LDS, briefly."""
+    if run.record.status != "ok":
+        return run.record.status
+    return "evidence of other ground truth" if run.no_score else "no ground truth"
 
 
 _Planned = tuple[str, str, str, int]

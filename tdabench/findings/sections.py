@@ -305,4 +305,4 @@ def _without(contest: Contest) -> list[str]:
 
 def _reason(run: Run, contest: Contest) -> str:
     old = run.record.task_version != contest.task.version
-    return run.record.reason or ("of an older version of the task" if old else "the task has no ground truth")
+    return run.reason or ("of an older version of the task" if old else "the task has no ground truth")

@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from tdabench.board import render, results_frame, write
+from tdabench.board import Run, render, results_frame, write
 from tdabench.board.findings import findings
 from tdabench.board.rows import in_order, rows_of
 
@@ -124,6 +124,15 @@ def test_a_row_that_misses_a_seed_says_so(make):
     row = row_of(html, "run-trak-seed-0")
     assert "2 of 3 seeds" in Reader(row).text
     assert 'aria-label="warning: Seed 2 has no LDS: timeout."' in row
+
+
+def test_a_seed_whose_evidence_is_of_other_ground_truth_says_so(make):
+    first, second = make.seeds(lds=(0.2, 0.3))
+    row = row_of(
+        render(rows_of([first, Run(second.record, no_score="no LDS: its evidence is old")]), [make.task()]),
+        "run-trak-seed-0",
+    )
+    assert 'aria-label="warning: Seed 1 has no LDS: its evidence is old."' in row
 
 
 def test_seeds_that_all_failed_are_one_row_with_their_reasons(make):

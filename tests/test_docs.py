@@ -145,7 +145,7 @@ def shown_commands() -> list[str]:
 def test_the_walks_show_commands():
     shown = {" ".join(line.split()[:3]) for line in shown_commands()}
     assert {"tdabench ground-truth merge", "tdabench tune digits-mlp", "tdabench suite ./my_suite.toml"} <= shown
-    assert {"tdabench findings out/at-equal-cost", "tdabench archive out/at-equal-cost"} <= shown
+    assert {"tdabench findings out/at-equal-cost", "tdabench archive out/at-equal-cost/*--my-method--*"} <= shown
 
 
 @pytest.mark.parametrize("line", shown_commands())

@@ -557,6 +557,26 @@ def test_machine_classes_are_kept_apart(rows, run):
     assert gains(other.families[0]) == (), "the CPU's independent ensembles are no curve for it"
 
 
+def test_a_task_that_was_measured_on_two_machine_classes_counts_once(run):
+    machine = RECORD["machine"] | {"machine_class": "other", "device": "cuda", "device_name": "A GPU"}
+    made = [(None, 6.0, 1.0), ("independent(models=5)", 2.5, 5.0), ("dropout(models=1, masks=5)", 1.0, 1.0)]
+    rows = [
+        run("trak", text, noise=noise, train=cost, serve=cost, storage=100 * int(cost), stream=len(str(text)), **where)
+        for text, noise, cost in made
+        for where in ({}, {"machine": machine})
+    ]
+    rows += [run("grad-dot", noise=0.1, machine=machine)]
+    text = render(rows, [TASK], SOURCE)
+    for said in (
+        "won by dropout masks on 1 of 1 task. Independent models win or are level with the winner on 0. With all"
+        " methods in the race, another one wins on 1: `grad-dot` with one model on digits-mlp, on",
+        "A task counts once, with what holds on any of its machine classes.",
+        "reached on 1 of 1 pair of a task and a method (one seed), by 2 of 2 dropout or LoRA ensembles.",
+    ):
+        assert said in text
+    assert "machine classes." not in render(rows[::2], [TASK], SOURCE)
+
+
 def test_growth_is_predicted_from_the_smallest_ensemble(trak):
     found = {growth.flavour: growth for growth in growths(trak)}
     dropout, independent = found["dropout"], found["independent"]

@@ -63,4 +63,9 @@ def priced(record: Record, price: Price | None) -> Costs | None:
 
 
 def _for_checkpoints(record: Record) -> bool:
-    return record.ensemble is not None and record.ensemble.kind == _RUNS
+    """Return whether a run's models were trained for checkpoints: by its ensemble, or by the method itself.
+
+    Such a training has a model's name, but whoever has a trained model is charged with all of it.
+    """
+    own = record.costs is not None and 0 < record.costs.train_s <= record.costs.extra_train_s
+    return own or (record.ensemble is not None and record.ensemble.kind == _RUNS)

@@ -2,43 +2,91 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tdabench.errors import UsageError
 from tdabench.evidence import write_evidence
 from tdabench.files import new_folder, write_bytes
+from tdabench.ground_truth import read_ground_truth
 from tdabench.records import RECORD_FILE, read_record
 from tdabench.registry import find_task
 from tdabench.results import evaluator_of, evidence_of, refuse_candidate
 
 
-def archive_run(folder: Path, archive: Path) -> bool:
-    """Keep one run in an archive, in a folder of the same name.
+def archive_runs(folders: Sequence[Path], archive: Path, on_run: Callable[[Path], None] = lambda _: None) -> int:
+    """Keep runs in an archive, each in a folder of the same name; all are checked before any is written.
+
+    Parameters
+    ----------
+    folders
+        Run folders.
+    on_run
+        Called with each that is done with.
 
     Returns
     -------
-    bool
-        False if it was there already.
+    int
+        How many were not there before.
 
     Raises
     ------
     UsageError
-        If another run is there under that name, or the run is of an older version of its task or what a tuning tried.
+        If another run is there under the name of one, or has that name among those that are given; or if one is of an
+        older version of its task, or what a tuning tried.
     MissingGroundTruthError
-        If its task has no ground truth to make evidence for.
+        If a task has no ground truth to make evidence for.
+    FileFormatError
+        If a run's scores are damaged, which is found when their turn comes.
     """
-    refuse_candidate(folder)
-    target = archive / folder.name
-    record, content = read_record(folder), (folder / RECORD_FILE).read_bytes()
-    if target.exists():
-        if (target / RECORD_FILE).is_file() and (target / RECORD_FILE).read_bytes() == content:
-            return False
-        raise UsageError(f"{target} holds another run. Remove it, or choose another folder with --out.")
-    if record.scores is not None and record.task_version != find_task(record.task).version:
+    for folder in folders:
+        refuse_candidate(folder)
+    _refuse_taken(folders, archive)
+    new = [folder for folder in folders if not (archive / folder.name).exists()]
+    for task in sorted({task for folder in new if (task := _scored(folder)) is not None}):
+        read_ground_truth(find_task(task))
+    for folder in folders:
+        if folder in new:
+            _write(folder, archive / folder.name)
+        on_run(folder)
+    return len(new)
+
+
+def _refuse_taken(folders: Sequence[Path], archive: Path) -> None:
+    """Raise :class:`UsageError` if the place of a run is that of another one."""
+    given: dict[str, bytes] = {}
+    twice, taken = [], []
+    for folder in folders:
+        content, target = (folder / RECORD_FILE).read_bytes(), archive / folder.name
+        twice += [folder] if given.setdefault(folder.name, content) != content else []
+        taken += [target] if target.exists() and not _holds(target, content) else []
+    if twice:
+        raise UsageError(f"There are different runs of the name {twice[0].name} among those given. Leave one out.")
+    if taken:
+        first, *others = map(str, taken)
+        more = f" So {'does' if len(others) == 1 else 'do'} {', '.join(others)}." if others else ""
+        advice = "Remove it, or choose another folder with --out."
+        raise UsageError(f"{first} holds another run. {advice}{more} Nothing was written.")
+
+
+def _holds(target: Path, content: bytes) -> bool:
+    return (target / RECORD_FILE).is_file() and (target / RECORD_FILE).read_bytes() == content
+
+
+def _scored(folder: Path) -> str | None:
+    """Return the task of a run that has scores, which evidence is made for; None for one without."""
+    record = read_record(folder)
+    if record.scores is None:
+        return None
+    if record.task_version != find_task(record.task).version:
         raise UsageError(f"The run in {folder} is of an older version of {record.task}. Measure it again.")
+    return record.task
+
+
+def _write(folder: Path, target: Path) -> None:
+    record, content = read_record(folder), (folder / RECORD_FILE).read_bytes()
     with new_folder(target) as made:
         write_bytes(made / RECORD_FILE, content)
         if record.scores is not None:
             evidence = evidence_of(folder, record, evaluator_of(record.task))
             write_evidence(made, evidence, record.scores.sha256)
-    return True

@@ -4,6 +4,7 @@
     ├── UsageError            what was asked for cannot be done as asked
     │   ├── UnknownNameError      no task, method, suite or option of that name
     │   ├── OptionError           an option's value has the wrong type or is out of range
+    │   ├── OtherGroundTruthError evidence that was made for other ground truth than there is
     │   └── DataError             a data file is missing, or is not the file that the task was defined on
     ├── FileFormatError       a file is unreadable, truncated or not what its name says
     │   ├── ScoresError           scores of the wrong shape or type, or not finite
@@ -61,6 +62,10 @@ class UnknownNameError(UsageError):
 
 class OptionError(UsageError):
     """An option's value has the wrong type or is out of range."""
+
+
+class OtherGroundTruthError(UsageError):
+    """Evidence was made for other ground truth, or other queries, than there is."""
 
 
 class DataError(UsageError):

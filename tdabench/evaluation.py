@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from tdabench.bootstrap import RESAMPLE_SEED, Draws, RankedTruth, Resamples, bootstrap_lds, draw, percentile_interval
 from tdabench.ceiling import Ceiling, noise_ceiling
-from tdabench.errors import GroundTruthError, UsageError
+from tdabench.errors import GroundTruthError, OtherGroundTruthError, UsageError
 from tdabench.evidence import Evidence, whole
 from tdabench.lds import average_ranks, check_scores, constant_columns, subset_sums
 from tdabench.mislabels import mislabel_auroc, suspicion_ranks
@@ -175,11 +175,13 @@ class Evaluator:
 
         Raises
         ------
-        UsageError
+        OtherGroundTruthError
             If the evidence was made for another ground truth, or for other queries.
+        UsageError
+            If its arrays have other shapes.
         """
         if evidence.basis != self.basis:
-            raise UsageError(
+            raise OtherGroundTruthError(
                 f"The evidence was made on basis {evidence.basis}, and the ground truth here has basis {self.basis}."
                 " Evaluate the run's scores, or run the method again."
             )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tdabench.board.rows import TaskInfo
 from tdabench.board.runs import Run
-from tdabench.errors import MissingGroundTruthError, UnknownNameError, UsageError
+from tdabench.errors import MissingGroundTruthError, OtherGroundTruthError, UnknownNameError, UsageError
 from tdabench.evaluation import Evaluation, Evaluator
 from tdabench.evidence import EVIDENCE_FILE, Evidence, read_evidence
 from tdabench.ground_truth import GroundTruth, read_ground_truth
@@ -18,6 +18,9 @@ from tdabench.registry import find_task
 from tdabench.scores import read_run_scores
 from tdabench.task import Task
 from tdabench.tuned import CANDIDATES_FOLDER
+
+OTHER_TRUTH = "no LDS: its evidence is of other ground truth than there is"
+"""Why an archived run has no LDS where the ground truth, or the choice of queries, has changed since."""
 
 
 @lru_cache(maxsize=8)
@@ -64,9 +67,11 @@ def evaluate_run(folder: Path, record: Record) -> Evaluation | None:
 
     Raises
     ------
+    OtherGroundTruthError
+        If what is kept of it was made for other ground truth; it is named.
     UsageError
         If it is what a tuning tried.
-        Or what is kept of it was made for other ground truth, or is damaged; it is named.
+        Or what is kept of it is damaged; it is named.
     """
     refuse_candidate(folder)
     if record.status != "ok":
@@ -78,7 +83,7 @@ def evaluate_run(folder: Path, record: Record) -> Evaluation | None:
     try:
         return evaluator.weigh(evidence)
     except UsageError as error:
-        raise UsageError(f"The run in {folder} cannot be evaluated. {error}") from error
+        raise type(error)(f"The run in {folder} cannot be evaluated. {error}") from error
 
 
 def evidence_of(folder: Path, record: Record, evaluator: Evaluator) -> Evidence:
@@ -97,22 +102,27 @@ def evidence_of(folder: Path, record: Record, evaluator: Evaluator) -> Evidence:
 def read_runs(
     folders: Iterable[Path], on_run: Callable[[Record], None] = lambda _: None
 ) -> tuple[list[Run], list[TaskInfo]]:
-    """Read and evaluate runs, and return them with what is known of their tasks."""
+    """Read and evaluate runs, and return them with what is known of their tasks.
+
+    A run whose evidence is of other ground truth than there is has no LDS, and says so.
+    """
     runs = []
     for folder in folders:
         record = read_record(folder)
-        runs.append(Run(record, _evaluate_known(folder, record)))
+        runs.append(_evaluated(folder, record))
         on_run(record)
     tasks = [info for name in dict.fromkeys(r.record.task for r in runs) if (info := _task_info(name)) is not None]
     return runs, tasks
 
 
-def _evaluate_known(folder: Path, record: Record) -> Evaluation | None:
-    """Evaluate, but let runs of a task that is not installed, or not built yet, through without a quality."""
+def _evaluated(folder: Path, record: Record) -> Run:
+    """Evaluate, but let runs whose task, or its ground truth, is not at hand through without a quality."""
     try:
-        return evaluate_run(folder, record)
+        return Run(record, evaluate_run(folder, record))
     except (UnknownNameError, MissingGroundTruthError):
-        return None
+        return Run(record)
+    except OtherGroundTruthError:
+        return Run(record, no_score=OTHER_TRUTH)
 
 
 def _task_info(name: str) -> TaskInfo | None:

@@ -22,7 +22,7 @@ import torch
 
 from tdabench import building, cli, filling, registry, results, runner
 from tdabench.ceiling import noise_ceiling
-from tdabench.files import read_arrays, write_arrays
+from tdabench.files import read_arrays, read_metadata, write_arrays
 from tdabench.ground_truth import ARRAYS_FILE, read_ground_truth, write_ground_truth
 from tdabench.records import read_record
 from tdabench.retraining import compute_slice
@@ -788,3 +788,29 @@ def test_archiving_again_keeps_what_is_there_and_never_replaces_it(tdabench, sma
     done = tdabench(*words)
     assert done.code == 2
     assert "holds another run. Remove it, or choose another folder with --out." in done.err
+
+
+def test_evidence_of_other_ground_truth_stops_no_board_of_the_others(tdabench, small_reference, runs, tmp_path):
+    kept, task = tmp_path / "kept", ["--task", small_reference]
+    tdabench("archive", runs, "--out", kept, *task)
+    folder, path = one(kept, "Good"), one(kept, "Good") / "evidence.safetensors"
+    arrays, facts = (read(path, "file", "") for read in (read_arrays, read_metadata))
+    write_arrays(path, arrays, facts | {"basis": "another"})
+    said = f"Warning: 1 run without an LDS, as the evidence is of other ground truth than there is: {folder.name}. Arch"
+    board = tdabench("board", kept, "--out", tmp_path / "board", *task)
+    assert (board.code, said in board.err) == (0, True)
+    assert "no LDS: its evidence is of other ground truth than there is" in board.out
+    rows = json.loads((tmp_path / "board" / "results.json").read_text())
+    assert [row["lds"] is not None for row in rows] == [True, False, False]
+    assert {row["run_id"]: row["reason"] for row in rows}[folder.name].startswith("no LDS: its evidence is of other")
+    page = (tmp_path / "board" / "index.html").read_text()
+    assert page.count("no LDS: its evidence is of other ground truth than there is") >= 3, "row, details and data"
+    found = tdabench("findings", kept, "--out", tmp_path / "findings.md", *task)
+    assert (found.code, said in found.err) == (0, True)
+    assert (
+        "| ok | no LDS: its evidence is of other ground truth than there is | 1 |"
+        in (tmp_path / "findings.md").read_text()
+    )
+    for words in (["score", folder], ["compare", folder, one(kept, "random")]):
+        done = tdabench(*words, *task)
+        assert (done.code, "was made on basis another, and the ground truth here has basis" in done.err) == (2, True)

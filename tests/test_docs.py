@@ -13,6 +13,8 @@ import click
 import pytest
 
 from tdabench.cli import cli
+from tdabench.registry import find_task
+from tdabench.tuned import TUNED_FILE
 
 ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "docs" / "examples" / "my_method.py"
@@ -54,6 +56,14 @@ def test_example_runs_from_outside_the_repository_alone_and_wrapped(tmp_path):
     wrapped = tdabench("run", "digits-mlp", reference, "--ensemble", "dropout(models=1, masks=2)", cwd=tmp_path)
     compared = tdabench("compare", wrapped["folder"], alone["folder"], cwd=tmp_path)
     assert compared["difference"] == pytest.approx(wrapped["evaluation"]["lds"] - alone["evaluation"]["lds"])
+
+
+def test_the_walk_names_the_file_that_tuning_changes():
+    walk = (ROOT / "docs" / "new-method.md").read_text()
+    section = walk[walk.index("## 3. ") : walk.index("## 4. ")]
+    assert f"`{(find_task('digits-mlp').folder / TUNED_FILE).relative_to(ROOT).as_posix()}`" in section
+    assert "commit the file, or tune with `--dry-run`" in section
+    assert "nothing in this repository changes, unless you tune" in (ROOT / "README.md").read_text()
 
 
 def test_links_between_documents_lead_somewhere():
@@ -145,7 +155,7 @@ def shown_commands() -> list[str]:
 def test_the_walks_show_commands():
     shown = {" ".join(line.split()[:3]) for line in shown_commands()}
     assert {"tdabench ground-truth merge", "tdabench tune digits-mlp", "tdabench suite ./my_suite.toml"} <= shown
-    assert {"tdabench findings out/at-equal-cost", "tdabench archive out/at-equal-cost"} <= shown
+    assert {"tdabench findings out/at-equal-cost", "tdabench archive out/at-equal-cost/*--my-method--*"} <= shown
 
 
 @pytest.mark.parametrize("line", shown_commands())

@@ -15,8 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tdabench import cli, results
-from tdabench.board.rows import AXES, TaskInfo
+from tdabench.board.rows import AXES, TaskInfo, rows_of
 from tdabench.board.runs import Run
+from tdabench.board.seed_draws import over_seeds
+from tdabench.bootstrap import Draws
 from tdabench.ensembles import kind_of, parse_ensemble
 from tdabench.evaluation import Evaluator, compare
 from tdabench.files import write_arrays
@@ -384,8 +386,20 @@ def test_adapters_checkpoints_and_banks_are_charged_as_measured(run):
     assert contest.price.seconds == 1.0
     costs = {e.name: (e.costs["train"], e.costs["extra"], e.costs["total"]) for e in contest.entries}
     assert costs["trak + lora(models=1, adapters=1)"] == pytest.approx((1.4, 0.4, 2.4))
-    assert costs["trak + checkpoints(models=1, last=5)"] == pytest.approx((1.0, 1.0, 2.0))
+    assert costs["trak + checkpoints(models=1, last=5)"] == pytest.approx((9.0, 9.0, 10.0))
     assert costs["a-bank"] == pytest.approx((70.0, 70.0, 71.0))
+
+
+def test_a_run_that_was_measured_again_sets_no_price(run):
+    """The first had a busy machine while it trained and served."""
+    day = {"busy": "2026-01-02T03:04:05Z", "again": "2026-01-03T03:04:05Z"}
+    slow, quick = (trained(model_0_0=seconds) for seconds in (9.0, 1.0))
+    busy = run(noise=6.0, train=9.0, created=day["busy"], trainings=slow, phases={"fit": 1.0}, cpu_phases={"fit": 0.1})
+    again = run(noise=6.0, created=day["again"], trainings=quick)
+    (contest,) = contests_of([busy, again], [TASK])
+    assert (contest.price.seconds, contest.entries[0].costs["train"]) == (1.0, 1.0)
+    (row,) = rows_of([busy, again])
+    assert row.price == contest.price, "as on the board"
 
 
 def test_winners_stay_within_the_budget_and_name_who_is_level(trak):
@@ -398,6 +412,29 @@ def test_winners_stay_within_the_budget_and_name_who_is_level(trak):
     serving = winners(trak.entries, trak.curve[:1], "serve")[0]
     assert serving.best.kind == "lora"
     assert serving.n == 2, f"1.2 is more than {1 + TOLERANCE} times 1.0"
+
+
+def still(by_seed):
+    """Return draws that do not vary, of an LDS by seed."""
+    return over_seeds({seed: [Draws(value, *[np.full(200, value)] * 3)] for seed, value in by_seed.items()})
+
+
+def test_no_winner_is_worse_than_another_at_the_seeds_that_both_have(trak):
+    """Of one model's three seeds the masks have the lucky one alone, and are worse there."""
+    one = replace(trak.curve[0], draws=still({0: 0.30, 1: 0.20, 2: 0.22}))
+    masks = replace(trak.others[0], draws=still({0: 0.285}))
+    assert masks.lds > one.lds
+    assert difference(masks, one)[0] == pytest.approx(-0.015)
+    (winner,) = winners([one, masks], [one], "train")
+    assert (winner.best, winner.level, winner.n) == (one, (), 2)
+
+
+def test_level_is_neither_better_nor_worse(trak):
+    """Where each has one that is better the highest LDS wins, and the one that is better than it is not level."""
+    lds = ({0: 0.3, 2: 0.1}, {0: 0.2, 1: 0.21}, {1: 0.1, 2: 0.2})
+    circle = [replace(trak.curve[0], name=f"{i}", draws=still(one)) for i, one in enumerate(lds)]
+    (winner,) = winners(circle, circle[:1], "train")
+    assert (winner.best.name, winner.level) == ("1", ())
 
 
 def test_a_duel_is_fought_at_the_same_cost(trak):
@@ -518,6 +555,26 @@ def test_machine_classes_are_kept_apart(rows, run):
     assert cpu.title == "digits-mlp, on A processor (family 1, model 2), 1 thread, CPU only"
     assert other.title == "digits-mlp, on A processor (family 1, model 2), 1 thread, A GPU"
     assert gains(other.families[0]) == (), "the CPU's independent ensembles are no curve for it"
+
+
+def test_a_task_that_was_measured_on_two_machine_classes_counts_once(run):
+    machine = RECORD["machine"] | {"machine_class": "other", "device": "cuda", "device_name": "A GPU"}
+    made = [(None, 6.0, 1.0), ("independent(models=5)", 2.5, 5.0), ("dropout(models=1, masks=5)", 1.0, 1.0)]
+    rows = [
+        run("trak", text, noise=noise, train=cost, serve=cost, storage=100 * int(cost), stream=len(str(text)), **where)
+        for text, noise, cost in made
+        for where in ({}, {"machine": machine})
+    ]
+    rows += [run("grad-dot", noise=0.1, machine=machine)]
+    text = render(rows, [TASK], SOURCE)
+    for said in (
+        "won by dropout masks on 1 of 1 task. Independent models win or are level with the winner on 0. With all"
+        " methods in the race, another one wins on 1: `grad-dot` with one model on digits-mlp, on",
+        "A task counts once, with what holds on any of its machine classes.",
+        "reached on 1 of 1 pair of a task and a method (one seed), by 2 of 2 dropout or LoRA ensembles.",
+    ):
+        assert said in text
+    assert "machine classes." not in render(rows[::2], [TASK], SOURCE)
 
 
 def test_growth_is_predicted_from_the_smallest_ensemble(trak):
@@ -686,6 +743,53 @@ def test_a_ladder_that_ends_before_is_no_ladder_of_five(run, all_rows):
     assert "of fewer where" not in render(all_rows, [TASK, OTHER], SOURCE)
 
 
+def test_without_a_single_model_nothing_is_held_against_the_curve(run):
+    """The masks are below two models, and nobody knows whether below one."""
+    pair = [
+        run(ensemble="independent(models=2)", noise=3.5, train=2.0, serve=2.0, storage=200, stream=2),
+        run(ensemble="independent(models=5)", noise=2.5, train=5.0, serve=5.0, storage=500, stream=3),
+    ]
+    rows = [*pair, run(ensemble="dropout(models=1, masks=5)", noise=6.0, serve=5.0, stream=4)]
+    (contest,) = contests_of(rows, [TASK])
+    assert (gains(contest.families[0]), verdicts(contest)) == ((), [])
+    text = render(rows, [TASK], SOURCE)
+    section = text[text.index("## digits-mlp") :]
+    assert "- Not held against anything, as no single model was run: `trak`." in section
+    assert "no independent ensembles were run" not in text
+    assert "No dropout or LoRA ensemble can be held against the claim." in text
+    for untrue in ("**not reached**", "as good as a single model", "cheaper than one model", "at its own cost**"):
+        assert untrue not in text
+    assert "Ensembles of `trak`**: the best at that cost" in section, "who wins at a cost needs no single model"
+    (found,) = numbers(rows, [TASK])[0]["methods"]
+    assert {entry["equal_lds"] for entry in found["ensembles"]} == {None}
+    of_one = [run(ensemble="independent(models=1)", noise=6.0), *rows]
+    assert len(gains(contests_of(of_one, [TASK])[0].families[0])) == 1, "an ensemble of one is a single model"
+
+
+def test_without_independent_ensembles_the_document_says_that_there_are_none(run):
+    rows = [run(noise=6.0), run(ensemble="dropout(models=1, masks=5)", noise=3.0, serve=5.0)]
+    text = render(rows, [TASK], SOURCE)
+    assert "- Not held against anything, as no independent ensembles were run: `trak`." in text
+    assert "no single model was run" not in text
+
+
+def test_a_ladder_that_starts_beyond_the_budget_is_not_headed_by_it(run):
+    rows = [
+        run(ensemble="independent(models=10)", noise=3.0, train=10.0, serve=10.0, storage=1000, stream=2),
+        run(ensemble="independent(models=20)", noise=2.5, train=20.0, serve=20.0, storage=2000, stream=3),
+        run(ensemble="dropout(models=1, masks=5)", noise=6.0, serve=5.0, stream=4),
+    ]
+    text = render(rows, [TASK], SOURCE)
+    assert "5 independent models" not in text
+    assert "| 10 independent models, LDS " in text, "the section has the ladder's own budgets"
+    other = [
+        run("logra", noise=6.0),
+        run("logra", "independent(models=2)", noise=4.0, train=2.0, serve=2.0, storage=200),
+        run("logra", "dropout(models=1, masks=2)", noise=5.0, serve=2.0),
+    ]
+    assert "| digits-mlp, `logra`, at the cost of 2 independent models |" in render([*rows, *other], [TASK], SOURCE)
+
+
 def test_a_claim_of_up_to_so_much_is_quoted_as_that(rows):
     text = render(rows, [TASK], SOURCE)
     assert "save up to 80 % of training time, up to 60 % of serving time and up to 80 % of storage" in text
@@ -719,6 +823,9 @@ def test_runs_of_a_suite_that_failed_or_are_out_of_date_are_not_there(run):
         " not there: 2, `digits-mlp trak, seed 2`, `digits-mlp trak, seed 3`." in text
     )
     assert "of an older version of the task" in text
+    other = replace(rows[0], evaluation=None, no_score="no LDS: its evidence is of other ground truth than there is")
+    text = render([other, run(noise=3.0, seed=1)], [TASK], source)
+    assert "without one: 1, `digits-mlp trak` (evidence of other ground truth);" in text
 
 
 def test_the_numbers_are_those_of_the_document(all_rows):

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from tdabench import results
-from tdabench.archive import archive_run
-from tdabench.errors import FileFormatError, UsageError
+from tdabench.archive import archive_runs
+from tdabench.errors import FileFormatError, OtherGroundTruthError, UsageError
 from tdabench.files import write_arrays
 from tdabench.ground_truth import read_ground_truth
 from tdabench.lds import lds_per_query
@@ -131,11 +131,50 @@ def test_what_a_tuning_tried_is_no_result(write_run, tmp_path):
     with pytest.raises(UsageError, match=r"scored is what `tdabench tune` tried, which is no result"):
         read_runs([candidate])
     with pytest.raises(UsageError, match=r"candidate is what `tdabench tune` tried, which is no result"):
-        archive_run(tmp_path / "runs" / ".tuning" / "candidate", tmp_path / "archive")
+        archive_runs([tmp_path / "runs" / ".tuning" / "candidate"], tmp_path / "archive")
 
 
 def test_a_run_that_was_kept_for_other_ground_truth_is_named(write_run, small_truth_folder, monkeypatch):
     folder = write_run("a", np.random.default_rng(0).normal(size=(40, 120)))
     monkeypatch.setattr(results, "evidence_of", lambda *_: SimpleNamespace(basis="other"))
-    with pytest.raises(UsageError, match=rf"The run in {folder} cannot be evaluated. The evidence was made on basis"):
+    with pytest.raises(
+        OtherGroundTruthError, match=rf"The run in {folder} cannot be evaluated. The evidence was made on basis"
+    ):
+        evaluate_run(folder, read_record(folder))
+    ((run,), _) = read_runs([folder])
+    assert (run.evaluation, run.lds) == (None, None)
+    assert run.reason == "no LDS: its evidence is of other ground truth than there is"
+
+
+def test_runs_are_archived_all_or_none(write_run, small, small_truth_folder, tmp_path):
+    """What stands in the way of the last is found before the first is written."""
+    scores, archive = np.random.default_rng(0).normal(size=(40, 120)), tmp_path / "archive"
+    first, second, third = (write_run(name, scores) for name in "abc")
+    for taken in (second, third):
+        (archive / taken.name).mkdir(parents=True)
+        (archive / taken.name / "record.json").write_text("another")
+    both = (
+        rf"{archive / 'b'} holds another run. Remove it, or choose another folder with --out. So does {archive / 'c'}."
+        " Nothing was written."
+    )
+    with pytest.raises(UsageError, match=f"^{both}$"):
+        archive_runs([first, second, third], archive)
+    older = write_run("older", scores, task_version="0" * 16)
+    with pytest.raises(UsageError, match=r"older is of an older version of small"):
+        archive_runs([first, older], archive)
+    other = tmp_path / "others" / "a"
+    other.mkdir(parents=True)
+    (other / "record.json").write_text((first / "record.json").read_text() + " ")
+    with pytest.raises(UsageError, match=r"There are different runs of the name a among those given"):
+        archive_runs([first, other], archive)
+    assert sorted(path.name for path in archive.iterdir()) == ["b", "c"]
+    assert archive_runs([first], archive) == 1
+    assert archive_runs([first], archive) == 0
+
+
+def test_evidence_of_another_shape_is_an_error(write_run, small_truth_folder, monkeypatch):
+    folder = write_run("a", np.random.default_rng(0).normal(size=(40, 120)))
+    broken = SimpleNamespace(basis=evaluator_of("small").basis, sums=np.zeros((2, 2)))
+    monkeypatch.setattr(results, "evidence_of", lambda *_: broken)
+    with pytest.raises(UsageError, match=rf"The run in {folder} cannot be evaluated. The evidence has ranks of shape"):
         read_runs([folder])

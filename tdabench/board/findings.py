@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from tdabench.board.names import names
 from tdabench.board.rows import AXES, Axis, Row, TaskInfo, format_score
+from tdabench.board.seed_draws import ahead, best_of
 from tdabench.records import Machine
 
 # A reader takes in a handful of names; the table has the rest.
@@ -31,21 +32,20 @@ def findings(task: TaskInfo, rows: Sequence[Row]) -> list[Finding]:
     rows
         Rows of the task's current version.
     """
-    scored = [(row, name) for row, name in zip(rows, names(rows), strict=True) if row.lds is not None]
+    scored = [(row, name, d) for row, name in zip(rows, names(rows), strict=True) if (d := row.draws) is not None]
     if not scored:
         return []
-    best, name = max(scored, key=lambda pair: pair[0].lds or 0.0)
-    one = "1 seed" if any(row.seeds for row, _ in scored) else ""  # beside others that have several
+    best, name, draws = scored[best_of([d for *_, d in scored])]
+    one = "1 seed" if any(row.seeds for row, *_ in scored) else ""  # beside others that have several
     made = [Finding("Best", f"{name} ({_score(best, best.seeds or one)}{_share(best, task.ceiling)}).")]
     if best.rank_group is None:
         return made
-    level = [pair for pair in scored if pair[0].rank_group == best.rank_group]
-    others = [n for row, n in level if row is not best]
-    if others:
-        made.append(Finding("Not distinguishable from it", f"{_listing(others)}."))
+    level = [(row, n) for row, n, d in scored if row is not best and ahead(draws, d) == 0]  # in later ranks, too
+    if level:
+        made.append(Finding("Not distinguishable from it", f"{_listing([n for _, n in level])}."))
     elif len(scored) > 1:
         made.append(Finding("Clear of the rest", "nothing else is level with it within the uncertainty."))
-    return made + _cheapest([row for row, _ in level])
+    return made + _cheapest([best, *(row for row, _ in level)])
 
 
 def _score(row: Row, seeds: str) -> str:

@@ -118,8 +118,9 @@ def _caution(row: Row) -> str:
         return ""
     found = [run.evaluation for run in row.measured if run.evaluation]
     own = any(e.constant_queries or e.negated_better or e.above_ceiling for e in found)
-    missing = [run.record for run in row.runs if run.record.seed not in row.seeds_counted]
-    without = [f"Seed {record.seed} has no LDS: {record.status}." for record in missing]
+    missing = [run for run in row.runs if run.record.seed not in row.seeds_counted]
+    reasons = [(run.record.seed, run.no_score.removeprefix("no LDS: ") or run.record.status) for run in missing]
+    without = [f"Seed {seed} has no LDS: {reason}." for seed, reason in reasons]
     return " ".join([*(row.warnings() if own else []), *without])
 
 

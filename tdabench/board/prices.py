@@ -1,7 +1,8 @@
 """What training costs on a task: every model at the mean measured time, so that one slow training decides nothing.
 
 All models of a task are trained by the same recipe, so they are the same work; their measured times differ by what else
-the machine did. Adapters are priced as measured, and so are banks of models, which are trained together.
+the machine did. Adapters are priced as measured, and so are banks of models, which are trained together, and trainings
+that give checkpoints, whose copying takes time.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from tdabench.records import Costs, Record
 
 _MODEL = "model-"
 """How the names of trained models begin; those of adapters and of banks do not."""
+_RUNS = "checkpoints"
+"""The kind of ensemble that trains for checkpoints; its trainings have the names of models."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +39,11 @@ class Price:
 def price_of(records: Iterable[Record]) -> Price | None:
     """Return the price of a model; None where no run tells.
 
-    A model that several runs used counts once. Trainings that stop for checkpoints do not count: copying takes time.
+    A model that several runs used counts once. Trainings that give checkpoints do not count: copying takes time.
     """
     times: dict[str, list[float]] = defaultdict(list)
     for record in records:
-        if record.ensemble is None or record.ensemble.kind != "checkpoints":
+        if not _for_checkpoints(record):
             for name, training in record.trainings.items():
                 if name.startswith(_MODEL):
                     times[name].append(training.wall_s)
@@ -48,9 +51,21 @@ def price_of(records: Iterable[Record]) -> Price | None:
 
 
 def priced(record: Record, price: Price | None) -> Costs | None:
-    """Return a run's costs, its models at their price; as measured where no price is known, None where nothing is."""
-    if price is None or record.costs is None or not record.trainings:
+    """Return a run's costs, its models at their price; None where nothing was measured.
+
+    As measured where no price is known, and of a training that gives checkpoints.
+    """
+    if price is None or record.costs is None or not record.trainings or _for_checkpoints(record):
         return record.costs
     train = sum(price.seconds if name.startswith(_MODEL) else t.wall_s for name, t in record.trainings.items())
     given = price.seconds if record.costs.extra_train_s < record.costs.train_s else 0.0
     return record.costs.model_copy(update={"train_s": train, "extra_train_s": train - given})
+
+
+def _for_checkpoints(record: Record) -> bool:
+    """Return whether a run's models were trained for checkpoints: by its ensemble, or by the method itself.
+
+    Such a training has a model's name, but whoever has a trained model is charged with all of it.
+    """
+    own = record.costs is not None and 0 < record.costs.train_s <= record.costs.extra_train_s
+    return own or (record.ensemble is not None and record.ensemble.kind == _RUNS)

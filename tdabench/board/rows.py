@@ -65,7 +65,7 @@ class Row:
     runs
         By seed, at least one; repetitions of a seed are its mean.
     rank_group
-        1 is best; rows that share a group are not distinguishable. None where rows were not ranked.
+        1 is best; rows that share a group are not distinguishable from its best. None where rows were not ranked.
     price
         What training a model costs on the row's task and machine class; None where training costs what was measured.
     luck
@@ -130,8 +130,8 @@ class Row:
 
     @property
     def reason(self) -> str:
-        """Why runs did not end as ok, with their seeds where a row has several; empty where all did."""
-        return "; ".join(self.told([[run.record.reason] if run.record.reason else [] for run in self.runs]))
+        """Why runs did not end as ok, or have no LDS, with their seeds where a row has several; empty where all do."""
+        return "; ".join(self.told([[run.reason] if run.reason else [] for run in self.runs]))
 
     def warnings(self) -> list[str]:
         """Say what a reader of the LDS must know of any run."""

@@ -29,10 +29,18 @@ class Run:
     ----------
     evaluation
         None unless the run ended as ok, on a task whose ground truth is at hand.
+    no_score
+        Why there is none, where the record and the task do not say it; else empty.
     """
 
     record: Record
     evaluation: Evaluation | None = None
+    no_score: str = ""
+
+    @property
+    def reason(self) -> str:
+        """Why it did not end as ok, or has no LDS all the same; empty where nothing is known of that."""
+        return self.record.reason or self.no_score
 
     @property
     def lds(self) -> float | None:

@@ -112,24 +112,60 @@ def difference(a: SeedDraws, b: SeedDraws) -> tuple[float, float, float]:
     return draws.estimate, *draws.interval()
 
 
-def rank_groups(found: Sequence[SeedDraws]) -> list[int]:
-    """Rank LDS values of a task, those not significantly different together.
+def ahead(a: SeedDraws, b: SeedDraws) -> int:
+    """Return 1 where ``a`` is significantly better than ``b``, -1 where worse, 0 where that cannot be told."""
+    _, low, high = difference(a, b)
+    return int(low > 0) - int(high < 0)
 
-    From the best down, one joins the current group unless the group's best is significantly better than it
-    (:func:`difference`); then it opens the next. Every test is at the 95 % level, not adjusted for their number.
+
+def best_of(found: Sequence[SeedDraws]) -> int:
+    """Return the number of the best: the highest LDS of those that no other is significantly better than.
+
+    The highest mean need not be the best: of another one's seeds it may have the lucky one alone, and be worse at that
+    (:func:`difference`). Where each has one that is better, the highest LDS; among equals, the first given.
+    """
+    down = sorted(range(len(found)), key=lambda i: -found[i].estimate)
+    return next((i for i in down if not any(_beats(found[k], found[i]) for k in down if k != i)), down[0])
+
+
+def _beats(a: SeedDraws, b: SeedDraws) -> bool:
+    if a.estimate <= b.estimate and set(a.by_seed) == set(b.by_seed):
+        return False  # at the same seeds the difference is that of the means
+    return ahead(a, b) > 0
+
+
+def rank_groups(found: Sequence[SeedDraws]) -> list[int]:
+    """Rank LDS values of a task, those not significantly different from the best of their rank together.
+
+    The best of what is left (:func:`best_of`) opens a group. From the highest LDS down, others join it until one that
+    is lower than that best is significantly worse. Every test is at the 95 % level, not adjusted for their number.
 
     Returns
     -------
     groups
         One for each, in the order given; 1 is best and no number is left out.
     """
-    groups = [0] * len(found)
-    best, group = None, 0
-    for index in sorted(range(len(found)), key=lambda i: -found[i].estimate):
-        if best is None or difference(best, found[index])[1] > 0:
-            best, group = found[index], group + 1
-        groups[index] = group
+    groups, group = [0] * len(found), 0
+    left = sorted(range(len(found)), key=lambda i: -found[i].estimate)
+    while left:
+        best, group = left[best_of([found[i] for i in left])], group + 1
+        for index in _level(found, left, best):
+            groups[index] = group
+        left = [index for index in left if not groups[index]]
     return groups
+
+
+def _level(found: Sequence[SeedDraws], left: Sequence[int], best: int) -> list[int]:
+    """Return the best, and those of ``left``, from the highest down, that join its group."""
+    level = [best]
+    for index in left:
+        if index == best:
+            continue
+        if not _beats(found[best], found[index]):
+            level.append(index)
+        elif found[index].estimate <= found[best].estimate:
+            break
+    return level
 
 
 def combined(found: Sequence[SeedDraws], weights: Sequence[float]) -> SeedDraws:

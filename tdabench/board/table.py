@@ -26,14 +26,16 @@ _QUALITY = ["lds", "lds_low", "lds_high", "ceiling", "n_queries", "n_subsets", "
 _JOINED = ["configuration_seeds", "configuration_lds", "configuration_low", "configuration_high"]
 _SIGNS = ["negated_better", "above_ceiling", "warnings"]
 _COSTS = ["train_s", "extra_train_s", "fit_s", "attribute_s", "serve_s", "total_s", "tune_s", "wall_s"]
+_AT_PRICE = ["train_s", "extra_train_s", "total_s"]
+_PRICED = [f"priced_{key}" for key in _AT_PRICE]
 _SIZES = ["peak_bytes", "peak_host_bytes", "peak_device_bytes", "reserved_device_bytes", "storage_bytes"]
 _INGREDIENTS = ["models_trained", "adapters_trained", "forward_examples", "backward_examples"]
 _FRONTS = [f"front_{axis.key}" for axis in AXES]
 _MACHINE = ["machine_class", "cpu", "cores", "threads", "memory_bytes", "device", "device_name"]
 _CODE = ["tdabench_version", "commit", "dirty", "method_sha256", "data_sha256", "command"]
 COLUMNS = (
-    _IDENTITY + _METHOD + _ENSEMBLE + _MEMBERS + _QUALITY + _JOINED + _SIGNS + _COSTS + _SIZES + _INGREDIENTS + _FRONTS
-    + _MACHINE + _CODE
+    _IDENTITY + _METHOD + _ENSEMBLE + _MEMBERS + _QUALITY + _JOINED + _SIGNS + _COSTS + _PRICED + _SIZES + _INGREDIENTS
+    + _FRONTS + _MACHINE + _CODE
 )  # fmt: skip
 MEANS = ["train_s", "extra_train_s", "fit_s", "attribute_s", "serve_s", "total_s", "peak_bytes", "storage_bytes"]
 MEANS += _INGREDIENTS
@@ -48,7 +50,10 @@ def results_frame(rows: Sequence[Row]) -> pd.DataFrame:
     A value that was not measured is None, never zero. ``configuration`` is what a run shares with those that differ
     from it in their seed alone; the other columns with that name, ``rank_group`` and the fronts are the
     configuration's, all else is the run's. Fronts are computed among the rows given, within one task version and
-    machine class.
+    machine class. Times of training are as measured; ``priced_train_s``, ``priced_extra_train_s`` and
+    ``priced_total_s`` have models at their price (:mod:`tdabench.board.prices`). Fronts hold ``configuration_lds``
+    against the mean, over seeds, of these, of ``serve_s``, ``peak_bytes`` and ``storage_bytes``, of runs that have an
+    LDS.
     """
     import pandas as pd
 
@@ -62,6 +67,7 @@ def flat_runs(rows: Sequence[Row], fronts: Sequence[frozenset[str]]) -> list[lis
         joined = _joined(row)
         for run in row.runs:
             cells = {**_identity(run), **_quality(run), **_costs(run), **_provenance(run), **joined}
+            cells |= {f"priced_{key}": _cost(key, row.price, run) for key in _AT_PRICE}
             cells["rank_group"] = None if run.lds is None else row.rank_group
             cells |= {f"front_{axis.key}": run.lds is not None and axis.key in front for axis in AXES}
             made.append([_finite(cells[column]) for column in COLUMNS])
@@ -105,7 +111,7 @@ def _identity(run: Run) -> dict[str, Any]:
         "ensemble": e.kind if e else "none",
         "ensemble_options": json.dumps(e.options if e else {}, sort_keys=True),
         "status": r.status,
-        "reason": r.reason,
+        "reason": run.reason or None,
         "correlation_within": r.correlations.within if r.correlations else None,
         "correlation_between": r.correlations.between if r.correlations else None,
     }

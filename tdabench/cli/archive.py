@@ -20,17 +20,15 @@ def archive(runs: tuple[Path, ...], out: Path, as_json: bool) -> None:
     """Keep the run folders in RUNS in a folder for a repository: records, and evidence in place of scores.
 
     Evidence is about a hundredth of the size of scores and gives the same LDS and interval, for the ground truth that
-    it was made with. `score`, `compare`, `board` and `findings` read such a folder as they read runs.
+    it was made with. `score`, `compare`, `board` and `findings` read such a folder as they read runs. Where the folder
+    holds another run under the name of one, nothing is written.
     """
-    from tdabench.archive import archive_run
+    from tdabench.archive import archive_runs
     from tdabench.cli.reports import run_folders
 
     folders = run_folders(runs)
-    kept = 0
     with Live(len(folders), "runs") as live:
-        for folder in folders:
-            kept += archive_run(folder, out)
-            live.skip(1)
+        kept = archive_runs(folders, out, on_run=lambda _: live.skip(1))
     facts = {"kept": kept, "there_before": len(folders) - kept, "folder": str(out)}
     if as_json:
         return print_json(facts)

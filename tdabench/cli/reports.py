@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tdabench.board.findings import seeds_used
+from tdabench.board.findings import describe_machine, seeds_used
+from tdabench.board.names import names
 from tdabench.board.rows import AXES, Row, TaskInfo, format_bytes, format_seconds, in_order, on_fronts, peak_bytes
 from tdabench.board.runs import Run
 from tdabench.cli.caveats import note_other_sources
@@ -97,6 +99,7 @@ def finish_board(folders: Sequence[Path], out: Path, as_json: bool, suite: Suite
     note_other_sources([run.record for run in runs])
     tasks = [task for task in tasks if task.has_truth]
     warn_of_unknown(runs, tasks)
+    warn_of_other_truth(runs)
     if as_json:
         from tdabench.board.table import json_text, results_frame
 
@@ -122,6 +125,18 @@ def warn_of_unknown(runs: Sequence[Run], tasks: Sequence[TaskInfo]) -> None:
             warn(f"{left_out}: {error}")
 
 
+def warn_of_other_truth(runs: Sequence[Run]) -> None:
+    """Say which archived runs have no LDS because their evidence is of other ground truth, and what to do."""
+    from tdabench.findings.markdown import count, listing
+
+    found = [run.record.run_id for run in runs if run.no_score]
+    if found:
+        warn(
+            f"{count(len(found), 'run')} without an LDS, as the evidence is of other ground truth than there is:"
+            f" {listing(found)}. Archive them again from their scores, or run the method again."
+        )
+
+
 def print_board(rows: Sequence[Row], tasks: Sequence[TaskInfo]) -> None:
     """Print a table per task, best first, and its fronts."""
     ordered = in_order(rows)
@@ -133,18 +148,19 @@ def print_board(rows: Sequence[Row], tasks: Sequence[TaskInfo]) -> None:
         title = f"{task.title} ({task.name}), {n_runs} runs, noise ceiling {ceiling}"
         columns = ("rank", "configuration", "LDS", "95 % interval", "training", "serving", "memory", "storage", "front")
         scored = [(row, front) for row, front in chosen if row.lds is not None]
-        print_table(columns, [_cells(row, front) for row, front in scored], title)
+        called = names([row for row, _ in scored])
+        cells = [_cells(row, name, front) for (row, front), name in zip(scored, called, strict=True)]
+        print_table(columns, cells, title)
         for row, _ in chosen:
             _print_without(row)
         _print_fronts(scored)
 
 
-def _cells(row: Row, front: frozenset[str]) -> list[str]:
+def _cells(row: Row, name: str, front: frozenset[str]) -> list[str]:
     (low, high), costs = row.interval, [axis.text(axis.value(row)) for axis in AXES if axis.key in _LETTERS]
     marks = "".join(letter for key, letter in _LETTERS.items() if key in front)
     lds = [f"{row.lds:.3f}", ", ".join(filter(None, (f"{low:.3f} to {high:.3f}", row.seeds)))]
-    name = f"{row.record.label} ({row.untuned})" if row.untuned else row.record.label
-    return [str(row.rank_group or ""), name, *lds, *costs, marks]
+    return [str(row.rank_group or ""), f"{name} ({row.untuned})" if row.untuned else name, *lds, *costs, marks]
 
 
 def _print_without(row: Row) -> None:
@@ -152,21 +168,33 @@ def _print_without(row: Row) -> None:
     for run in row.runs:
         if run.lds is None:
             seed = f", seed {run.record.seed}" if len(row.runs) > 1 else ""
-            click.echo(f"{run.record.label}{seed}: {run.record.status}, {run.record.reason or 'older task version'}")
+            click.echo(f"{run.record.label}{seed}: {run.record.status}, {run.reason or 'older task version'}")
 
 
 def _print_fronts(scored: Sequence[tuple[Row, frozenset[str]]]) -> None:
     click.echo("\nWhat shares a rank is not distinguishable from the best of that rank (paired bootstrap, 95 %).")
     if scored:
         click.echo(seeds_used([row.seeds_counted for row, _ in scored]))
-    click.echo("On the front (nothing else is better on LDS and this cost):")
+    classes: dict[str, list[tuple[Row, frozenset[str]]]] = defaultdict(list)
+    for row, front in scored:
+        classes[row.record.machine.machine_class].append((row, front))
+    for key, members in sorted(classes.items()):
+        machine = f", on {describe_machine(members[0][0].record.machine)}, class {key}" if len(classes) > 1 else ""
+        click.echo(f"On the front (nothing else is better on LDS and this cost{machine}):")
+        _print_front(members)
+    click.echo("")
+
+
+def _print_front(members: Sequence[tuple[Row, frozenset[str]]]) -> None:
+    """Print, for each cost, which of a machine class's rows are on its front; inside a class it need not be named."""
+    called = names([row for row, _ in members])
     for axis in AXES:
         if axis.key in _LETTERS:
-            on_it = [r for r, front in scored if axis.key in front]
-            on_it.sort(key=lambda r: axis.value(r) or 0.0)
-            names = "; ".join(f"{r.record.label} ({axis.text(axis.value(r))}, {r.lds:.3f})" for r in on_it)
-            click.echo(f"  {_LETTERS[axis.key]}  {axis.name.lower()}: {names}")
-    click.echo("")
+            pairs = zip(members, called, strict=True)
+            on_it = [(axis.value(row), row.lds, name) for (row, front), name in pairs if axis.key in front]
+            on_it.sort(key=lambda found: found[0] or 0.0)
+            said = "; ".join(f"{name} ({axis.text(cost)}, {lds:.3f})" for cost, lds, name in on_it)
+            click.echo(f"  {_LETTERS[axis.key]}  {axis.name.lower()}: {said}")
 
 
 @click.command()
@@ -197,6 +225,7 @@ def findings(runs: tuple[Path, ...], out: Path, suites: tuple[str, ...], as_json
     tasks = [task for task in tasks if task.has_truth]
     write_text(out, render(found, tasks, source))
     warn_of_unknown(found, tasks)
+    warn_of_other_truth(found)
     if as_json:
         told = {"file": str(out), "runs": len(found), "tasks": [task.name for task in tasks]}
         return print_json({**told, "findings": numbers(found, tasks)})

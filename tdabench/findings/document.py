@@ -35,17 +35,20 @@ _HOW = (
     " one seed, intervals hold no variation between trained models, and a verdict says so. Repetitions of a seed count"
     " as one.",
     "**Costs**: from the records, measured once for each run, so intervals hold no noise of costs. Every model is"
-    " priced at the mean measured time of training one on the task; adapters and banks of models cost what they took."
-    " Tuning is not among the costs. Times are compared inside one machine class only.",
+    " priced at the mean measured time of training one on the task; adapters, banks of models and"
+    " trainings that give checkpoints cost what they took. Tuning is not among the costs. Times are compared inside one"
+    " machine class only.",
     "**Saved at equal LDS**: 1 - cost / cost of independent ensembles of the same method, code and options at the size"
     " that reaches the same LDS. Between measured sizes the LDS is linear in the logarithm of the size and the cost"
     " linear in the size; a larger ensemble that scores lower counts as its best smaller one. `{worse}`: no independent"
-    " ensemble is as bad, so nothing is saved. The interval recomputes curve and run in every resample.",
+    " ensemble is as bad, so nothing is saved. Without a run of one model nothing is held"
+    " against the curve. The interval recomputes curve and run in every resample.",
     "**Claim** ({claim}): reached where the whole interval of some dropout or LoRA ensemble is at or above it, not"
     " reached where those of all are below it, else it cannot be told; a cost may be {tolerance} above what the claim"
     " leaves, since measured times vary. The best of several is shown, not adjusted for the choice.",
-    "**Winner at equal cost**: the highest LDS among runs that cost at most as much, within {tolerance}. Level: the"
-    " paired interval of the difference holds 0, unadjusted for the number of comparisons. At its own cost, an ensemble"
+    "**Winner at equal cost**: among runs that cost at most as much, within {tolerance}, the highest LDS of those that"
+    " no other is significantly better than at the seeds that both were run with. Level: the paired interval of the"
+    " difference holds 0, unadjusted for the number of comparisons. At its own cost, an ensemble"
     " is held against independent ones between measured sizes; beyond the largest nothing was measured at that cost.",
 )
 
@@ -169,18 +172,25 @@ def _suite_gaps(suite: Suite, runs: Sequence[Run], tasks: Sequence[TaskInfo]) ->
     for run in sorted(runs, key=lambda run: run.lds is not None):  # one with an LDS is the last word
         r = run.record
         if versions.get(r.task, r.task_version) == r.task_version:
-            ended[r.task, r.method, _ensemble(r), r.seed] = "" if run.lds is not None else r.status
+            ended[r.task, r.method, _ensemble(r), r.seed] = "" if run.lds is not None else _without(run)
     planned = sorted({_planned(job) for job in suite.jobs})
     without = [(run, ended[run]) for run in planned if ended.get(run)]
     missing = [run for run in planned if run not in ended]
     there = len(planned) - len(without) - len(missing)
     text = f"Suite {code(suite.name)}: {there} of {count(len(planned), 'run')} have an LDS"
     if without:
-        named = [f"{_run(run)} ({'no ground truth' if status == 'ok' else status})" for run, status in without]
+        named = [f"{_run(run)} ({why})" for run, why in without]
         text += f"; without one: {len(without)}, {listing(named, 12)}"
     if missing:
         text += f"; not there: {len(missing)}, {listing([_run(run) for run in missing], 12)}"
     return f"{text}."
+
+
+def _without(run: Run) -> str:
+    """Say why a run has no LDS, briefly."""
+    if run.record.status != "ok":
+        return run.record.status
+    return "evidence of other ground truth" if run.no_score else "no ground truth"
 
 
 _Planned = tuple[str, str, str, int]

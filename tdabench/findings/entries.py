@@ -138,6 +138,16 @@ class Family:
         return (*self.curve, *self.others)
 
     @property
+    def from_one(self) -> bool:
+        """Whether the curve starts at one model, which an ensemble must be as good as to save anything."""
+        return bool(self.curve) and self.curve[0].members == 1
+
+    @property
+    def compares(self) -> bool:
+        """Whether other ensembles can be held against the curve: one model, and independent ones beside it."""
+        return self.from_one and len(self.curve) > 1
+
+    @property
     def sources(self) -> frozenset[str]:
         """Hashes of the sources of tdabench that they were measured with."""
         return frozenset(record.provenance.sources_sha256 for entry in self.entries for record in entry.records)
@@ -216,8 +226,8 @@ def contests_of(runs: Iterable[Run], tasks: Sequence[TaskInfo]) -> list[Contest]
 
 def _contest(task: TaskInfo, runs: Sequence[Run]) -> Contest:
     able = [run for run in runs if counts(run)]
-    price = price_of(run.record for run in able)
     groups = by_configuration(able)
+    price = price_of(run.record for group in groups for run in group)
     made = (_entry(members, price, luck) for members, luck in zip(groups, lucks_of(groups), strict=True))
     entries = sorted(made, key=_entry_order)
     named = zip(entries, _told_apart(entries, [entry.name for entry in entries]), strict=True)

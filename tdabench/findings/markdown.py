@@ -9,7 +9,7 @@ from tdabench.board.rows import NO_VALUE, format_score
 from tdabench.findings.curves import ABOVE, BELOW, INSIDE, Bounded
 
 WORSE = "worse than one model"
-"""In place of a saving, where an ensemble's LDS is below that of the smallest independent one."""
+"""In place of a saving, where an ensemble's LDS is below that of a single model."""
 _COST = " the cost"
 _ESCAPED = str.maketrans({c: f"\\{c}" for c in "|<>`*_[]\\"})
 

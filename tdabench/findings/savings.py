@@ -130,13 +130,13 @@ class Verdict:
 
 @lru_cache(maxsize=128)
 def gains(family: Family) -> tuple[Gain, ...]:
-    """Return what each of a method's other ensembles saves; nothing where no independent ensemble was run.
+    """Return what each of a method's other ensembles saves; nothing without a single model or independent ensembles.
 
     The interval is that of the LDS values, which are resampled jointly: in every resample all runs meet the same
     subsets, queries and seeds (:meth:`tdabench.board.seed_draws.SeedDraws.corrected`), and they are compared at the run
     seeds that they share. Costs were measured once.
     """
-    if len(family.curve) < 2:
+    if not family.compares:
         return ()
     return tuple(_gain(entry, family.curve) for entry in family.others)
 

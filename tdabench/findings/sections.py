@@ -62,7 +62,8 @@ def _price(contest: Contest) -> list[str]:
     if price is None:
         return []
     mean = f"the mean over {price.n} models" if price.n > 1 else "as measured once"
-    return [f"Training one model takes {format_seconds(price.seconds)}, {mean}; every model is priced at that."]
+    took = f"Training one model takes {format_seconds(price.seconds)}, {mean}"
+    return [f"{took}; every model is priced at that, but those that give checkpoints."]
 
 
 def _busy(contest: Contest) -> list[str]:
@@ -141,13 +142,21 @@ def _costs(entry: Entry) -> list[str]:
 def _savings(contest: Contest) -> list[str]:
     found = [(family, gains(family)) for family in contest.families]
     said = [f"- {text}" for group in _by_method(verdicts(contest)) for text in sentences(group)]
-    alone = [code(f.name) for f in contest.families if f.others and len(f.curve) < 2]
-    if alone:
-        said.append(f"- Not held against anything, as no independent ensembles were run: {', '.join(alone)}.")
+    said += [f"- {text}" for text in _not_held(contest)]
     tables = [line for family, made in found if made for line in _saving_table(family, made)]
     if not tables and not said:
         return []
     return ["### Saved at equal LDS", "", *tables, *said, *([""] if said else [])]
+
+
+def _not_held(contest: Contest) -> list[str]:
+    """Say which methods' ensembles are held against nothing, and what would have to be run for that."""
+    groups: dict[str, list[str]] = {"single model was run": [], "independent ensembles were run": []}
+    single, independent = groups.values()
+    for family in contest.families:
+        if family.others and not family.compares:
+            (single if family.curve and not family.from_one else independent).append(code(family.name))
+    return [f"Not held against anything, as no {what}: {', '.join(names)}." for what, names in groups.items() if names]
 
 
 def _saving_table(family: Family, found: Sequence[Gain]) -> list[str]:
@@ -209,7 +218,8 @@ def _equal_cost(contest: Contest) -> list[str]:
     lines = []
     for family in contest.families:
         if len(family.curve) > 1 and family.others:
-            lines += [*_ladder(family, family.entries, whole=False), *_duels(family)]
+            lines += _ladder(family, family.entries, whole=False)
+            lines += _duels(family) if family.compares else []
     ladder = strongest(contest.families)
     if ladder is not None and len(contest.families) > 1:
         lines += _ladder(ladder, contest.entries, whole=True)
@@ -226,7 +236,7 @@ def _ladder(family: Family, entries: Sequence[Entry], whole: bool) -> list[str]:
     ]
     columns = ["at most the cost of", *(f"equal {COSTS[axis]}" for axis in CLAIMS)]
     return [
-        f"**{who}**: the highest LDS at that cost with the 95 % interval, and what is level with it.",
+        f"**{who}**: the best at that cost, its LDS with the 95 % interval, and what is level with it.",
         "",
         *table(columns, rows, left=len(columns)),
     ]
@@ -295,4 +305,4 @@ def _without(contest: Contest) -> list[str]:
 
 def _reason(run: Run, contest: Contest) -> str:
     old = run.record.task_version != contest.task.version
-    return run.record.reason or ("of an older version of the task" if old else "the task has no ground truth")
+    return run.reason or ("of an older version of the task" if old else "the task has no ground truth")

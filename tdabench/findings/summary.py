@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from tdabench.board.findings import seeds_used
@@ -55,18 +55,26 @@ def trials_of(contests: Sequence[Contest]) -> list[Trial]:
 
 
 def races_of(contests: Sequence[Contest]) -> list[Race]:
-    """Return a race for every contest in which other ensembles than independent ones have a curve beside them."""
+    """Return a race for every contest in which other ensembles than independent ones have a curve beside them.
+
+    A curve whose smallest size is beyond :data:`BUDGET` has none at its cost, and is left out.
+    """
     made = []
     for contest in contests:
-        family = strongest(contest.families)
+        family = strongest([family for family in contest.families if _affordable(family)])
         if family is not None and family.others:
-            rungs = [knot for knot in family.curve if knot.members <= BUDGET][-1:] or [family.curve[0]]
+            rungs = _affordable(family)[-1:]
             own, every = (
                 {axis: winners(entries, rungs, axis)[0] for axis in CLAIMS}
                 for entries in (family.entries, contest.entries)
             )
             made.append(Race(contest, family, own, every))
     return made
+
+
+def _affordable(family: Family) -> list[Entry]:
+    """Return the sizes of a curve up to :data:`BUDGET`."""
+    return [knot for knot in family.curve if knot.members <= BUDGET]
 
 
 def summary(contests: Sequence[Contest]) -> list[str]:
@@ -113,13 +121,18 @@ def _any(outcomes: Sequence[Outcome]) -> Outcome:
 
 def _at_once(trials: Sequence[Trial]) -> str:
     """Say whether any one ensemble saves all that is claimed: a user cannot serve with one and store another."""
-    pairs: dict[tuple[str, str], list[Outcome]] = defaultdict(list)
-    for trial in trials:
-        pairs[trial.contest.title, trial.family.name].append(trial.gain.whole)
+    each = _pairs((trial.contest, trial.family.name, trial.gain.whole) for trial in trials)
     reached = [trial for trial in trials if trial.gain.whole == "reached"]
     one_seed = bool(reached) and all(trial.gain.one_seed for trial in reached)
-    each = {f"{plain(title)} {code(name)}": _any(outcomes) for (title, name), outcomes in pairs.items()}
     return f"**All three at once**: {_counts(each, [t.gain.whole for t in trials], one_seed)}{_named(reached)}"
+
+
+def _pairs(found: Iterable[tuple[Contest, str, Outcome]]) -> dict[str, Outcome]:
+    """Return the outcome for each pair of a task and a method, over the machine classes that it was measured on."""
+    pairs: dict[str, list[Outcome]] = defaultdict(list)
+    for contest, name, outcome in found:
+        pairs[f"{plain(contest.task.name)} {code(name)}"].append(outcome)
+    return {pair: _any(outcomes) for pair, outcomes in pairs.items()}
 
 
 def _named(trials: Sequence[Trial], most: int = 4) -> str:
@@ -128,7 +141,7 @@ def _named(trials: Sequence[Trial], most: int = 4) -> str:
 
 def _alone(axis: str, judged: Sequence[Verdict]) -> str:
     """Say on how many pairs of a task and a method one of the savings is reached, by any ensemble."""
-    each = {f"{plain(v.contest.title)} {code(v.method)}": v.outcome for v in judged}
+    each = _pairs((v.contest, v.method, v.outcome) for v in judged)
     outcomes: list[Outcome] = [gain.outcome(axis) for verdict in judged for gain in verdict.tried]
     reached = [v for v in judged if v.outcome == "reached"]
     one_seed = bool(reached) and all(v.one_seed for v in reached)
@@ -167,18 +180,26 @@ def _at_best(axis: str, judged: Sequence[Verdict]) -> str:
 
 
 def _won(axis: str, races: Sequence[Race]) -> str:
-    """Count which kinds of ensemble win at equal cost, how often independent ones are level, and other methods."""
-    kinds = Counter(_kind(race.winners[axis].best) for race in races)
-    (first, n), *rest = sorted(kinds.items(), key=lambda item: (-item[1], item[0]))
-    won = listed([f"{first} on {n} of {count(len(races), 'task')}", *(f"{kind} on {n}" for kind, n in rest)])
+    """Count on which tasks kinds of ensemble win at equal cost, and independent ones are level, and other methods."""
+    kinds: dict[str, set[str]] = defaultdict(set)
+    for race in races:
+        kinds[_kind(race.winners[axis].best)].add(race.contest.task.name)
+    (first, n), *rest = sorted(((k, len(found)) for k, found in kinds.items()), key=lambda item: (-item[1], item[0]))
+    won = listed([f"{first} on {n} of {count(_n_tasks(races), 'task')}", *(f"{kind} on {n}" for kind, n in rest)])
     independent = _kind(races[0].family.curve[0])
-    able = sum(
-        independent in {_kind(e) for e in (race.winners[axis].best, *race.winners[axis].level)} for race in races
+    able = _n_tasks(
+        [r for r in races if independent in {_kind(e) for e in (r.winners[axis].best, *r.winners[axis].level)}]
     )
     fewer = any(race.winners[axis].budget.members < BUDGET for race in races)
     most = f"{BUDGET} independent models" + (" (of fewer where the ladder ends before)" if fewer else "")
     lead = f"**At equal {COSTS[axis]}**, at most that of {most}: won by {won}."
-    return f"{lead} Independent models win or are level with the winner on {able}.{_overall(axis, races)}"
+    lead += f" Independent models win or are level with the winner on {able}.{_overall(axis, races)}"
+    several = len(races) > _n_tasks(races)
+    return f"{lead} A task counts once, with what holds on any of its machine classes." if several else lead
+
+
+def _n_tasks(races: Sequence[Race]) -> int:
+    return len({race.contest.task.name for race in races})
 
 
 def _kind(entry: Entry) -> str:
@@ -186,11 +207,11 @@ def _kind(entry: Entry) -> str:
 
 
 def _overall(axis: str, races: Sequence[Race]) -> str:
-    best = [(race, race.overall[axis].best) for race in races]
-    others = [f"{contender(e)} on {plain(r.contest.title)}" for r, e in best if e not in r.family.entries]
-    if not others:
+    lost = [race for race in races if race.overall[axis].best not in race.family.entries]
+    if not lost:
         return ""
-    return f" With all methods in the race, another one wins on {len(others)}: {listing(others, 4, '; ')}."
+    others = [f"{contender(race.overall[axis].best)} on {plain(race.contest.title)}" for race in lost]
+    return f" With all methods in the race, another one wins on {_n_tasks(lost)}: {listing(others, 4, '; ')}."
 
 
 def _races(races: Sequence[Race]) -> list[str]:
@@ -201,8 +222,8 @@ def _races(races: Sequence[Race]) -> list[str]:
     return [
         f"### Who wins at the cost of {BUDGET} independent models",
         "",
-        f"The ensemble of the method with the highest LDS among those that cost no more than its {BUDGET} independent"
-        " models, and how far it leads over the best independent ensemble among them, with the 95 % interval. Level:"
+        f"The best ensemble of the method among those that cost no more than its {BUDGET} independent models, its LDS,"
+        " and how far it leads over the best independent ensemble among them, with the 95 % interval. Level:"
         " other kinds of ensemble whose difference from the winner is not significant.",
         "",
         *table(columns, rows, left=len(columns)),

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tdabench.board.seed_draws import SeedDraws, at_shared, combined
+from tdabench.board.seed_draws import best_of as first_of
 from tdabench.findings.curves import ABOVE, BELOW, INSIDE, TOLERANCE
 from tdabench.findings.entries import Entry, Family, ahead
 
@@ -27,7 +28,7 @@ class Winner:
     axis
         Key of the cost.
     level
-        Entries within the budget that are not significantly worse than the best, best first.
+        Entries within the budget that differ from the best by nothing significant, highest LDS first.
     n
         Entries within the budget.
     """
@@ -48,8 +49,8 @@ class Duel:
     lds
         :data:`AHEAD`, :data:`LEVEL` or :data:`BEHIND`: the cheap ensemble's against the independent one's.
     place
-        ``BELOW``: a single model costs more; ``ABOVE``: the largest independent ensemble costs less, so nothing was
-        measured at the same cost; ``INSIDE``: between.
+        ``BELOW``: a single model, with which the curve starts, costs more; ``ABOVE``: the largest independent ensemble
+        costs less, so nothing was measured at the same cost; ``INSIDE``: between.
     size
         Of the independent ensemble at the same cost, between measured ones; the nearest end beyond them.
     difference
@@ -94,8 +95,12 @@ def within(entries: Sequence[Entry], axis: str, budget: float) -> list[Entry]:
 
 
 def best_of(entries: Sequence[Entry]) -> Entry:
-    """Return the entry with the highest LDS, the first by name among equals."""
-    return min(entries, key=lambda entry: (-entry.lds, entry.name))
+    """Return the entry with the highest LDS of those that no other is significantly better than, at shared seeds.
+
+    The first by name among equals (:func:`tdabench.board.seed_draws.best_of`).
+    """
+    named = sorted(entries, key=lambda entry: entry.name)
+    return named[first_of([entry.draws for entry in named])]
 
 
 def winners(entries: Sequence[Entry], ladder: Sequence[Entry], axis: str) -> list[Winner]:
@@ -114,7 +119,7 @@ def winners(entries: Sequence[Entry], ladder: Sequence[Entry], axis: str) -> lis
     for rung in ladder:
         able = within(entries, axis, rung.costs[axis])
         best = best_of(able)
-        level = [e for e in able if e is not best and ahead(best, e) <= 0]
+        level = [e for e in able if e is not best and ahead(best, e) == 0]
         made.append(Winner(rung, axis, best, tuple(sorted(level, key=lambda e: (-e.lds, e.name))), len(able)))
     return made
 
@@ -131,7 +136,8 @@ def duel(entry: Entry, family: Family, axis: str) -> Duel:
     """Hold an ensemble against its family's curve at its own cost, at the run seeds that they share.
 
     Between measured sizes the cost is linear in the size, and the LDS in the logarithm of the size; where a larger
-    ensemble has a lower LDS than a smaller one, the smaller one counts.
+    ensemble has a lower LDS than a smaller one, the smaller one counts. The curve starts at a single model
+    (:attr:`~tdabench.findings.entries.Family.compares`).
     """
     *knots, own = at_shared([*(knot.draws for knot in family.curve), entry.draws])
     sizes = np.array([knot.members for knot in family.curve], dtype=np.float64)

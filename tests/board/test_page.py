@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from tdabench.board import render, results_frame, write
+from tdabench.board import Run, render, results_frame, write
 from tdabench.board.findings import findings
 from tdabench.board.rows import in_order, rows_of
 
@@ -124,6 +124,15 @@ def test_a_row_that_misses_a_seed_says_so(make):
     row = row_of(html, "run-trak-seed-0")
     assert "2 of 3 seeds" in Reader(row).text
     assert 'aria-label="warning: Seed 2 has no LDS: timeout."' in row
+
+
+def test_a_seed_whose_evidence_is_of_other_ground_truth_says_so(make):
+    first, second = make.seeds(lds=(0.2, 0.3))
+    row = row_of(
+        render(rows_of([first, Run(second.record, no_score="no LDS: its evidence is old")]), [make.task()]),
+        "run-trak-seed-0",
+    )
+    assert 'aria-label="warning: Seed 1 has no LDS: its evidence is old."' in row
 
 
 def test_seeds_that_all_failed_are_one_row_with_their_reasons(make):
@@ -330,7 +339,7 @@ def test_fifty_runs_are_less_than_a_megabyte(make):
 def test_findings_name_the_best_its_equals_and_the_cheapest(make):
     rows = [
         make.row("x", 0.41, 1, costs={"train_s": 100.0}),
-        make.row("y", 0.40, 1, costs={"train_s": 12.0}),
+        make.row("y", 0.40, 1, half=0.05, costs={"train_s": 12.0}),
         make.row("z", 0.2, 2, costs={"train_s": 1.0}),
     ]
     found = said(rows)
@@ -344,6 +353,21 @@ def test_the_best_is_named_with_its_seeds_where_any_has_several(make):
     assert said(rows_of([*three, make.run("y", 0.1)]))["Best"].startswith("trak (LDS 0.420, 3 seeds, 95 % interval ")
     assert said(rows_of([*three, make.run("y", 0.9)]))["Best"].startswith("y (LDS 0.900, 1 seed, 95 % interval ")
     assert "seed" not in said(rows_of([make.run("y", 0.9)]))["Best"]
+
+
+def test_the_best_is_not_worse_than_another_at_the_seed_that_both_have(make):
+    """The dropout masks have the lucky seed alone, where one model is better; its mean over three seeds is lower."""
+    masks = make.run("masks", 0.285, half=0.001, ensemble=make.ensemble("dropout", 5, models=1, masks=5))
+    rows = rows_of([*make.seeds(lds=(0.30, 0.20, 0.22), half=0.001), masks])
+    assert {row.record.method: row.rank_group for row in rows} == {"trak": 1, "masks": 2}
+    assert said(rows)["Best"].startswith("trak (LDS 0.240, 3 seeds, ")
+
+
+def test_the_page_says_how_training_is_priced(make):
+    training = {"trainings": {"model-0-0": {"wall_s": 12.5, "cpu_s": 12.5}}}
+    text = Reader(render(rows_of([make.run(**training)]), [make.task()])).text
+    assert text.count("trainings that give checkpoints cost what they took") == 2, "above the table and in the glossary"
+    assert "As measured in the row's own runs" not in text
 
 
 def test_findings_compare_costs_inside_a_machine_class_only(make):
@@ -360,8 +384,23 @@ def test_findings_say_so_where_one_run_is_clear_of_the_rest(make):
     assert "Clear of the rest" in said([make.row("x", 0.41, 1), make.row("y", 0.1, 2)])
 
 
+def test_what_is_level_with_the_best_is_named_whatever_its_rank(make):
+    """The second is worse than the best and opens a rank; the third is lower still, but nobody knows how low."""
+    rows = rows_of([make.run("a", 0.4), make.run("b", 0.3), make.run("c", 0.29, half=0.3)])
+    assert {row.record.method: row.rank_group for row in rows} == {"a": 1, "b": 2, "c": 2}
+    assert said(rows)["Not distinguishable from it"] == "c."
+    assert "Clear of the rest" not in said(rows)
+    assert "Clear of the rest" in said(rows[:2])
+
+
+def test_rows_of_a_group_are_said_to_be_level_with_its_best_alone(make):
+    page = Reader(render(make.board(), [make.task()]))
+    (title,) = {a["title"] for t, a in page.elements if a.get("data-key") == "rank_group"}
+    assert title == "Rows that share a group are not distinguishable from the best of the group"
+
+
 def test_long_lists_of_equals_are_cut(make):
-    rows = [make.row(f"m{i}", 0.4 - i / 1000, 1) for i in range(9)]
+    rows = [make.row(f"m{i}", 0.4 - i / 1000, 1, half=0.05 if i else 0.03) for i in range(9)]
     assert said(rows)["Not distinguishable from it"] == "m1, m2, m3, m4 and 4 more."
 
 

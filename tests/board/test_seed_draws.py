@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tdabench.board.seed_draws import at_shared, difference, over_seeds, rank_groups
+from tdabench.board.seed_draws import ahead, at_shared, best_of, difference, over_seeds, rank_groups
 from tdabench.bootstrap import Draws
 
 
@@ -90,7 +90,29 @@ def test_what_seeds_do_to_all_alike_parts_ranks_all_the_same():
 
 
 def test_ranks_compare_at_shared_seeds():
-    """The single run is of the seed that is lucky for the others as well; the first is no better than the last."""
+    """The single run is of the seed that is lucky for the others as well, and there it is worse."""
     lucky, many = over_seeds({0: [still(0.41)]}), over_seeds({0: [still(0.45)], 1: [still(0.3)], 2: [still(0.2)]})
     assert difference(lucky, many)[0] == pytest.approx(-0.04)
-    assert rank_groups([lucky, many]) == [1, 1]
+    assert rank_groups([lucky, many]) == [2, 1]
+
+
+def test_a_higher_mean_is_not_the_best_where_it_is_worse_at_the_seed_that_both_have():
+    """The single run is of the lucky seed and below the other's run of it, but above the mean of its three."""
+    many = over_seeds({0: [still(0.30)], 1: [still(0.20)], 2: [still(0.22)]})
+    lucky = over_seeds({0: [still(0.285)]})
+    assert lucky.estimate > many.estimate
+    assert (ahead(many, lucky), ahead(lucky, many)) == (1, -1)
+    assert (best_of([lucky, many]), best_of([many, lucky])) == (1, 0)
+    assert rank_groups([lucky, many]) == [2, 1]
+    level = over_seeds({0: [spread(0.235, 1)], 1: [spread(0.235, 2)], 2: [spread(0.235, 3)]})
+    assert rank_groups([lucky, many, level]) == [2, 1, 1], "what is level with the best joins it past the lucky one"
+
+
+def test_where_each_has_one_that_is_better_the_highest_lds_is_the_best():
+    """Each pair meets at another seed, and there the first is above the second, the second the third, it the first."""
+    pairs = ({0: 0.3, 2: 0.1}, {0: 0.2, 1: 0.21}, {1: 0.1, 2: 0.2})
+    circle = [over_seeds({seed: [still(value)] for seed, value in one.items()}) for one in pairs]
+    assert [ahead(circle[i], circle[(i + 1) % 3]) for i in range(3)] == [1, 1, 1]
+    assert [found.estimate for found in circle] == pytest.approx([0.2, 0.205, 0.15])
+    assert best_of(circle) == 1
+    assert rank_groups(circle) == [1, 1, 2], "the one that is better than it is not ranked below it"

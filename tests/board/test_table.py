@@ -5,6 +5,7 @@ import pandas as pd
 
 from tdabench.board.rows import in_order, on_fronts, rows_of
 from tdabench.board.table import COLUMNS, KEYS, csv_text, flat_rows, json_text, results_frame
+from tdabench.front import pareto_front
 
 
 def test_columns_are_the_same_for_any_rows(make):
@@ -46,6 +47,41 @@ def test_a_configuration_of_several_seeds_is_a_line_for_each_that_names_it(make)
     assert list(frame.configuration_seeds) == [2, 2, 2, 1]
     assert json.loads(frame.rank_group.to_json(orient="values")) == [1, 1, None, 2]
     assert list(frame.front_train) == [True, True, False, False]
+
+
+def test_fronts_follow_from_the_export(make):
+    """One seed's training was slow: at the measured times the other method alone would be on the front."""
+
+    def run(method, seed, lds, train, kind="independent", **changes):
+        extra = train if kind == "checkpoints" else 0.0
+        cost = {"train_s": train, "extra_train_s": extra, "fit_s": 1.0, "attribute_s": 0.0, "storage_bytes": 9}
+        trainings = {f"model-{seed}-0": {"wall_s": train, "cpu_s": train}}
+        wrapped = make.ensemble(kind, 1, models=1)
+        named = {"run_id": f"{method}-{seed}", "ensemble": wrapped, "trainings": trainings, "seed": seed}
+        return make.run(method, lds, costs=cost, **named | changes)
+
+    runs = [
+        *(run("a", seed, 0.3 + seed / 100, train) for seed, train in enumerate((9.0, 1.0, 2.0))),
+        run("a", 3, None, 4.0, status="failed"),
+        run("b", 1, 0.2, 1.0),
+        run("c", 2, 0.5, 2.5, kind="checkpoints"),
+        run("c", 2, 0.4, 7.5, kind="checkpoints", run_id="again"),
+        run("a", 0, 0.1, 30.0, machine=make.GPU),
+    ]
+    frame = results_frame(in_order(rows_of(runs))).infer_objects()
+    read = frame[frame.lds.notna()].copy()
+    read["total"] = read.priced_train_s + read.serve_s
+    assert read.total.tolist() == read.priced_total_s.tolist()
+    checkpoints = read[read.ensemble == "checkpoints"]
+    assert checkpoints.priced_train_s.tolist() == checkpoints.train_s.tolist() == [7.5, 2.5]
+    assert set(read[(read.ensemble == "independent") & (read.device == "cpu")].priced_train_s) == {4.0}
+    columns = {"train": "priced_train_s", "extra": "priced_extra_train_s", "total": "priced_total_s"}
+    columns |= {"serve": "serve_s", "memory": "peak_bytes", "storage": "storage_bytes"}
+    for _, contest in read.groupby("machine_class"):
+        joined = contest.groupby(["configuration", "seed"]).mean(numeric_only=True).groupby("configuration").mean()
+        for key, column in columns.items():
+            on = dict(zip(joined.index, pareto_front(joined.configuration_lds, joined[column]), strict=True))
+            assert contest[f"front_{key}"].tolist() == [on[name] for name in contest.configuration], key
 
 
 def test_the_page_s_rows_hold_means_and_lead_to_their_runs(make):

@@ -1,8 +1,8 @@
 """What training costs on a task: every model at the mean measured time, so that one slow training decides nothing.
 
 All models of a task are trained by the same recipe, so they are the same work; their measured times differ by what else
-the machine did. Adapters are priced as measured, and so are banks of models, which are trained together, and trainings
-that give checkpoints, whose copying takes time.
+the machine did. Adapters are priced as measured, and so are banks of models, which are trained together. A training
+that gives checkpoints copies them beside that work: it costs what was measured, and never less than one without.
 """
 
 from __future__ import annotations
@@ -53,13 +53,20 @@ def price_of(records: Iterable[Record]) -> Price | None:
 def priced(record: Record, price: Price | None) -> Costs | None:
     """Return a run's costs, its models at their price; None where nothing was measured.
 
-    As measured where no price is known, and of a training that gives checkpoints.
+    As measured where no price is known. A training that gives checkpoints costs what it took, if that is more.
     """
-    if price is None or record.costs is None or not record.trainings or _for_checkpoints(record):
+    if price is None or record.costs is None or not record.trainings:
         return record.costs
-    train = sum(price.seconds if name.startswith(_MODEL) else t.wall_s for name, t in record.trainings.items())
-    given = price.seconds if record.costs.extra_train_s < record.costs.train_s else 0.0
-    return record.costs.model_copy(update={"train_s": train, "extra_train_s": train - given})
+    copies, costs = _for_checkpoints(record), record.costs
+
+    def cost_of(name: str, measured: float) -> float:
+        if not name.startswith(_MODEL):
+            return measured
+        return max(measured, price.seconds) if copies else price.seconds
+
+    train = sum(cost_of(name, training.wall_s) for name, training in record.trainings.items())
+    given = price.seconds if costs.extra_train_s < costs.train_s else 0.0
+    return costs.model_copy(update={"train_s": train, "extra_train_s": train - given})
 
 
 def _for_checkpoints(record: Record) -> bool:

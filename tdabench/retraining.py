@@ -21,7 +21,7 @@ from tdabench.grouping import Grouping, choose_group, threads
 from tdabench.precision import exact_float32
 from tdabench.registry import find_task
 from tdabench.seeds import generator
-from tdabench.slices import Slice, builder_facts, rounding_snapshots, snapshots_of, write_slice
+from tdabench.slices import Slice, builder_facts, machine_facts, rounding_snapshots, snapshots_of, write_slice
 from tdabench.snapshots import Snapshots
 from tdabench.task import Task, TaskData
 from tdabench.trainer import Parameters, target_outputs, train_replicas
@@ -100,7 +100,7 @@ class Work:
     group
         Replicas trained at once.
     facts
-        What is known of the builder; what a worker knows of itself counts in its place.
+        What is known of the builder; in place of its machine's, a worker's own count.
     """
 
     reference: str
@@ -122,7 +122,7 @@ def compute_slice(work: Work, part: Slice) -> float:
         task = find_task(work.reference)
         data = _cached_data(work.reference, task.version, work.data_folder, work.device)
         # This worker's own: an executor's may be other machines than the one that asked, and differ from one another.
-        facts = {**work.facts, **builder_facts(task, torch.device(work.device))}
+        facts = {**work.facts, **machine_facts(task, torch.device(work.device))}
         snapshots = snapshots_of(task, part, facts, work.folder)
         outputs = retrain(task, data, part.seed, part.subsets, work.group, snapshots)
         seconds = snapshots.seconds

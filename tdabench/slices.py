@@ -116,6 +116,12 @@ def builder_facts(task: Task, device: torch.device) -> dict[str, Any]:
     }
 
 
+def machine_facts(task: Task, device: torch.device) -> dict[str, Any]:
+    """Return those of :func:`builder_facts` that say where a slice is trained; an executor's workers differ in them."""
+    facts = builder_facts(task, device)
+    return {name: facts[name] for name in ("cpu", "device", "packages", "precision")}
+
+
 def write_slice(
     task: Task, part: Slice, outputs: np.ndarray, seconds: float, facts: dict[str, object], folder: Path
 ) -> None:

@@ -179,8 +179,8 @@ def test_a_failing_slice_stops_the_rest_also_on_an_executor_that_is_given(
 def test_slices_name_the_worker_that_trained_them_and_not_the_machine_that_asked(
     small_reference, cache, tmp_path, monkeypatch
 ):
-    here = retraining.builder_facts
-    monkeypatch.setattr(retraining, "builder_facts", lambda *a: {**here(*a), "cpu": "a node's processor"})
+    here = retraining.machine_facts
+    monkeypatch.setattr(retraining, "machine_facts", lambda *a: {**here(*a), "cpu": "a node's processor"})
     with InlineExecutor() as executor:
         manifest = build(small_reference, tmp_path / "truth", executor=executor)
     assert [b.cpu for b in manifest.built_on] == ["a node's processor"]

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from tdabench import Declined, Examples, TaskData, hessian
 from tdabench.kernels import differentiable
-from tdabench.targets import token_cross_entropy
+from tdabench.targets import MEAN_LOG_PROBABILITY, token_cross_entropy
 from tdabench.tasks.networks import resnet9
 from tdabench.tasks.transformers import music_transformer, nano_gpt
 
@@ -93,7 +93,7 @@ def member_of(small, view):
         data = TaskData(examples(N_TRAIN, "train"), examples(N_QUERIES, "queries"))
         task = replace(small, make_model=make_model, recipe=replace(small.recipe, epochs=1, lr=0.05))
         if name in SEQUENCES:
-            task = replace(task, loss=token_cross_entropy)
+            task = replace(task, loss=token_cross_entropy, target=MEAN_LOG_PROBABILITY)
         mine = view(task, data, store=f"models-{name}")
         if ensemble == "lora":
             return mine.adapter_member(0, 0, number=0, rank=2, epochs=2)

@@ -8,8 +8,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
-from tdabench import Declined, Examples, TaskData, token_cross_entropy
+from tdabench import MEAN_LOG_PROBABILITY, Declined, Examples, TaskData, token_cross_entropy
 from tdabench.baselines import knn_shapley
 from tdabench.baselines.knn_shapley import KnnShapley, distances, shapley_values
 from tdabench.ensembles import Dropout, Independent, Lora
@@ -130,8 +131,14 @@ def test_sequences_have_no_class_to_vote_for(view, small, small_data):
         Examples(small_data.training.inputs, labels[0], "train"),
         Examples(small_data.queries.inputs, labels[1], "queries"),
     )
+    task = replace(
+        small,
+        make_model=lambda: nn.Sequential(nn.Linear(64, 40), nn.Unflatten(1, (4, 10))),
+        loss=token_cross_entropy,
+        target=MEAN_LOG_PROBABILITY,
+    )
     with pytest.raises(Declined, match="vote for one label per example; the labels here are sequences"):
-        execute(KnnShapley(), None, view(replace(small, loss=token_cross_entropy), data))
+        execute(KnnShapley(), None, view(task, data))
 
 
 @pytest.mark.parametrize(

@@ -110,14 +110,18 @@ def _probe(member: Member, inputs: Tensor) -> _Probe:
 
 
 def numbers_out(member: Member, inputs: Tensor) -> int:
-    """Return how many numbers come out of all modules for these inputs, those that hold modules included."""
+    """Return how many numbers come out of all modules for these inputs, those that hold modules included.
+
+    Those that make weights, as adapters do, give them once for all examples and are left out.
+    """
     sizes: list[int] = []
 
     def note(module: nn.Module, args: Any, out: Any) -> None:
         if isinstance(out, Tensor):
             sizes.append(out.numel())
 
-    handles = [module.register_forward_hook(note) for module in member.model.modules()]
+    named = member.model.named_modules()
+    handles = [m.register_forward_hook(note) for name, m in named if "parametrizations" not in name.split(".")]
     try:
         with torch.no_grad():
             functional_call(member.model, {**member.parameters, **member.statistics}, (inputs,))

@@ -726,3 +726,11 @@ def test_whole_gradients_are_in_memory_once(view, small, small_data):
     if not peak:
         pytest.skip("the kernel does not let this process reset its high-water mark")
     assert peak < 1.5 * 4 * 40 * gradients_of_queries.n_parameters
+
+
+def test_weights_that_adapters_make_are_not_counted_for_every_example(view):
+    """Else a batch of an adapter's gradients would shrink with the model, and the planned memory grow with it."""
+    task = view()
+    members = task.member(), task.adapter_member(0, 0, number=0, rank=2, epochs=1)
+    plain, adapted = (member.gradients(task.training, "loss").layout.numbers for member in members)
+    assert adapted < 2 * plain < 64 * 32, "fewer than the first layer's weights"

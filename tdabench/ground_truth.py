@@ -30,6 +30,7 @@ from tdabench.records import Strict
 from tdabench.registry import reference_to
 
 if TYPE_CHECKING:
+    from tdabench.targets import Target
     from tdabench.task import Task
 
 MANIFEST_FILE = "manifest.json"
@@ -232,6 +233,27 @@ def _unpack(bits: np.ndarray, manifest: Manifest) -> np.ndarray:
 def subset_spread(outputs: np.ndarray) -> float:
     """Return the standard deviation of an output between subsets, averaged over queries and seeds."""
     return float(outputs.std(axis=0, dtype=np.float64).mean())
+
+
+def quality(target: Target, outputs: np.ndarray) -> dict[str, float]:
+    """Return how good the retrained models are: attribution explains what they know, and not what the data could teach.
+
+    Parameters
+    ----------
+    target
+        The task's.
+    outputs
+        ``[M, S, n_queries]``.
+
+    Returns
+    -------
+    dict
+        ``mean_output``, the target's mean; and of log-odds ``share_right``, how many of the answers are right.
+    """
+    from tdabench.targets import LOG_ODDS
+
+    found = {"mean_output": float(outputs.mean(dtype=np.float64))}
+    return found | ({"share_right": float((outputs > 0).mean())} if target.name == LOG_ODDS.name else {})
 
 
 def rms_difference(a: np.ndarray, b: np.ndarray) -> float:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tdabench.ground_truth import MANIFEST_FILE, ground_truth_folder
+from tdabench.ground_truth import MANIFEST_FILE, ground_truth_folder, quality, read_ground_truth
 from tdabench.registry import TASKS, find_task, names
 from tdabench.results import evaluator_of
 
@@ -69,3 +69,12 @@ def test_the_card_gives_the_ceiling_of_the_ground_truth_that_is_there(task, rows
     assert ceiling is not None
     assert ceiling > 0.5
     assert rows["noise ceiling"].startswith(f"{ceiling:.3f} ")
+
+
+def test_the_card_says_how_good_the_retrained_models_are(task, rows):
+    if not (ground_truth_folder(task) / MANIFEST_FILE).exists():
+        assert "quality" not in rows
+        return
+    found = quality(task.target, read_ground_truth(task).outputs)
+    said = f"right on {found['share_right']:.1%}" if "share_right" in found else f" of {found['mean_output']:.2f} ("
+    assert said.replace("%", " %") in rows["quality"]

@@ -1,4 +1,4 @@
-"""CIFAR-10's cats and dogs and a ResNet-9 of full width: the literature's image setting."""
+"""CIFAR-10's cats and dogs and a ResNet-9 of full width: the size of the literature's image setting."""
 
 from __future__ import annotations
 

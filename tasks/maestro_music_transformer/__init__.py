@@ -1,4 +1,4 @@
-"""MAESTRO's piano performances and a Music Transformer of full size: the literature's music setting."""
+"""MAESTRO's piano performances and a Music Transformer of full size: that of the literature's music setting."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tiny Shakespeare and nanoGPT of full size: the literature's text setting."""
+"""Tiny Shakespeare and nanoGPT of full size: that of the literature's text setting."""
 
 from __future__ import annotations
 

@@ -265,17 +265,18 @@ def _check_line(check: Check) -> str:
 @json_option
 def show(task: str, as_json: bool) -> None:
     """Show what TASK's ground truth is, how it was made, and its noise ceiling."""
-    from tdabench.ground_truth import ground_truth_folder, read_ground_truth
+    from tdabench.ground_truth import ground_truth_folder, quality, read_ground_truth
     from tdabench.registry import find_task
     from tdabench.results import evaluator_of
 
     found = find_task(task)
-    manifest = read_ground_truth(found).manifest
-    ceiling = evaluator_of(task).ceiling
+    truth = read_ground_truth(found)
+    manifest, ceiling = truth.manifest, evaluator_of(task).ceiling
     facts = {
         "folder": str(ground_truth_folder(found)),
         "noise_ceiling": ceiling.value,
         "reliability": ceiling.reliability,
+        **quality(found.target, truth.outputs),
         **manifest.model_dump(mode="json"),
     }
     if as_json:

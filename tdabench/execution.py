@@ -52,6 +52,7 @@ def _execute(
         task.meter.keep([state, vars(method)], _storages(task.loaded()))
         with task.meter.phase(ATTRIBUTE):
             scores = method.attribute(task, state)
+    task.check_data()
     return check_scores(scores, task.n_queries, task.n_train)
 
 

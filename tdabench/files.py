@@ -24,7 +24,11 @@ from tdabench.errors import FileFormatError, StorageError
 if TYPE_CHECKING:
     import numpy as np
 
-_FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
+_FULL = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "files may not become so large here (ulimit -f)",
+}
 _CLOSED = {
     errno.EACCES: "permission denied",
     errno.EPERM: "permission denied",

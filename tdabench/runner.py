@@ -9,7 +9,6 @@ import select
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -37,6 +36,7 @@ from tdabench.records import (
 
 OnEvent = Callable[[dict[str, Any]], None]
 DEFAULT_TIMEOUT_S = 3600.0
+_JOB_FILE = "job.json"
 _PROC, _CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 
 
@@ -115,11 +115,12 @@ def _place(planned: Plan, result: dict[str, Any], process_s: float, aside: Path,
 
 def _launch(planned: Plan, folder: Path, timeout_s: float, on_event: OnEvent) -> dict[str, Any]:
     killed_before = _out_of_memory_kills()
-    with tempfile.NamedTemporaryFile("w", suffix=".json") as job, (folder / LOG_FILE).open("wb") as log:
-        job.write(planned.job.to_json())
-        job.flush()
+    folder = folder.absolute()  # the method may go to another
+    job = folder / _JOB_FILE
+    job.write_text(planned.job.to_json(), encoding="utf-8")
+    with (folder / LOG_FILE).open("wb") as log:
         reading, writing = os.pipe()
-        words = [job.name, str(folder), str(writing), str(os.getpid()), planned.key]
+        words = [str(job), str(folder), str(writing), str(os.getpid()), planned.key]
         try:
             process = subprocess.Popen(
                 # -P: a user's ./random.py must not stand in for the library's.
@@ -138,6 +139,7 @@ def _launch(planned: Plan, folder: Path, timeout_s: float, on_event: OnEvent) ->
         finally:
             os.close(reading)
             _kill_group(process)
+            job.unlink(missing_ok=True)
     if not in_time:
         return {"status": "timeout", "reason": f"stopped after {timeout_s:g} s, the limit set by --timeout"}
     return _result(folder, process.returncode, _out_of_memory_kills() > killed_before)
@@ -171,11 +173,21 @@ def _follow(process: subprocess.Popen[bytes], reading: int, timeout_s: float, on
             listening = bool(chunk)
             *lines, rest = (rest + chunk).split(b"\n")
             for line in lines:
-                on_event(json.loads(line))
+                if (event := _event(line)) is not None:
+                    on_event(event)
         elif not listening:
             with suppress(subprocess.TimeoutExpired):
                 process.wait(min(left, 0.1))
     return True
+
+
+def _event(line: bytes) -> dict[str, Any] | None:
+    """Return what a line tells; None if it is no event, as a method's libraries may write to any descriptor."""
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) and found.keys() & {"phase", "done"} else None
 
 
 def _kill_group(process: subprocess.Popen[bytes]) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from tdabench import bank, lora, precision
 from tdabench.dropout import DropoutSite
-from tdabench.errors import StorageError
+from tdabench.errors import StorageError, UsageError
 from tdabench.examples import Examples
 from tdabench.member import Member, MemberMasks
 from tdabench.memory import ran_out
@@ -58,12 +58,32 @@ class TaskView:
         self._store = ModelStore(store, self.device)
         self._models: dict[str, Parameters] = {}
         self._checkpoints: dict[str, dict[int, Trained]] = {}
+        self._unchanged = self._data_versions()
         self._template, self._sites = task.template(data.training.inputs[:1].cpu())
         self._template.to(self.device).requires_grad_(False)
         check_values(task, self._template, data.training)
         self.loss_function = task.loss
         self.target_function = task.target.function
         self.target_probability = task.target.probability
+
+    def check_data(self) -> None:
+        """Refuse to go on with data that was written to, before a model trained on it is kept for other runs.
+
+        Raises
+        ------
+        UsageError
+            If a method changed the training examples or the queries in place.
+        """
+        if self._data_versions() != self._unchanged:
+            raise UsageError(
+                f"The data of {self.name} was changed in place while the method ran; models and methods after it would "
+                "see other examples. Clone a tensor before writing to it."
+            )
+
+    def _data_versions(self) -> list[int]:
+        """Return how often each tensor of the data was written to, as torch counts it."""
+        sets = (self.training, self.queries)
+        return [tensor._version for examples in sets for tensor in (examples.inputs, examples.labels)]
 
     @property
     def n_train(self) -> int:
@@ -160,6 +180,7 @@ class TaskView:
         missing = {e: file for e, file in asked.items() if e not in kept}
         if missing:  # the whole run once more, for as many as there are
             with self.meter.phase(TRAIN):
+                self.check_data()
                 made = self._store.train_run(lambda: self._train_with_snapshots(model, missing))
             kept |= {e: made[file] for e, file in missing.items()}
         longest = max(kept.values(), key=lambda trained: trained.seconds)
@@ -262,6 +283,7 @@ class TaskView:
         What was just trained is loaded like all else: a run pays the same whether or not it was the first.
         """
         if self._store.find(name) is None:
+            self.check_data()
             with self.meter.phase(TRAIN):
                 self._store.train(name, work)
         return self._loaded(name)

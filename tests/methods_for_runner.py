@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,6 +125,25 @@ def fail_by_type(task: tdabench.TaskView) -> np.ndarray:
 
 def fail_by_integers(task: tdabench.TaskView) -> torch.Tensor:
     return zeros(task).long()
+
+
+def fail_by_surrogate(task: tdabench.TaskView) -> None:
+    name = os.fsdecode(b"caf\xe9")  # which is not UTF-8
+    raise FileNotFoundError(f"no file {name}")
+
+
+def fail_by_writing(task: tdabench.TaskView) -> torch.Tensor:
+    task.training.inputs.sub_(0.5)
+    return zeros(task)
+
+
+def fail_by_junk(task: tdabench.TaskView) -> None:
+    """Write to whatever is open, as a library with a stale descriptor may, and go to another folder."""
+    os.chdir(tempfile.gettempdir())
+    for number in range(3, 64):
+        with contextlib.suppress(OSError):
+            os.write(number, b"\x00 no event\n1\n{}\n")
+    raise ZeroDivisionError("after all that")
 
 
 def fail_by_exit(task: tdabench.TaskView) -> None:

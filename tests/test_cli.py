@@ -658,6 +658,14 @@ def test_verify_takes_either_a_task_or_all(tdabench, words, message):
 # --- the rest
 
 
+@pytest.mark.parametrize("value", ["nan", "inf", "0", "-1"])
+def test_a_time_is_a_number_above_zero(tdabench, value):
+    done = tdabench("run", "digits-mlp", "random", "--timeout", value)
+    assert done.code == 2
+    assert "--timeout" in done.err
+    assert "Traceback" not in done.err
+
+
 COMMANDS = [[], ["ground-truth"], ["ground-truth", "show"]]
 COMMANDS += [["ground-truth", "build"], ["ground-truth", "merge"], ["ground-truth", "verify"]]
 COMMANDS += [[name] for name in cli._COMMANDS if name != "ground-truth"]

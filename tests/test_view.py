@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from tdabench import MemberMethod, Method, precision
+from tdabench import MemberMethod, Method, TaskData, precision
 from tdabench import view as view_module
 from tdabench.ensembles import Checkpoints, Independent, Lora
-from tdabench.errors import StorageError
+from tdabench.errors import StorageError, UsageError
 from tdabench.execution import execute
 from tdabench.member import Member
 from tdabench.memory import PeakMemory, reset_peak
@@ -285,6 +285,28 @@ def test_memory_that_runs_out_in_the_warm_up_is_no_secret(view, monkeypatch):
     monkeypatch.setattr(Member, "gradients", fail)
     with pytest.raises(RuntimeError, match="can't allocate memory"):
         view().warm_up()
+
+
+@pytest.mark.parametrize("which", ["inputs", "labels"])
+def test_nothing_is_trained_on_data_that_a_method_has_changed(view, small, small_data, which):
+    """It would be kept in the store, for runs that changed nothing."""
+    copies = [
+        replace(examples, inputs=examples.inputs.clone(), labels=examples.labels.clone())
+        for examples in (small_data.training, small_data.queries)
+    ]
+    data = TaskData(*copies)
+    task = view(small, data, store="changed")
+    task.train(0)
+    getattr(task.training, which)[0] = 0
+    for train in (
+        lambda: task.train(1),
+        lambda: task.train_run(1, [1]),
+        lambda: task.train_adapter(0, 0, rank=2, epochs=1),
+    ):
+        with pytest.raises(UsageError, match=r"The data of small was changed in place.*Clone a tensor"):
+            train()
+    again = view(small, small_data, store="changed")
+    assert again._store.find("model-0-1") is None
 
 
 def test_the_view_describes_the_model(view, small):

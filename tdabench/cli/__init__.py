@@ -108,7 +108,15 @@ def main(args: list[str] | None = None) -> None:
 
 def _is_users(error: OSError) -> bool:
     """Whether an error of the operating system tells of the user's disk, and not of a defect of ours."""
-    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EISDIR)
+    return error.errno in (
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EFBIG,
+        errno.EACCES,
+        errno.EROFS,
+        errno.ENOTDIR,
+        errno.EISDIR,
+    )
 
 
 def _say(text: Any) -> None:

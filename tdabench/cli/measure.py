@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tdabench.cli.output import Live, data_option, json_option, note, phase_printer, print_json, runs_option
+from tdabench.cli.output import Duration, Live, data_option, json_option, note, phase_printer, print_json, runs_option
 from tdabench.errors import MissingGroundTruthError, OptionError, UsageError
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def machine_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "timeout_s",
             "--timeout",
-            type=click.FloatRange(0, min_open=True),
+            type=Duration(),
             default=3600.0,
             show_default=True,
             help="Seconds after which a run is stopped.",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -15,6 +17,21 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Table
+
+
+class Duration(click.FloatRange):
+    """A time above zero; not NaN, which is in every range, and not infinite."""
+
+    def __init__(self) -> None:
+        super().__init__(0, min_open=True)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the number."""
+        found: float = super().convert(value, param, ctx)
+        if not math.isfinite(found):
+            self.fail(f"{found} is not a time.", param, ctx)
+        return found
+
 
 json_option = click.option("as_json", "--json", is_flag=True, help="Print the result as JSON on stdout.")
 data_option = click.option(
@@ -61,7 +78,8 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: st
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*[escape(cell) for cell in row])
-    width = None if sys.stdout.isatty() else 200
+    # Narrower than this, columns would be folded into a letter a line; a terminal breaks long lines itself.
+    width = max(80, shutil.get_terminal_size().columns) if sys.stdout.isatty() else 200
     Console(file=sys.stdout, width=width).print(table)
 
 

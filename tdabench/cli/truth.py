@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tdabench.cli.measure import check_device
-from tdabench.cli.output import Live, data_option, json_option, print_facts, print_json, warn_of_broken
+from tdabench.cli.output import Duration, Live, data_option, json_option, print_facts, print_json, warn_of_broken
 from tdabench.errors import TdabenchError, UsageError
 
 if TYPE_CHECKING:
@@ -54,9 +54,7 @@ def ground_truth() -> None:
 @click.option(
     "--shard", type=Shard(), help="Build a share, as in 0/4, into --slices; `merge` puts the shares together."
 )
-@click.option(
-    "--minutes", type=click.FloatRange(0, min_open=True), help="Stop after so long; the same command goes on."
-)
+@click.option("--minutes", type=Duration(), help="Stop after so long; the same command goes on.")
 @click.option("--replace", is_flag=True, help="Build anew although there is ground truth.")
 @data_option
 @json_option

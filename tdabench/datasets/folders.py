@@ -13,7 +13,7 @@ def cache_folder() -> Path:
     """Return where downloads and trained models are kept: ``TDABENCH_CACHE``, else the user's cache folder."""
     named = os.environ.get(CACHE_VARIABLE)
     if named:
-        return Path(named).expanduser()
+        return Path(named).expanduser().absolute()  # a method may go to another folder
     import platformdirs
 
     return Path(platformdirs.user_cache_dir("tdabench"))

@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 
 from tdabench.datasets import cache_folder
 from tdabench.errors import UsageError
-from tdabench.filling import OnProgress, Options, fill
+from tdabench.filling import OnProgress, Options, fill, work_of
 from tdabench.ground_truth import (
     ARRAYS_FILE,
     MANIFEST_FILE,
@@ -27,8 +27,8 @@ from tdabench.ground_truth import (
     subset_spread,
     write_ground_truth,
 )
-from tdabench.registry import absolute_reference, find_task, reference_to
-from tdabench.retraining import Work, rounding_in_worker
+from tdabench.registry import find_task, reference_to
+from tdabench.retraining import rounding_in_worker
 from tdabench.slices import (
     LOCK,
     Found,
@@ -211,10 +211,7 @@ def _write(
 def _rounding(reference: str, found: Found, options: Options, folder: Path, executor: Executor | None) -> float:
     """Measure what rounding does, in groups of the first replica's size, where the replicas were trained."""
     builder = found.built_on[int(found.builders[0, 0])]
-    data_folder = None if options.data_folder is None else options.data_folder.absolute()
-    work = Work(
-        absolute_reference(reference), data_folder, options.device, folder.absolute(), builder.replicas_per_group, {}
-    )
+    work = work_of(reference, options, folder, builder.replicas_per_group, {})
     if executor is not None and options.device != "cpu":  # this machine need not have one
         return executor.submit(rounding_in_worker, work).result()
     return rounding_in_worker(work)

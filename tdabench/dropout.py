@@ -117,8 +117,13 @@ def install_masks(model: nn.Module, example: Tensor) -> tuple[nn.Module, tuple[D
         elif isinstance(module, nn.modules.dropout._DropoutNd):
             raise UsageError(f"The model's {name} is a {type(module).__name__}; use torch.nn.Dropout instead.")
         _leave_fused_path(module)
-    _refuse_other_dropout(model, example)
-    return model, _find_sites(model, example)
+    with torch.random.fork_rng(devices=[]):
+        before = torch.random.get_rng_state()
+        of_two = _dropout_calls(model, lambda: _pass_in_training(model, example))
+        drawn = not torch.equal(torch.random.get_rng_state(), before)
+    if drawn:  # even now that all masks are given
+        raise _other_dropout(model)
+    return model, _sites(model, _dropout_calls(model, lambda: model(example)), of_two)
 
 
 def _leave_fused_path(module: nn.Module) -> None:
@@ -129,21 +134,15 @@ def _leave_fused_path(module: nn.Module) -> None:
         module.use_nested_tensor = False  # only the kernel takes what is packed for it
 
 
-def _refuse_other_dropout(model: nn.Module, example: Tensor) -> None:
-    """Refuse a model that draws random numbers in training mode even now that all its masks are given."""
-    with torch.random.fork_rng(devices=[]):
-        before = torch.random.get_rng_state()
-        _pass_in_training(model, example)
-        drawn = not torch.equal(torch.random.get_rng_state(), before)
-    if not drawn:
-        return
+def _other_dropout(model: nn.Module) -> UsageError:
+    """Say what of a model draws random numbers in training mode, and what to do."""
     for name, module in model.named_modules():
         if isinstance(module, nn.MultiheadAttention | nn.RNNBase) and module.dropout > 0:
-            raise UsageError(
+            return UsageError(
                 f"The model's {name} is a {type(module).__name__} with dropout {module.dropout:g}, which cannot be "
                 "given its masks; set its dropout to 0 and use torch.nn.Dropout instead."
             )
-    raise UsageError(
+    return UsageError(
         "The model draws random numbers in training outside of dropout modules (torch.nn.functional.dropout, for "
         "example); use torch.nn.Dropout instead."
     )
@@ -159,22 +158,26 @@ def _pass_in_training(model: nn.Module, example: Tensor) -> None:
         module.training = mode
 
 
-def _find_sites(model: nn.Module, example: Tensor) -> tuple[DropoutSite, ...]:
-    calls = _dropout_calls(model, lambda: model(example))
-    in_training = {name for name, _ in _dropout_calls(model, lambda: _pass_in_training(model, example))}
-    if other := sorted(in_training ^ {name for name, _ in calls}):
+Calls = list[tuple[str, tuple[int, ...]]]
+"""The modules that drop units, in the order of a pass, and the shape of what each is given."""
+
+
+def _sites(model: nn.Module, calls: Calls, of_two: Calls) -> tuple[DropoutSite, ...]:
+    """Return the sites that a pass of one example calls, checked against one of two in training mode."""
+    if other := sorted({name for name, _ in calls} ^ {name for name, _ in of_two}):
         raise UsageError(
             f"The model calls {other[0]} in training mode only, or in evaluation only. Call it always: its masks are "
             "given to it in both, and without one it does nothing."
         )
-    for name, times in Counter(name for name, _ in calls).items():
+    for name, times in (Counter(name for name, _ in calls) | Counter(name for name, _ in of_two)).items():
         if times > 1:
             raise UsageError(
                 f"The model's {name} is called {times} times; "
                 "give each place a torch.nn.Dropout of its own, so that each has its own mask."
             )
-    both = torch.cat([example, example])
-    for (name, one), (_, two) in zip(calls, _dropout_calls(model, lambda: model(both)), strict=True):
+    shapes = dict(of_two)
+    for name, one in calls:
+        two = shapes[name]
         # One row for both is fine (dropout of embedded positions): each example's mask is spread over it.
         if one[0] != 1 or two[0] > 2:
             raise UsageError(
@@ -190,9 +193,9 @@ def _find_sites(model: nn.Module, example: Tensor) -> tuple[DropoutSite, ...]:
 
 
 @torch.no_grad()
-def _dropout_calls(model: nn.Module, run: Callable[[], object]) -> list[tuple[str, tuple[int, ...]]]:
-    """Return the modules that drop units, in the order of the pass ``run``, and the shape of what each is given."""
-    calls: list[tuple[str, tuple[int, ...]]] = []
+def _dropout_calls(model: nn.Module, run: Callable[[], object]) -> Calls:
+    """Return the calls of the pass ``run``."""
+    calls: Calls = []
     hooks = []
     for name, module in model.named_modules():
         if isinstance(module, MaskedDropout) and module.p > 0:

@@ -24,7 +24,8 @@ from tdabench.errors import FileFormatError, StorageError
 if TYPE_CHECKING:
     import numpy as np
 
-_FULL = {
+#: Numbers of the system's errors that say that no more can be written, with words for them.
+FULL = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the disk quota is used up",
     errno.EFBIG: "files may not become so large here (ulimit -f)",
@@ -49,9 +50,9 @@ def storage_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _FULL:
+        if error.errno in FULL:
             raise StorageError(
-                f"Cannot write {path}: {_FULL[error.errno]}. Nothing was half-written; "
+                f"Cannot write {path}: {FULL[error.errno]}. Nothing was half-written; "
                 "free some space, or choose another folder, and start again."
             ) from error
         if error.errno in _CLOSED:

@@ -8,6 +8,7 @@ from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -148,12 +149,12 @@ def _plan(
     built_on: Sequence[Builder],
 ) -> Work:
     """Choose the group: the one that this machine began with, else the fastest."""
+    reference = absolute_reference(reference)
     if executor is not None and options.device != "cpu":  # this machine need not have one
-        facts = executor.submit(facts_in_worker, absolute_reference(reference), options.device).result()
+        facts = executor.submit(facts_in_worker, reference, options.device).result()
     else:
         facts = builder_facts(task, torch.device(options.device))
     began = next((b for b in built_on if all(getattr(b, k) == v for k, v in facts.items())), None)
-    reference = absolute_reference(reference)
     if began is not None:
         size, seconds = began.replicas_per_group, began.seconds_by_group
     elif (kept := remembered_group(folder, facts)) is not None:
@@ -162,9 +163,13 @@ def _plan(
         grouping = _grouping(reference, task, options, executor)
         size, seconds = grouping.size, {str(n): s for n, s in grouping.seconds.items()}
         remember_group(folder, facts, size, seconds)
-    facts |= {"replicas_per_group": size, "seconds_by_group": seconds}
+    return work_of(reference, options, folder, size, facts | {"replicas_per_group": size, "seconds_by_group": seconds})
+
+
+def work_of(reference: str, options: Options, folder: Path, group: int, facts: dict[str, Any]) -> Work:
+    """Return what a worker must know, with paths that name the same from anywhere."""
     data_folder = None if options.data_folder is None else options.data_folder.absolute()
-    return Work(reference, data_folder, options.device, folder.absolute(), size, facts)
+    return Work(absolute_reference(reference), data_folder, options.device, folder.absolute(), group, facts)
 
 
 def _grouping(reference: str, task: Task, options: Options, executor: Executor | None) -> Grouping:

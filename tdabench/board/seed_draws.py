@@ -114,7 +114,12 @@ def difference(a: SeedDraws, b: SeedDraws) -> tuple[float, float, float]:
 
 def ahead(a: SeedDraws, b: SeedDraws) -> int:
     """Return 1 where ``a`` is significantly better than ``b``, -1 where worse, 0 where that cannot be told."""
-    _, low, high = difference(a, b)
+    return direction(difference(a, b))
+
+
+def direction(difference: tuple[float, float, float]) -> int:
+    """Return the sign of a difference whose interval does not hold 0; else 0."""
+    _, low, high = difference
     return int(low > 0) - int(high < 0)
 
 

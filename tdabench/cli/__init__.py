@@ -108,15 +108,9 @@ def main(args: list[str] | None = None) -> None:
 
 def _is_users(error: OSError) -> bool:
     """Whether an error of the operating system tells of the user's disk, and not of a defect of ours."""
-    return error.errno in (
-        errno.ENOSPC,
-        errno.EDQUOT,
-        errno.EFBIG,
-        errno.EACCES,
-        errno.EROFS,
-        errno.ENOTDIR,
-        errno.EISDIR,
-    )
+    from tdabench.files import FULL
+
+    return error.errno in {*FULL, errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EISDIR}
 
 
 def _say(text: Any) -> None:

@@ -12,7 +12,7 @@ from tdabench.board.findings import describe_machine
 from tdabench.board.prices import Price, price_of
 from tdabench.board.rows import AXES, TaskInfo, in_order
 from tdabench.board.runs import Run, by_configuration, draws_of, lucks_of, mean_over_seeds
-from tdabench.board.seed_draws import SeedDraws
+from tdabench.board.seed_draws import SeedDraws, direction
 from tdabench.board.seed_draws import difference as difference_of
 from tdabench.ensembles import KINDS, SIZES, format_ensemble
 from tdabench.records import Machine, Record
@@ -201,8 +201,7 @@ def difference(a: Entry, b: Entry) -> tuple[float, float, float]:
 
 def ahead(a: Entry, b: Entry) -> int:
     """Return 1 where ``a`` is significantly better than ``b``, -1 where worse, 0 where that cannot be told."""
-    _, low, high = difference(a, b)
-    return int(low > 0) - int(high < 0)
+    return direction(difference(a, b))
 
 
 def contests_of(runs: Iterable[Run], tasks: Sequence[TaskInfo]) -> list[Contest]:

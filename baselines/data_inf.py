@@ -11,8 +11,8 @@ Per layer, for a query's gradient q and a training example's z:
 
 Source: Kwon et al. 2024, "DataInf: Efficiently Estimating Data Influence in LoRA-tuned LLMs and Diffusion Models",
 equation 5.
-Cost per member: three gradient passes over the training set, one over the queries, two products of each pair.
-Storage: two numbers per layer and example.
+Cost per member: a gradient pass over the training set, one over the queries, and two more over the training set for
+every part of the queries that memory holds at once; two products of each pair. Storage: a number per layer and example.
 """
 
 from __future__ import annotations

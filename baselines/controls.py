@@ -36,7 +36,8 @@ class GradientNorm(tdabench.MemberMethod):
     It knows which examples matter, but not for whom. A method that does not beat it has learnt nothing about the
     query (gradient norms alone can match targeted methods on some tasks).
 
-    Source: Paul et al. 2021, "Deep Learning on a Data Diet" (GraNd), used here as a control.
+    Source: Paul et al. 2021, "Deep Learning on a Data Diet". Their GraNd is this norm early in training, averaged over
+    initialisations; here it is taken at the parameters that the other methods get, as a control.
     Cost: one gradient pass over the training set.
     """
 

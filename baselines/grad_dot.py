@@ -13,7 +13,8 @@ For networks of linear layers the engine multiplies layer inputs and output grad
 
 Source: Charpiat et al. 2019, "Input Similarity from the Neural Network Perspective"; Pruthi et al. 2020, "Estimating
 Training Data Influence by Tracing Gradient Descent" (TracInCP), of which Grad-Dot is the last checkpoint.
-Cost per member: one gradient pass over the training set, one over the queries, and thin matrix products.
+Cost per member: one gradient pass over the training set, one over the queries, and thin matrix products; Grad-Cos takes
+the lengths in passes of their own before.
 """
 
 from __future__ import annotations

@@ -1,15 +1,17 @@
 """ASTRA: a better inverse-Hessian product, by iterations that start from and are preconditioned by EK-FAC.
 
-EK-FAC ignores what layers have to do with one another, and takes factors for independent that are not. Its solution
-is a good place to start from, and its inverse a good preconditioner: the error ``g - (G + ridge I) x``, computed with
-the exact Gauss-Newton product on a fresh batch of training examples, is multiplied by EK-FAC's inverse and added. A
-handful of steps replaces the hundreds that plain iterations (LiSSA) need, because the preconditioned curvature is near
-the identity. How near is measured by power iterations, and the step is set by it, so that it does not diverge. The two
-must be of one scale: EK-FAC's eigenvalues come from labels drawn apart for each of a sequence's T tokens, where the
-second moment of the mean loss's gradients is 1 / T of the Gauss-Newton matrix, so they are multiplied by T.
+EK-FAC ignores what layers have to do with one another, and takes factors for independent that are not. Its solution is
+a good place to start from, and its inverse a good preconditioner: the error ``g - (G + ridge I) x``, computed with the
+exact Gauss-Newton product on a fresh batch of training examples, is multiplied by EK-FAC's inverse and added. Dozens of
+steps replace the hundreds and thousands that plain iterations (LiSSA) need, because the preconditioned curvature is
+nearer the identity. How near is measured by power iterations, and the first step is set by it, so that it does not
+diverge; steps then shrink to nothing, which averages the batches' noise. The two must be of one scale: EK-FAC's
+eigenvalues come from labels drawn apart for each of a sequence's T tokens, where the second moment of the mean loss's
+gradients is 1 / T of the Gauss-Newton matrix, so they are multiplied by T.
 
 Source: Wang et al. 2025, "Better Training Data Attribution via Better Inverse Hessian-Vector Products" (ASTRA).
-Cost per member: EK-FAC's; and per query and step one forward and one backward product over a batch. Storage: EK-FAC's.
+Cost per member: EK-FAC's and 12 products over a batch; and per query and step one product over a batch, forward and
+backward, and one solution by EK-FAC. Storage: EK-FAC's.
 """
 
 from __future__ import annotations
@@ -42,14 +44,14 @@ class Astra(tdabench.MemberMethod):
     """EK-FAC's influence function, with the inverse product refined on the exact Gauss-Newton matrix."""
 
     damping: float = tdabench.option(
-        0.1,
+        10.0,
         "ridge, relative to the mean eigenvalue of all layers",
         low=1e-9,
-        tune=(0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0),
+        tune=(0.3, 1.0, 3.0, 10.0, 30.0, 100.0),
     )
-    steps: int = tdabench.option(10, "steps of refinement; 0 is EK-FAC with one ridge for all layers", low=0)
+    steps: int = tdabench.option(40, "steps of refinement; 0 is EK-FAC with one ridge for all layers", low=0)
     step_size: float = tdabench.option(
-        1.0, "the first step, as a part of the largest that does not diverge on the whole set by half", low=0, high=2
+        1.0, "the first step, in units of half the largest that does not diverge", low=0, high=2
     )
     batch: int = tdabench.option(256, "training examples in a step's Gauss-Newton product", low=1)
 

@@ -9,6 +9,9 @@ Per layer, for a query's gradient q and a training example's z:
 
     q^T H^-1 z = (q.z - mean_i (q.g_i)(g_i.z) / (ridge + g_i.g_i)) / ridge
 
+The ridge is relative to a mean over a layer's parameters and is compared with a sum over them, so it begins to matter
+when ``damping`` nears the layer's size; far above it only scales the layers, and far below it not even that.
+
 Source: Kwon et al. 2024, "DataInf: Efficiently Estimating Data Influence in LoRA-tuned LLMs and Diffusion Models",
 equation 5.
 Cost per member: a gradient pass over the training set, one over the queries, and two more over the training set for
@@ -32,7 +35,7 @@ class DataInf(tdabench.MemberMethod):
         0.1,
         "ridge of each layer, relative to the mean diagonal of its second moment",
         low=1e-9,
-        tune=(0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0),
+        tune=(0.1, 1.0, 10.0, 100.0, 1e3, 1e4, 1e5, 1e6),
     )
 
     def work(self, sizes: tdabench.Sizes) -> tdabench.Work:
@@ -56,8 +59,12 @@ class DataInf(tdabench.MemberMethod):
                 squares[key] = flat.new_empty(member.task.n_train)
             squares[key][rows] = flat.square().sum(1)
             sizes[key] = flat.shape[1]
-        tiny = torch.finfo(torch.float32).tiny
-        return {key: ((self.damping * s.mean() / sizes[key]).clamp(min=tiny), s) for key, s in squares.items()}
+        return {key: (self._ridge(s, sizes[key]), s) for key, s in squares.items()}
+
+    def _ridge(self, squares: torch.Tensor, size: int) -> torch.Tensor:
+        """Return a layer's ridge; infinite where no training example has a gradient, so that the layer says nothing."""
+        ridge = self.damping * squares.mean() / size
+        return torch.where(ridge >= torch.finfo(ridge.dtype).tiny, ridge, torch.inf)
 
     def attribute(self, member: tdabench.Member, state: dict[str, tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
         """Return ``[n_queries, n_train]``; minus, because training goes down the loss."""

@@ -38,7 +38,7 @@ class EkFac(tdabench.MemberMethod):
         0.1,
         "added to the eigenvalues, relative to each layer's mean eigenvalue",
         low=0,
-        tune=(0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0),
+        tune=(1e-5, 1e-4, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0),
     )
     labels: Literal["sampled", "true"] = tdabench.option(
         "sampled", "sampled: labels drawn from the model's predictions (the Fisher information); true: the data's own"

@@ -4,6 +4,9 @@ At the trained parameters a network is close to linear in them, with each exampl
 features. For a linear (logistic) model the influence of an example is known in closed form: the inverse of the
 features' second moment, times the example's features, times how wrong the model is on it (Q = 1 - p).
 
+On sequences the target is the mean log-probability of the tokens, and Q is one minus the geometric mean of the tokens'
+probabilities: what their log-odds would have. The paper's soft threshold, which sets small scores to zero, is left out.
+
 Gradients are too long to invert anything, so they are randomly projected first; and the projected second moment is
 badly conditioned, so a ridge is added, relative to its mean diagonal. Without the ridge a single model's LDS
 roughly halves.

@@ -45,8 +45,14 @@ class ArnoldiState:
 class ArnoldiInfluence(Influence):
     """The inverse in the space of the largest eigenvalues."""
 
+    damping: float = tdabench.option(
+        10.0,
+        "ridge, relative to the mean diagonal of the Gauss-Newton matrix",
+        low=0,
+        tune=(1.0, 3.0, 10.0, 30.0, 100.0, 300.0),
+    )
     iterations: int = tdabench.option(200, "products with the Hessian; at most the number of parameters", low=1)
-    rank: int = tdabench.option(100, "directions that are kept; at most the iterations", low=1)
+    rank: int = tdabench.option(200, "directions that are kept; at most the iterations", low=1, tune=(100, 200))
 
     def work(self, sizes: tdabench.Sizes) -> tdabench.Work:
         """Find the directions and project the training gradients on them; then the queries'."""

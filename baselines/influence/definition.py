@@ -7,7 +7,9 @@ So having example i changes the target f of a query by
     score(q, i) = - grad f(q)' (H + ridge)^-1 grad L(z_i) / n
 
 which is positive where the example raises the target. All four solvers here compute this number, with its factor 1 / n,
-and agree up to how far they converge.
+and agree up to how far they converge where the curvature has no negative directions. Where it has some (with
+``curvature=hessian``), the explicit solver and Arnoldi's take eigenvalues by their absolute values, CG and LiSSA as
+they are.
 
 Two things make it work for networks. The Hessian of a network has negative eigenvalues, so its Gauss-Newton part stands
 for it (``curvature``); for logistic regression the two are the same. And almost all eigenvalues are near zero, so that

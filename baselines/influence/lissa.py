@@ -46,7 +46,11 @@ class LissaState:
 class LissaInfluence(Influence):
     """A stochastic power series, for all queries at once."""
 
-    depth: int = tdabench.option(200, "steps of the recursion", low=1)
+    # Stopping early is a ridge, too, so damping alone would change nothing: all pairs of the two are tried.
+    damping: float = tdabench.option(
+        10.0, "ridge, relative to the mean diagonal of the Gauss-Newton matrix", low=0, tune=(1.0, 10.0, 100.0)
+    )
+    depth: int = tdabench.option(200, "steps of the recursion", low=1, tune=(50, 200, 800))
     batch: int = tdabench.option(50, "training examples per step", low=1)
     repeat: int = tdabench.option(1, "independent recursions that are averaged", low=1)
 

@@ -341,12 +341,13 @@ def test_all_three_savings_are_asked_of_one_ensemble(run):
     assert set(alone.values()) == {"reached"}
     assert whole == {"lora": "not reached", "dropout": "not reached"}
     text = render([*curve, lora, dropout], [TASK], SOURCE)
-    assert "Saved as claimed on some task: training time, serving time and storage. No one ensemble reaches" in text
+    assert "training time on 1 of 1, serving time on 1 of 1 and storage on 1 of 1. All three at once: by 0 of 2" in text
     both = run(ensemble="dropout(models=1, masks=20, scope=q-only)", noise=4.0)
     assert claimed_of([*curve, both])[1] == {"dropout": "reached"}
     text = render([*curve, both], [TASK], SOURCE)
-    assert "All three at once are reached by 1 of 1 ensemble." in text
-    assert "reached on 1 of 1 pair of a task and a method (one seed), by 1 of 1 dropout or LoRA ensemble." in text
+    assert "All three at once: by 1 of 1 ensemble." in text
+    assert "reached on 1 of 1 pair: digits-mlp (`trak`). It rests on one seed. Reached by 1 of 1 ensemble of" in text
+    assert "by 1 of 1 dropout or LoRA ensemble: `trak` with 20 dropout masks" in text
 
 
 def trained(**seconds):
@@ -568,10 +569,10 @@ def test_a_task_that_was_measured_on_two_machine_classes_counts_once(run):
     rows += [run("grad-dot", noise=0.1, machine=machine)]
     text = render(rows, [TASK], SOURCE)
     for said in (
-        "won by dropout masks on 1 of 1 task. Independent models win or are level with the winner on 0. With all"
-        " methods in the race, another one wins on 1: `grad-dot` with one model on digits-mlp, on",
-        "A task counts once, with what holds on any of its machine classes.",
-        "reached on 1 of 1 pair of a task and a method (one seed), by 2 of 2 dropout or LoRA ensembles.",
+        "of 1 pair of a task and a method, the best ensemble is one of dropout masks on 1. At that of `trak`, another"
+        " method is the best on 1 of 1 task: `grad-dot` with one model on digits-mlp, on",
+        "A pair counts once for each outcome on its machine classes.",
+        "reached on 1 of 1 pair: digits-mlp (`trak`). It rests on one seed. Reached by 2 of 2 ensembles of dropout",
     ):
         assert said in text
     assert "machine classes." not in render(rows[::2], [TASK], SOURCE)
@@ -737,7 +738,7 @@ def test_a_ladder_that_ends_before_is_no_ladder_of_five(run, all_rows):
         run(ensemble="independent(models=2)", noise=4.0, train=2.0, serve=2.0, storage=200),
         run(ensemble="dropout(models=1, masks=2)", noise=5.0, serve=2.0),
     ]
-    assert "at most that of 5 independent models (of fewer where the ladder ends before): won" in render(
+    assert "at most that of 5 independent models (of fewer where the ladder ends before) of the" in render(
         short, [TASK], SOURCE
     )
     assert "of fewer where" not in render(all_rows, [TASK, OTHER], SOURCE)
@@ -804,9 +805,43 @@ def test_the_top_names_the_winner_at_equal_cost_and_what_is_level_with_it(all_ro
     assert line.count("**10 dropout masks of one model (Q factor only)**") == 3
     assert line.count("Level: no other kind") == 3
     assert (
-        "won by LoRA adapters on 1 of 2 tasks and dropout masks (Q factor only) on 1. Independent models win or are"
-        in top
-    )
+        "of 2 pairs of a task and a method, the best ensemble is one of LoRA adapters on 1 and one of dropout masks (Q"
+        " factor only) on 1."
+    ) in top
+
+
+def test_a_saving_where_nothing_was_to_be_saved_or_another_method_is_the_better_buy_is_called_so(run):
+    """Ten models as good as one: no quality to save at; and a single model of another method beats what saves."""
+    rows = [
+        run(noise=4.0),
+        run(ensemble="independent(models=10)", noise=4.0, train=10.0, serve=10.0, storage=1000),
+        run(ensemble="dropout(models=1, masks=20)", noise=3.9),
+        run("ek-fac", noise=0.5, train=1.0, serve=0.5, storage=900),
+    ]
+    top = render(rows, [TASK], SOURCE).partition("## Kinds of ensemble")[0]
+    (training,) = [line for line in top.splitlines() if line.startswith("- **Training time")]
+    assert "the largest independent ensemble is not significantly better than one model, so there was no" in training
+    assert "(`trak`), whatever reaches it is beaten by `ek-fac` with one model: a higher LDS, at no more" in training
+    (storage,) = [line for line in top.splitlines() if line.startswith("- **Storage")]
+    assert "is beaten by" not in storage, "it stores more"
+    helped = [run(noise=9.0), *rows[1:3], run("ek-fac", noise=0.5, serve=50.0)]
+    top = render(helped, [TASK], SOURCE).partition("## Kinds of ensemble")[0]
+    assert "no quality to save at" not in top
+    assert "is beaten by" not in top, "it takes longer"
+
+
+def test_what_leads_is_significantly_better(run):
+    rows = [
+        run(noise=6.0),
+        run(ensemble="independent(models=5)", noise=4.0, train=5.0, serve=5.0, storage=500, stream=1),
+        run(ensemble="dropout(models=1, masks=5)", noise=4.0, serve=5.0, stream=1),
+        run("logra", noise=6.0),
+        run("logra", "independent(models=5)", noise=4.0, train=5.0, serve=5.0, storage=500, stream=1),
+        run("logra", "dropout(models=1, masks=5)", noise=0.5, serve=5.0, stream=2),
+    ]
+    top = render(rows, [TASK], SOURCE).partition("## Kinds of ensemble")[0]
+    (line,) = [line for line in top.splitlines() if line.startswith("- **At equal training time")]
+    assert "the best ensemble is not told apart from independent models on 1 and one of dropout masks on 1." in line
 
 
 def test_runs_of_a_suite_that_failed_or_are_out_of_date_are_not_there(run):

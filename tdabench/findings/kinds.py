@@ -10,7 +10,7 @@ from tdabench.ensembles import KINDS
 from tdabench.findings.curves import BELOW, Bounded
 from tdabench.findings.entries import Contest, Entry, Family, ahead, difference
 from tdabench.findings.markdown import count, percent, saved, signed, table
-from tdabench.findings.savings import CLAIMS, Gain, gains
+from tdabench.findings.savings import CLAIMED_KINDS, CLAIMS, Gain, gains
 from tdabench.findings.winners import duel
 from tdabench.findings.words import COSTS, flavour, tally
 
@@ -56,7 +56,9 @@ def _name(text: str, group: Group) -> list[str]:
 
 def _savings(groups: Sequence[tuple[str, Group]]) -> list[str]:
     columns = ["kind", "ensembles"]
-    columns += [f"{COSTS[axis]} saved (claimed: up to {percent(share)})" for axis, share in CLAIMS.items()]
+    columns += [
+        f"{COSTS[axis]} saved (claimed of dropout and LoRA: up to {percent(share)})" for axis, share in CLAIMS.items()
+    ]
     rows = [
         [*_name(text, group), *(_saved([g for _, _, g in group], axis) for axis in CLAIMS)] for text, group in groups
     ]
@@ -73,6 +75,8 @@ def _saved(found: Sequence[Gain], axis: str) -> str:
     ranked = sorted((gain.savings[axis] for gain in found), key=_rank)
     least, half, most = (saved(ranked[i].value, ranked[i].place) for i in (0, len(ranked) // 2, -1))
     ends = "" if len(ranked) == 1 else f" [{least} to {most}]"
+    if found[0].entry.kind not in CLAIMED_KINDS:
+        return f"{half}{ends}"
     return f"{half}{ends}; claim reached by {sum(gain.reaches(axis) for gain in found)}"
 
 
@@ -107,12 +111,21 @@ def matched(family: Family, first: str, second: str) -> list[tuple[Entry, Entry]
     return [(a, b) for a, b in pairs if b is not None]
 
 
+def _all_matched(contests: Sequence[Contest], first: str, second: str) -> list[tuple[Entry, Entry]]:
+    return [p for c in contests for family in c.families for p in matched(family, first, second)]
+
+
+def outcomes_of(contests: Sequence[Contest], first: str, second: str) -> Counter[int]:
+    """Count where one flavour's entries are better (1), level (0) and worse (-1) than another's of the same size."""
+    return Counter(ahead(a, b) for a, b in _all_matched(contests, first, second))
+
+
 def _pair(contests: Sequence[Contest], first: str, second: str, title: str) -> str | None:
-    pairs = [p for c in contests for family in c.families for p in matched(family, first, second)]
+    pairs = _all_matched(contests, first, second)
     if not pairs:
         return None
     values = sorted(difference(a, b)[0] for a, b in pairs)
-    outcomes = Counter(ahead(a, b) for a, b in pairs)
+    outcomes = outcomes_of(contests, first, second)
     span = " to ".join(dict.fromkeys(map(_signed, (values[0], values[-1]))))
     return (
         f"{title}: better in {outcomes[1]}, level in {outcomes[0]}, worse in {outcomes[-1]} of"

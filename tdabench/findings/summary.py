@@ -1,4 +1,4 @@
-"""The answer, on top: the claim in a few sentences with counts, and who wins at equal cost, task by task."""
+"""The answer, on top: the claim in a few sentences with counts, and what is best at equal cost."""
 
 from __future__ import annotations
 
@@ -7,16 +7,22 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from tdabench.board.findings import seeds_used
-from tdabench.board.rows import format_score
-from tdabench.findings.entries import INDEPENDENT, ONE_MODEL, Contest, Entry, Family, difference
-from tdabench.findings.markdown import code, count, listing, percent, plain, share, signed, table
-from tdabench.findings.savings import CLAIMS, OUTCOMES, Gain, Outcome, Verdict, claimed, verdicts
-from tdabench.findings.winners import Winner, best_of, strongest, winners, within
-from tdabench.findings.words import COSTS, contender, ensemble, flavour, listed
+from tdabench.ensembles import KINDS
+from tdabench.findings.entries import ONE_MODEL, Contest, Entry, Family, ahead
+from tdabench.findings.kinds import PAIRS, outcomes_of
+from tdabench.findings.markdown import code, count, listing, percent, plain, share
+from tdabench.findings.races import race_table, races_of, won
+from tdabench.findings.savings import CLAIMS, Gain, Outcome, Verdict, claimed, gains, verdicts
+from tdabench.findings.winners import duel
+from tdabench.findings.words import COSTS, contender, flavour, listed
 
-_WORDS: Mapping[Outcome, str] = {"not reached": "by", "cannot be told": "for"}
-BUDGET = 5
-"""Models whose cost is the budget of the table on top: the largest size that every ladder of the suites has."""
+_OF_PAIRS: Mapping[Outcome, str] = {"not reached": "not on", "cannot be told": "open on"}
+_OF_ENSEMBLES: Mapping[Outcome, str] = {"not reached": "not by", "cannot be told": "open for"}
+_NO_CORRECTION = (
+    "Intervals and differences are judged one by one, without a correction for their number, and costs were measured"
+    " once for each run."
+)
+Pair = tuple[str, str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,50 +37,9 @@ class Trial:
         return f"{contender(self.gain.entry)} on {plain(self.contest.title)}"
 
 
-@dataclass(frozen=True, eq=False)
-class Race:
-    """Who wins on a task at the cost of one independent ensemble.
-
-    Attributes
-    ----------
-    family
-        The method whose ensembles compete.
-    winners, overall
-        Of its ensembles, and of all methods, by cost.
-    """
-
-    contest: Contest
-    family: Family
-    winners: dict[str, Winner]
-    overall: dict[str, Winner]
-
-
 def trials_of(contests: Sequence[Contest]) -> list[Trial]:
     """Return every ensemble that the claim is about and that has a curve to be held against."""
     return [Trial(c, family, gain) for c in contests for family in c.families for gain in claimed(family)]
-
-
-def races_of(contests: Sequence[Contest]) -> list[Race]:
-    """Return a race for every contest in which other ensembles than independent ones have a curve beside them.
-
-    A curve whose smallest size is beyond :data:`BUDGET` has none at its cost, and is left out.
-    """
-    made = []
-    for contest in contests:
-        family = strongest([family for family in contest.families if _affordable(family)])
-        if family is not None and family.others:
-            rungs = _affordable(family)[-1:]
-            own, every = (
-                {axis: winners(entries, rungs, axis)[0] for axis in CLAIMS}
-                for entries in (family.entries, contest.entries)
-            )
-            made.append(Race(contest, family, own, every))
-    return made
-
-
-def _affordable(family: Family) -> list[Entry]:
-    """Return the sizes of a curve up to :data:`BUDGET`."""
-    return [knot for knot in family.curve if knot.members <= BUDGET]
 
 
 def summary(contests: Sequence[Contest]) -> list[str]:
@@ -83,33 +48,26 @@ def summary(contests: Sequence[Contest]) -> list[str]:
     judged = [verdict for contest in contests for verdict in verdicts(contest)]
     entries = [entry for contest in contests for entry in contest.entries]
     lead = f"**{_lead(trials, judged)}**" if trials else "No dropout or LoRA ensemble can be held against the claim."
-    said = (
-        [_at_once(trials), *(_alone(axis, [v for v in judged if v.axis == axis]) for axis in CLAIMS)] if trials else []
-    )
-    said += [_won(axis, races) for axis in CLAIMS if races]
-    said += [f"**How sure**: {seeds_used([entry.seeds for entry in entries])}"] if entries else []
-    return ["## The answer", "", lead, "", *(f"- {text}" for text in said), "", *_races(races)]
-
-
-# --- the claim
+    said = [_alone(axis, [v for v in judged if v.axis == axis]) for axis in CLAIMS] if trials else []
+    said += [_at_once(trials)] if trials else []
+    said += [text for text in (_kinds(contests), _against(contests)) if text]
+    said += [won(axis, races) for axis in CLAIMS if races]
+    said += [f"**How sure**: {seeds_used([e.seeds for e in entries])} {_NO_CORRECTION}"] if entries else []
+    return ["## The answer", "", lead, "", *(f"- {text}" for text in said), "", *race_table(races)]
 
 
 def _lead(trials: Sequence[Trial], judged: Sequence[Verdict]) -> str:
-    """Say in one line which savings are reached anywhere, and whether one ensemble has them all."""
-    groups: dict[str, list[str]] = {outcome: [] for outcome in OUTCOMES}
+    """Say on how many pairs of a task and a method each saving is reached, and by how many ensembles all."""
+    counts = []
     for axis in CLAIMS:
-        groups[_any([v.outcome for v in judged if v.axis == axis])].append(COSTS[axis])
-    names = {
-        "reached": "Saved as claimed on some task",
-        "not reached": "Not saved as claimed on any",
-        "cannot be told": "Neither shown nor refuted",
-    }
-    alone = " ".join(f"{names[outcome]}: {listed(axes)}." for outcome, axes in groups.items() if axes)
+        pairs = _pairs(judged, axis)
+        n = sum(outcome == "reached" for outcome in pairs.values())
+        counts.append(f"{COSTS[axis]} on {n} of {len(pairs)}")
     whole = sum(trial.gain.whole == "reached" for trial in trials)
-    if whole:
-        return f"{alone} All three at once are reached by {whole} of {count(len(trials), 'ensemble')}."
-    shown = "reaches" if _any([t.gain.whole for t in trials]) == "not reached" else "is shown to reach"
-    return f"{alone} No one ensemble {shown} all three at once."
+    return (
+        f"Saved as claimed, by pairs of a task and a method: {listed(counts)}. All three at once: by {whole} of"
+        f" {count(len(trials), 'ensemble')}."
+    )
 
 
 def _any(outcomes: Sequence[Outcome]) -> Outcome:
@@ -119,53 +77,103 @@ def _any(outcomes: Sequence[Outcome]) -> Outcome:
     return "cannot be told" if "cannot be told" in outcomes else "not reached"
 
 
-def _at_once(trials: Sequence[Trial]) -> str:
-    """Say whether any one ensemble saves all that is claimed: a user cannot serve with one and store another."""
-    each = _pairs((trial.contest, trial.family.name, trial.gain.whole) for trial in trials)
-    reached = [trial for trial in trials if trial.gain.whole == "reached"]
-    one_seed = bool(reached) and all(trial.gain.one_seed for trial in reached)
-    return f"**All three at once**: {_counts(each, [t.gain.whole for t in trials], one_seed)}{_named(reached)}"
-
-
-def _pairs(found: Iterable[tuple[Contest, str, Outcome]]) -> dict[str, Outcome]:
+def _pairs(judged: Iterable[Verdict], axis: str) -> dict[Pair, Outcome]:
     """Return the outcome for each pair of a task and a method, over the machine classes that it was measured on."""
-    pairs: dict[str, list[Outcome]] = defaultdict(list)
-    for contest, name, outcome in found:
-        pairs[f"{plain(contest.task.name)} {code(name)}"].append(outcome)
+    pairs: dict[Pair, list[Outcome]] = defaultdict(list)
+    for verdict in judged:
+        if verdict.axis == axis:
+            pairs[verdict.contest.task.name, verdict.method].append(verdict.outcome)
     return {pair: _any(outcomes) for pair, outcomes in pairs.items()}
 
 
-def _named(trials: Sequence[Trial], most: int = 4) -> str:
-    return f" By {listing(list(map(str, trials)), most, '; ')}." if trials else ""
-
-
-def _alone(axis: str, judged: Sequence[Verdict]) -> str:
-    """Say on how many pairs of a task and a method one of the savings is reached, by any ensemble."""
-    each = _pairs((v.contest, v.method, v.outcome) for v in judged)
-    outcomes: list[Outcome] = [gain.outcome(axis) for verdict in judged for gain in verdict.tried]
-    reached = [v for v in judged if v.outcome == "reached"]
-    one_seed = bool(reached) and all(v.one_seed for v in reached)
-    lead = f"**{COSTS[axis].capitalize()}, claimed up to {percent(CLAIMS[axis])}**"
-    return f"{lead}: {_counts(each, outcomes, one_seed)}{_at_best(axis, judged)}"
-
-
-def _counts(pairs: Mapping[str, Outcome], ensembles: Sequence[Outcome], one_seed: bool) -> str:
-    """Count outcomes over pairs of a task and a method, naming those where it is not reached, and over ensembles."""
-    rest = []
-    for outcome in OUTCOMES[1:]:
-        names = [name for name, found in pairs.items() if found == outcome]
-        rest += [f"{outcome} on {len(names)}: {listing(names, 4)}"] if names else []
-    found = Counter(ensembles)
-    others = [f"{outcome} {word} {found[outcome]}" for outcome, word in _WORDS.items() if found[outcome]]
-    return (
-        f"reached on {sum(o == 'reached' for o in pairs.values())} of {count(len(pairs), 'pair')} of a task and a"
-        f" method{' (one seed)' * one_seed}{_aside(rest)}, by {found['reached']} of"
-        f" {count(len(ensembles), 'dropout or LoRA ensemble')}{_aside(others)}."
-    )
+def _named(pairs: Iterable[Pair]) -> str:
+    """Name pairs by task, as in ``digits-mlp (`ek-fac`, `trak`), mnist-mlp (`trak`)``."""
+    tasks: dict[str, list[str]] = defaultdict(list)
+    for task, method in sorted(pairs):
+        tasks[task].append(code(method))
+    return ", ".join(f"{plain(task)} ({', '.join(methods)})" for task, methods in tasks.items())
 
 
 def _aside(said: Sequence[str]) -> str:
     return f" ({'; '.join(said)})" if said else ""
+
+
+# --- the claim
+
+
+def _alone(axis: str, judged: Sequence[Verdict]) -> str:
+    """Say on which pairs of a task and a method one of the savings is reached, by what, and what that is worth."""
+    pairs = _pairs(judged, axis)
+    found = Counter(pairs.values())
+    rest = [f"{words} {found[outcome]}" for outcome, words in _OF_PAIRS.items() if found[outcome]]
+    reached = [v for v in judged if v.outcome == "reached"]
+    text = f"**{COSTS[axis].capitalize()}, claimed up to {percent(CLAIMS[axis])}**: reached on {found['reached']} of"
+    text += f" {count(len(pairs), 'pair')}{_aside(rest)}"
+    if reached:
+        text += f": {_named({(v.contest.task.name, v.method) for v in reached})}"
+    return f"{text}.{_seeds(reached)}{_by_kind(axis, judged)}{_worth(axis, reached)}{_at_best(axis, judged)}"
+
+
+def _seeds(reached: Sequence[Verdict]) -> str:
+    pairs = {(v.contest.task.name, v.method) for v in reached}
+    on_one = {(v.contest.task.name, v.method) for v in reached if v.one_seed}
+    if not on_one:
+        return ""
+    if pairs == on_one:
+        return f" {'It rests' if len(pairs) == 1 else 'All rest'} on one seed."
+    return f" {count(len(on_one), 'of them rests', 'of them rest')} on one seed."
+
+
+def _by_kind(axis: str, judged: Sequence[Verdict]) -> str:
+    """Say how many dropout and LoRA ensembles reach it."""
+    kinds: dict[str, list[Outcome]] = defaultdict(list)
+    for verdict in judged:
+        for gain in verdict.tried:
+            kinds[flavour(gain.entry.kind)].append(gain.outcome(axis))
+    said = []
+    for name, outcomes in sorted(kinds.items()):
+        found = Counter(outcomes)
+        rest = [f"{words} {found[outcome]}" for outcome, words in _OF_ENSEMBLES.items() if found[outcome]]
+        said.append(f"by {found['reached']} of {count(len(outcomes), 'ensemble')} of {name}{_aside(rest)}")
+    return f" Reached {listed(said)}."
+
+
+def _worth(axis: str, reached: Sequence[Verdict]) -> str:
+    """Say where nothing had to be saved, and where a single model of another method is the better buy."""
+    idle = {(v.contest.task.name, v.method) for v in reached if ahead(v.family.curve[-1], v.family.curve[0]) <= 0}
+    text = ""
+    if idle:
+        text += (
+            f" On {len(idle)} of these, {_named(idle)}, the largest independent ensemble is not significantly better"
+            " than one model, so there was no quality to save at."
+        )
+    beaten = {(v.contest.task.name, v.method): entry for v in reached if (entry := _better(axis, v)) is not None}
+    if beaten:
+        names = sorted({contender(entry) for entry in beaten.values()})
+        costs = listed([COSTS[a] for a in CLAIMS if a in _bought(axis)])
+        text += (
+            f" On {len(beaten)}, {_named(beaten)}, whatever reaches it is beaten by {listed(names)}: a higher LDS, at"
+            f" no more {costs}."
+        )
+    return text
+
+
+def _bought(axis: str) -> set[str]:
+    """Return the costs that whoever wants to save one of them pays in any case."""
+    return {"train", "serve", axis}
+
+
+def _better(axis: str, verdict: Verdict) -> Entry | None:
+    """Return another method's single model that is better than every ensemble that reaches a saving, and cheaper."""
+    ensembles = [gain.entry for gain in verdict.tried if gain.reaches(axis)]
+    own = {entry.method for entry in verdict.family.entries}
+    others = [e for e in verdict.contest.entries if e.kind == ONE_MODEL and e.method not in own]
+    able = [
+        other
+        for other in others
+        if all(ahead(other, e) > 0 and all(other.costs[a] <= e.costs[a] for a in _bought(axis)) for e in ensembles)
+    ]
+    return max(able, key=lambda entry: (entry.lds, entry.name), default=None)
 
 
 def _at_best(axis: str, judged: Sequence[Verdict]) -> str:
@@ -173,78 +181,51 @@ def _at_best(axis: str, judged: Sequence[Verdict]) -> str:
     if not found:
         return " No ensemble is as good as a single model."
     best = max(found, key=lambda trial: trial.gain.rank(axis))
-    return f" At best {share(best.gain.savings[axis])}: {best}."
+    return f" At best {share(best.gain.savings[axis])}: {best}{' (one seed)' * best.gain.one_seed}."
 
 
-# --- at equal cost
-
-
-def _won(axis: str, races: Sequence[Race]) -> str:
-    """Count on which tasks kinds of ensemble win at equal cost, and independent ones are level, and other methods."""
-    kinds: dict[str, set[str]] = defaultdict(set)
-    for race in races:
-        kinds[_kind(race.winners[axis].best)].add(race.contest.task.name)
-    (first, n), *rest = sorted(((k, len(found)) for k, found in kinds.items()), key=lambda item: (-item[1], item[0]))
-    won = listed([f"{first} on {n} of {count(_n_tasks(races), 'task')}", *(f"{kind} on {n}" for kind, n in rest)])
-    independent = _kind(races[0].family.curve[0])
-    able = _n_tasks(
-        [r for r in races if independent in {_kind(e) for e in (r.winners[axis].best, *r.winners[axis].level)}]
+def _at_once(trials: Sequence[Trial]) -> str:
+    """Say whether any one ensemble saves all: a user cannot serve with one and store another."""
+    found = Counter(trial.gain.whole for trial in trials)
+    rest = [f"{words} {found[outcome]}" for outcome, words in _OF_ENSEMBLES.items() if found[outcome]]
+    reached = [str(trial) for trial in trials if trial.gain.whole == "reached"]
+    names = f": {listing(reached, 4, '; ')}" if reached else ""
+    return (
+        f"**All three by one ensemble**, which the paper does not claim: by {found['reached']} of"
+        f" {count(len(trials), 'dropout or LoRA ensemble')}{_aside(rest)}{names}."
     )
-    fewer = any(race.winners[axis].budget.members < BUDGET for race in races)
-    most = f"{BUDGET} independent models" + (" (of fewer where the ladder ends before)" if fewer else "")
-    lead = f"**At equal {COSTS[axis]}**, at most that of {most}: won by {won}."
-    lead += f" Independent models win or are level with the winner on {able}.{_overall(axis, races)}"
-    several = len(races) > _n_tasks(races)
-    return f"{lead} A task counts once, with what holds on any of its machine classes." if several else lead
 
 
-def _n_tasks(races: Sequence[Race]) -> int:
-    return len({race.contest.task.name for race in races})
+# --- kinds of ensemble
 
 
-def _kind(entry: Entry) -> str:
-    return flavour(INDEPENDENT if entry.kind == ONE_MODEL else entry.flavour)
-
-
-def _overall(axis: str, races: Sequence[Race]) -> str:
-    lost = [race for race in races if race.overall[axis].best not in race.family.entries]
-    if not lost:
+def _kinds(contests: Sequence[Contest]) -> str:
+    """Say how often each kind beats independent models that cost as much."""
+    groups: dict[str, list[tuple[Family, Gain]]] = defaultdict(list)
+    for contest in contests:
+        for family in contest.families:
+            for gain in gains(family):
+                if gain.entry.flavour in KINDS:
+                    groups[gain.entry.flavour].append((family, gain))
+    if not groups:
         return ""
-    others = [f"{contender(race.overall[axis].best)} on {plain(race.contest.title)}" for race in lost]
-    return f" With all methods in the race, another one wins on {_n_tasks(lost)}: {listing(others, 4, '; ')}."
+
+    def better(axis: str) -> str:
+        said = []
+        for kind in KINDS:
+            if kind in groups:
+                outcomes = [duel(gain.entry, family, axis).outcome for family, gain in groups[kind]]
+                said.append(f"{flavour(kind)} {outcomes.count('better')} of {len(outcomes)}")
+        return f"at equal {COSTS[axis]} {', '.join(said)}"
+
+    return f"**Better than independent models** of the same method: {'; '.join(map(better, CLAIMS))}."
 
 
-def _races(races: Sequence[Race]) -> list[str]:
-    if not races:
-        return []
-    columns = ["task and method", *(f"winner at equal {COSTS[axis]}" for axis in CLAIMS)]
-    rows = [[_race_title(race), *(_cell(race, axis) for axis in CLAIMS)] for race in races]
-    return [
-        f"### Who wins at the cost of {BUDGET} independent models",
-        "",
-        f"The best ensemble of the method among those that cost no more than its {BUDGET} independent models, its LDS,"
-        " and how far it leads over the best independent ensemble among them, with the 95 % interval. Level:"
-        " other kinds of ensemble whose difference from the winner is not significant.",
-        "",
-        *table(columns, rows, left=len(columns)),
-    ]
-
-
-def _race_title(race: Race) -> str:
-    budget = next(iter(race.winners.values())).budget
-    other = "" if budget.members == BUDGET else f", at the cost of {ensemble(budget)}"
-    return f"{plain(race.contest.title)}, {code(race.family.name)}{other}"
-
-
-def _cell(race: Race, axis: str) -> str:
-    winner = race.winners[axis]
-    best = winner.best
-    text = f"**{ensemble(best)}**: {format_score(best.lds)}"
-    rival = best_of(within(race.family.curve, axis, winner.budget.costs[axis]))
-    if best is not rival:
-        text += f", leads {ensemble(rival)} by {signed(difference(best, rival))}"
-    level: dict[str, Entry] = {}
-    for entry in winner.level:
-        level.setdefault(_kind(entry), entry)
-    level.pop(_kind(best), None)
-    return f"{text}. Level: {listing([ensemble(e) for e in level.values()], 3, '; ') or 'no other kind'}"
+def _against(contests: Sequence[Contest]) -> str:
+    """Say how kinds compare with dropout masks, at as many models and members."""
+    said = []
+    for first, second, _ in PAIRS:
+        found = outcomes_of(contests, first, second)
+        if second == "dropout" and found.total() and first in KINDS:
+            said.append(f"{flavour(first)} better in {found[1]} and worse in {found[-1]} of {found.total()}")
+    return f"**Against as many dropout masks**: {'; '.join(said)} comparisons." if said else ""

@@ -1,0 +1,158 @@
+"""Who wins at equal cost, over all methods and task by task."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tdabench.board.rows import format_score
+from tdabench.findings.entries import INDEPENDENT, ONE_MODEL, Contest, Entry, Family, ahead, difference
+from tdabench.findings.markdown import code, count, listing, plain, signed, table
+from tdabench.findings.savings import CLAIMS
+from tdabench.findings.winners import Winner, best_of, strongest, winners, within
+from tdabench.findings.words import COSTS, contender, ensemble, flavour, listed
+
+BUDGET = 5
+"""Models whose cost is the budget: the largest size that every ladder of the suites has."""
+_LEVEL = "not told apart from independent models"
+
+
+@dataclass(frozen=True, eq=False)
+class Race:
+    """Who wins on a task at the cost of one independent ensemble.
+
+    Attributes
+    ----------
+    family
+        The method whose ensembles compete.
+    winners, overall
+        Of its ensembles, and of all methods, by cost.
+    """
+
+    contest: Contest
+    family: Family
+    winners: dict[str, Winner]
+    overall: dict[str, Winner]
+
+    @property
+    def pair(self) -> tuple[str, str]:
+        """The task and the method, which may have been measured on several machine classes."""
+        return self.contest.task.name, self.family.name
+
+
+def races_of(contests: Sequence[Contest]) -> list[Race]:
+    """Return a race for every method of which other ensembles than independent ones have a curve beside them.
+
+    A curve whose smallest size is beyond :data:`BUDGET` has none at its cost, and is left out.
+    """
+    return [_race(c, family) for c in contests for family in c.families if family.others and _affordable(family)]
+
+
+def _race(contest: Contest, family: Family) -> Race:
+    rungs = _affordable(family)[-1:]
+    own, every = (
+        {axis: winners(entries, rungs, axis)[0] for axis in CLAIMS} for entries in (family.entries, contest.entries)
+    )
+    return Race(contest, family, own, every)
+
+
+def _affordable(family: Family) -> list[Entry]:
+    """Return the sizes of a curve up to :data:`BUDGET`; none where there is no curve."""
+    return [knot for knot in family.curve if knot.members <= BUDGET] if len(family.curve) > 1 else []
+
+
+def leading(races: Sequence[Race]) -> list[Race]:
+    """Return the race of each contest's strongest curve."""
+    first = {contest: strongest([r.family for r in races if r.contest is contest]) for contest in _contests(races)}
+    return [race for race in races if race.family is first[race.contest]]
+
+
+def _contests(races: Sequence[Race]) -> list[Contest]:
+    return list(dict.fromkeys(race.contest for race in races))
+
+
+def won(axis: str, races: Sequence[Race]) -> str:
+    """Count kinds of ensemble that win at equal cost, by pairs of a task and a method, and where other methods win."""
+    kinds: dict[str, set[tuple[str, str]]] = defaultdict(set)
+    for race in races:
+        kinds[_outcome(race.winners[axis])].add(race.pair)
+    ordered = sorted(((kind, len(found)) for kind, found in kinds.items()), key=lambda item: (-item[1], item[0]))
+    counted = listed([f"{kind} on {n}" for kind, n in ordered])
+    pairs = {race.pair for race in races}
+    fewer = any(race.winners[axis].budget.members < BUDGET for race in races)
+    most = f"{BUDGET} independent models" + (" (of fewer where the ladder ends before)" if fewer else "")
+    text = (
+        f"**At equal {COSTS[axis]}**, at most that of {most} of the same method: of"
+        f" {count(len(pairs), 'pair')} of a task and a method, the best ensemble is {counted}.{_overall(axis, races)}"
+    )
+    several = len(races) > len(pairs)
+    return f"{text} A pair counts once for each outcome on its machine classes." if several else text
+
+
+def _outcome(winner: Winner) -> str:
+    """Name the kind that wins, where it is significantly better than the independent models that cost as much."""
+    best = kind_of(winner.best)
+    independent = flavour(INDEPENDENT)
+    if best == independent or independent not in map(kind_of, winner.level):
+        return f"one of {best}" if best != independent else best
+    return _LEVEL
+
+
+def kind_of(entry: Entry) -> str:
+    """Name the kind of an entry's ensemble; a single model is an independent one."""
+    return flavour(INDEPENDENT if entry.kind == ONE_MODEL else entry.flavour)
+
+
+def _overall(axis: str, races: Sequence[Race]) -> str:
+    """Say what is best of all methods at the cost of the strongest curve's budget."""
+    found = leading(races)
+    lost = [race for race in found if race.overall[axis].best not in race.family.entries]
+    if not lost:
+        return ""
+    names = sorted({race.family.name for race in found})
+    others = [f"{contender(race.overall[axis].best)} on {plain(race.contest.title)}" for race in lost]
+    tasks, all_tasks = (len({race.contest.task.name for race in some}) for some in (lost, found))
+    return (
+        f" At that of {listed(list(map(code, names)))}, another method is the best on {tasks} of"
+        f" {count(all_tasks, 'task')}: {listing(others, 4, '; ')}."
+    )
+
+
+def race_table(races: Sequence[Race]) -> list[str]:
+    """Return the lines of the table of the strongest curves' races."""
+    found = leading(races)
+    if not found:
+        return []
+    columns = ["task and method", *(f"best at equal {COSTS[axis]}" for axis in CLAIMS)]
+    rows = [[_title(race), *(_cell(race, axis) for axis in CLAIMS)] for race in found]
+    return [
+        f"### What is best at the cost of {BUDGET} independent models",
+        "",
+        f"The best ensemble of the method among those that cost no more than its {BUDGET} independent models, its LDS,"
+        " and how far it is from the best independent ensemble among them, with the 95 % interval. Level: other kinds"
+        " of ensemble whose difference from the best is not significant.",
+        "",
+        *table(columns, rows, left=len(columns)),
+    ]
+
+
+def _title(race: Race) -> str:
+    budget = next(iter(race.winners.values())).budget
+    other = "" if budget.members == BUDGET else f", at the cost of {ensemble(budget)}"
+    return f"{plain(race.contest.title)}, {code(race.family.name)}{other}"
+
+
+def _cell(race: Race, axis: str) -> str:
+    winner = race.winners[axis]
+    best = winner.best
+    text = f"**{ensemble(best)}**: {format_score(best.lds)}"
+    rival = best_of(within(race.family.curve, axis, winner.budget.costs[axis]))
+    if best is not rival:
+        verb = "leads" if ahead(best, rival) > 0 else "not told apart from"
+        text += f", {verb} {ensemble(rival)}{' by' if verb == 'leads' else ':'} {signed(difference(best, rival))}"
+    level: dict[str, Entry] = {}
+    for entry in winner.level:
+        level.setdefault(kind_of(entry), entry)
+    level.pop(kind_of(best), None)
+    return f"{text}. Level: {listing([ensemble(e) for e in level.values()], 3, '; ') or 'no other kind'}"

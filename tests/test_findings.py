@@ -129,6 +129,13 @@ def test_a_dearer_run_saves_less_and_a_better_one_more(arguments):
     assert one.low <= one.high
 
 
+def test_below_the_curve_is_the_bad_end_of_an_interval_though_a_single_model_takes_the_most():
+    lds, targets = np.array([0.2, 0.4]), np.linspace(0.15, 0.3, 200)
+    found = saving([1, 2], lds, np.tile(lds, (200, 1)), [9.0, 3.0], 0.25, targets, 3.0)
+    assert (found.low_place, found.high_place) == (BELOW, INSIDE)
+    assert share(found).startswith("62 % [worse than one model, ")
+
+
 @given(measured())
 def test_draws_that_do_not_vary_give_an_interval_of_the_estimate_alone(arguments):
     sizes, lds, _, costs, target, _, cost = arguments

@@ -142,8 +142,9 @@ def saving(
 
 
 def _bounded(value: Floats, place: Places, drawn: Floats, places: Places, level: float = 0.95) -> Bounded:
-    # Ends are draws themselves, so that each has a place of its own and infinities are never averaged.
-    order = np.lexsort((places, drawn))
+    # Ends are draws themselves, so that each has a place of its own and infinities are never averaged. Below the curve
+    # is the worst whatever it costs: of peak memory, a single model may take more than several.
+    order = np.lexsort((places, drawn, places != BELOW))
     tail = (1 - level) / 2 * (len(drawn) - 1)
     low, high = order[int(np.floor(tail))], order[int(np.ceil(len(drawn) - 1 - tail))]
     return Bounded(float(value), float(drawn[low]), float(drawn[high]), int(place), int(places[low]), int(places[high]))

@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OUT ?= out
 ARGS ?=
+# Extras that the environment is made with; tests of libraries that are not there are skipped.
+EXTRAS ?= test
 # Processes that the tests run in; each takes up to 2 GB.
 JOBS ?= 2
 
@@ -27,7 +29,7 @@ $(STAMP): pyproject.toml constraints.txt
 		{ echo "tdabench needs Python 3.11.4 or newer; name one: make PYTHON=python3.12 ..." >&2; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
 		{ echo "This Python cannot make environments; on Debian: apt-get install python3-venv" >&2; exit 2; }
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
 	@touch $@
 
 demo: $(STAMP)

@@ -14,10 +14,11 @@ import pytest
 import torch
 from click.testing import CliRunner
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from tdabench import Declined, TaskData
 from tdabench.baselines.ek_fac import EkFac
-from tdabench.baselines.grad_dot import GradDot
+from tdabench.baselines.grad_dot import GradDot, TracIn
 from tdabench.baselines.peers import bench, metric
 from tdabench.baselines.peers.bench import measure_all, summarise
 from tdabench.baselines.peers.captum import CaptumTracIn
@@ -27,7 +28,7 @@ from tdabench.baselines.peers.kronfluence import KronfluenceEkFac, KronfluenceId
 from tdabench.baselines.peers.library import model_of, quiet
 from tdabench.baselines.peers.traker import TrakerTrak
 from tdabench.baselines.trak import Trak
-from tdabench.ensembles import Dropout, Independent, Lora
+from tdabench.ensembles import Checkpoints, Dropout, Independent, Lora
 from tdabench.errors import MissingGroundTruthError
 from tdabench.execution import execute
 from tdabench.jobs import Job, plan
@@ -104,6 +105,38 @@ def test_gradient_dot_products_of_every_library_are_ours(view, method, ensemble)
     need(method)
     expected = execute(GradDot(), ensemble, view())
     torch.testing.assert_close(execute(method, ensemble, view()), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_tracin_over_real_checkpoints_is_captum_s(view, small):
+    """Captum adds up learning rate times dot product over checkpoints that it loads itself; ours is the mean member."""
+    need(CaptumTracIn())
+    recipe = replace(small.recipe, epochs=4, schedule="linear")
+    task, members = view(replace(small, name="small-falling", recipe=recipe)), []
+
+    class Kept(TracIn):
+        def attribute(self, member, state):
+            members.append(({n: p.clone() for n, p in model_of(member).state_dict().items()}, member.weight))
+            return super().attribute(member, state)
+
+    ours = execute(Kept(), Checkpoints(1, 3, every=1), task)
+    assert len({weight for _, weight in members}) == 3, "each has a learning rate of its own"
+
+    def load(model, checkpoint) -> float:
+        model.load_state_dict(checkpoint[0])
+        return checkpoint[1]
+
+    with quiet():
+        theirs = CaptumTracIn.module.TracInCP(
+            model_of(task.member()),
+            DataLoader(TensorDataset(task.training.inputs, task.training.labels), 50),
+            checkpoints=members,
+            checkpoints_load_func=load,
+            loss_fn=lambda logits, labels: task.loss_function(logits, labels).sum(),
+            test_loss_fn=lambda logits, labels: -task.target_function(logits, labels).sum(),
+            sample_wise_grads_per_batch=True,
+        ).influence((task.queries.inputs, task.queries.labels))
+    assert correlation(ours, theirs) > 0.9999
+    torch.testing.assert_close(3 * ours, theirs.detach(), rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("method", [CaptumTracIn(), DattriGradDot()], ids=name_of)

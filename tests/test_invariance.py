@@ -1,0 +1,101 @@
+"""A method's scores do not depend on how its work is cut, nor on the order of examples, beyond rounding."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from tdabench import Examples, gradients, kronecker, pieces
+from tdabench.baselines import astra, knn_shapley, representer_points
+from tdabench.baselines.influence import definition
+from tdabench.execution import execute
+from tdabench.options import make
+from tdabench.registry import METHODS, find_method, names
+
+# Options that make a method quick here, and its linear systems well conditioned: rounding is what may differ.
+OPTIONS = {
+    "trak": {"projection": 16},
+    "grass": {"size": 8},
+    "logra": {"rank": 3},
+    "ek-fac": {"damping": 1.0},
+    "data-inf": {"damping": 1000.0},
+    "astra": {"steps": 2, "batch": 30, "damping": 30.0},
+    "if-explicit": {"layers": "last", "damping": 30.0},
+    "if-cg": {"damping": 30.0},
+    "if-lissa": {"depth": 5, "batch": 10, "damping": 30.0},
+    "if-arnoldi": {"iterations": 4, "rank": 2, "layers": "last"},
+}
+ALL = sorted(name for name in names(METHODS) if ".peers." not in find_method(name).__module__)
+PER_MODEL = [name for name in ALL if name not in ("datamodels", "empirical-influence")]
+# What is drawn for an example, or whether it is in a batch, goes by its place: another order is another draw.
+DRAWN_BY_PLACE = {"random", "ek-fac", "astra", "if-lissa"}
+CUTS = {
+    gradients: {"_BATCH": 7, "_BLOCK_BYTES": 40_000, "_HELD_BYTES": 20_000, "_KEPT_BYTES": 0, "_FORMED_BYTES": 5_000},
+    kronecker: {"_SQUARED_BYTES": 4_000, "_SOLVED_BYTES": 40_000},
+    pieces: {"_PAIRS_BYTES": 4_000},
+    astra: {"_VECTOR_BYTES": 100_000},
+    definition: {"_BLOCK_BYTES": 100_000},
+    knn_shapley: {"_BLOCK_BYTES": 4_000},
+    representer_points: {"_BLOCK_BYTES": 4_000},
+}
+
+
+def convolutional() -> nn.Module:
+    return nn.Sequential(
+        nn.Unflatten(1, (1, 8, 8)), nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(36, 10)
+    )
+
+
+@pytest.fixture
+def task_of(small):
+    return {"mlp": small, "convolutional": replace(small, name="small-convolutional", make_model=convolutional)}.get
+
+
+def scores(name, task):
+    return execute(make(find_method(name), name, OPTIONS.get(name, {})), None, task)
+
+
+def same(got, expected) -> None:
+    torch.testing.assert_close(got, expected, rtol=1e-3, atol=2e-4 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("model", ["mlp", "convolutional"])
+@pytest.mark.parametrize("name", PER_MODEL)
+def test_batches_and_blocks_do_not_change_scores(name, model, task_of, small_data, view, monkeypatch):
+    task = task_of(model)
+    expected = scores(name, view(task, small_data))
+    for module, limits in CUTS.items():
+        for limit, value in limits.items():
+            monkeypatch.setattr(module, limit, value)
+    same(scores(name, view(task, small_data)), expected)
+
+
+@pytest.mark.parametrize("name", [name for name in PER_MODEL if name != "random"])
+def test_the_order_of_queries_does_not_change_scores(name, small, small_data, view):
+    order = torch.randperm(len(small_data.queries), generator=torch.Generator().manual_seed(1))
+    turned = replace(small_data, queries=taken(small_data.queries, order))
+    expected = scores(name, view(small, small_data))
+    same(scores(name, view(small, turned)), expected[order])
+
+
+@pytest.mark.parametrize("name", [name for name in PER_MODEL if name not in DRAWN_BY_PLACE])
+def test_the_order_of_training_examples_does_not_change_scores(name, small, small_data, view):
+    """At the same parameters, that is: the model is trained before, and found again by its seed and number."""
+    expected = scores(name, view(small, small_data))
+    order = torch.randperm(len(small_data.training), generator=torch.Generator().manual_seed(2))
+    turned = replace(small_data, training=taken(small_data.training, order))
+    same(scores(name, view(small, turned)), expected[:, order])
+
+
+def taken(examples: Examples, order: torch.Tensor) -> Examples:
+    return replace(examples, inputs=examples.inputs[order], labels=examples.labels[order])
+
+
+def test_every_limit_that_cuts_work_is_varied_here():
+    known = {(module.__name__, limit) for module, limits in CUTS.items() for limit in limits}
+    found = {(m.__name__, n) for m in CUTS for n in vars(m) if n.endswith("_BYTES") or n == "_BATCH"}
+    caps = {("tdabench.baselines.influence.definition", "_MOST_BYTES")}
+    assert found - caps == known

@@ -93,6 +93,12 @@ def bench(small, small_data) -> Bench:
     return Counting(small, small_data)
 
 
+def declines(name: str, ensemble: str | None) -> bool:
+    """Return whether a method has nothing that an ensemble varies: a Q factor, a projection. All else must run."""
+    text = ensemble or ""
+    return ("q-only" in text and name != "trak") or ("projections" in text and name not in ("trak", "grass", "logra"))
+
+
 def counted(name: str, ensemble: str | None, view: TaskView) -> tuple[int, int, int]:
     """Run a method and return what the meter has counted: forward, backward, bytes stored."""
     method = make(find_method(name), name, OPTIONS.get(name, {}))
@@ -116,7 +122,9 @@ def agree(name: str, ensemble: str | None, bench: Bench, view: TaskView) -> None
 def agree_or_decline(name: str, ensemble: str | None, bench: Bench, view: TaskView) -> None:
     try:
         agree(name, ensemble, bench, view)
+        assert not declines(name, ensemble)
     except Declined as expected:
+        assert declines(name, ensemble), f"{name} under {ensemble}: {expected}"
         with pytest.raises(Declined, match=f"^{re.escape(str(expected))}$"):
             counted(name, ensemble, view)
 

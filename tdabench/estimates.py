@@ -104,13 +104,17 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Total:
-    """What several runs will cost together, each training done once; ``unknown`` counts runs that are not in it."""
+    """What several runs will cost together, each training done once; ``unknown`` counts runs that are not in it.
+
+    ``each`` has the seconds of every run, in their order, a training counting with the first run that needs it.
+    """
 
     runs: int
     train_s: float
     serve_s: float
     start_s: float
     unknown: int
+    each: tuple[float, ...] = ()
 
     @property
     def seconds(self) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor
 from dataclasses import replace
 from functools import cache, lru_cache
@@ -209,24 +209,35 @@ def estimate_jobs(jobs: Iterable[Job]) -> Total:
 
 
 def _total(jobs: list[Job]) -> Total:
-    runs = unknown = 0
-    serve_s = 0.0
-    trainings: dict[tuple[str, str], float] = {}
-    for job in sorted(jobs, key=lambda job: job.task):  # so that each task is calibrated once
-        runs += 1
+    estimates: dict[int, Estimate | None] = {}
+    for i in sorted(range(len(jobs)), key=lambda i: jobs[i].task):  # so that each task is calibrated once
         try:
-            estimate = estimate_job(job)
+            estimates[i] = estimate_job(jobs[i])
         except Exception:  # of the data, or of a method's own code
-            unknown += 1
-            continue
-        serve_s += estimate.serve_s or 0.0
-        unknown += estimate.declined is None and estimate.serve_s is None
-        new = [t for t in estimate.trainings or () if not t.measured]
-        trainings |= {(estimate.plan.task.name, f"{t.kind} {t.name}"): t.seconds for t in new}
+            estimates[i] = None
     _bench.cache_clear()
     forget_masks()
     release_unused()
-    return Total(runs, sum(trainings.values()), serve_s, runs * start_s(), unknown)
+    return _together([estimates[i] for i in range(len(jobs))])
+
+
+def _together(estimates: Sequence[Estimate | None]) -> Total:
+    """Add up runs in their order; None stands for a run of which nothing is known."""
+    start, serve_s, unknown = start_s(), 0.0, 0
+    trainings: dict[tuple[str, str], float] = {}
+    each = []
+    for estimate in estimates:
+        if estimate is None:
+            unknown += 1
+            each.append(start)
+            continue
+        known = sum(trainings.values())
+        new = [t for t in estimate.trainings or () if not t.measured]
+        trainings |= {(estimate.plan.task.name, f"{t.kind} {t.name}"): t.seconds for t in new}
+        serve_s += estimate.serve_s or 0.0
+        unknown += estimate.declined is None and estimate.serve_s is None
+        each.append(start + (estimate.serve_s or 0.0) + sum(trainings.values()) - known)
+    return Total(len(each), sum(trainings.values()), serve_s, len(each) * start, unknown, tuple(each))
 
 
 @cache

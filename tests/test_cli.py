@@ -822,3 +822,21 @@ def test_evidence_of_other_ground_truth_stops_no_board_of_the_others(tdabench, s
     for words in (["score", folder], ["compare", folder, one(kept, "random")]):
         done = tdabench(*words, *task)
         assert (done.code, "was made on basis another, and the ground truth here has basis" in done.err) == (2, True)
+
+
+def test_the_time_left_follows_what_each_piece_should_take(monkeypatch):
+    """A slow start of a suite whose rest is quick is no slow suite, and the other way round."""
+    from tdabench.cli import output
+
+    clock = [0.0]
+    monkeypatch.setattr(output.time, "monotonic", lambda: clock[0])
+    live = output.Live(4, "runs", (1.0, 1.0, 8.0, 10.0))
+    live.skip(0)
+    assert live.time_left() == "-"
+    clock[0] = 2.0
+    live.finish("the first, at half the speed")
+    assert live.time_left() == "38 s"
+    alike = output.Live(4, "runs")
+    clock[0] += 2.0
+    alike.finish("the first")
+    assert alike.time_left() == "6 s"

@@ -154,12 +154,14 @@ def _say(remarks: Sequence[Remark | None]) -> None:
         note(line)
 
 
-def _measure(plans: Sequence[Plan], runs: Path, timeout_s: float, done_before: int = 0) -> list[Path]:
+def _measure(
+    plans: Sequence[Plan], runs: Path, timeout_s: float, done_before: int = 0, expected: Sequence[float] = ()
+) -> list[Path]:
     """Run every plan, one after the other, and show progress; return the run folders."""
     from tdabench.runner import run as run_job
 
     folders = []
-    with Live(done_before + len(plans), "runs") as live:
+    with Live(done_before + len(plans), "runs", expected) as live:
         live.skip(done_before)
         for planned in plans:
             label = f"{planned.task.name}: {planned.label}"
@@ -237,8 +239,8 @@ def suite(
     if missing:
         note(f"Suite {found.name}: {len(missing)} of {len(plans)} runs to measure.")
         note_without_truth({p.task.name: p.task for p in missing}.values())
-        note_estimate([p.job for p in missing])
-        _measure(missing, runs, timeout_s, done_before=len(plans) - len(missing))
+        expected = note_estimate([p.job for p in missing])
+        _measure(missing, runs, timeout_s, done_before=len(plans) - len(missing), expected=expected)
     else:
         note(f"Suite {found.name}: all {len(plans)} runs are measured; nothing to do.")
     folders = [folder for p in plans if (folder := find_run(p, runs)) is not None]
@@ -255,8 +257,8 @@ def note_without_truth(tasks: Iterable[Task]) -> None:
             note(f"{task.name} has no ground truth yet: its runs will have costs, and no LDS until it is built.")
 
 
-def note_estimate(jobs: Sequence[Job]) -> None:
-    """Say how long several runs will take."""
+def note_estimate(jobs: Sequence[Job]) -> tuple[float, ...]:
+    """Say how long several runs will take, and return how long each; nothing where that is not known."""
     from tdabench.board.rows import format_seconds
     from tdabench.planning import estimate_jobs
 
@@ -267,6 +269,7 @@ def note_estimate(jobs: Sequence[Job]) -> None:
         f"Estimated: {format_seconds(total.seconds)} for {known} runs (training {format_seconds(total.train_s)}, "
         f"serving {format_seconds(total.serve_s)}, starting {format_seconds(total.start_s)}){unknown}"
     )
+    return total.each
 
 
 def _is_missing(folder: Path | None, retry_failed: bool) -> bool:

@@ -114,11 +114,14 @@ class Live:
         How many pieces there are.
     unit
         What they are called.
+    expected
+        Seconds that each of the pieces to come should take, in their order; without them, all are taken to be alike.
     """
 
-    def __init__(self, total: int, unit: str) -> None:
+    def __init__(self, total: int, unit: str, expected: Sequence[float] = ()) -> None:
         self.total, self.unit = total, unit
         self.done = 0
+        self._expected = expected
         self._fresh = 0
         self._start = time.monotonic()
         self._terminal = sys.stderr.isatty()
@@ -166,10 +169,13 @@ class Live:
         self._draw()
 
     def time_left(self) -> str:
-        """Estimate from the pieces finished here, or a dash before the first."""
-        if not self._fresh:
+        """Estimate from the pieces finished here, or a dash before the first that tells anything."""
+        done, left = float(self._fresh), float(self.total - self.done)
+        if self._expected:
+            done, left = sum(self._expected[: self._fresh]), sum(self._expected[self._fresh :])
+        if not done:
             return "-"
-        seconds = (time.monotonic() - self._start) / self._fresh * (self.total - self.done)
+        seconds = (time.monotonic() - self._start) / done * left
         return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
     def _draw(self) -> None:

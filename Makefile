@@ -3,11 +3,12 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
 OUT ?= out
 ARGS ?=
 # Extras that the environment is made with; tests of libraries that are not there are skipped.
 EXTRAS ?= test
+comma := ,
+STAMP := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 # Processes that the tests run in; each takes up to 2 GB.
 JOBS ?= 2
 

@@ -106,7 +106,8 @@ class Estimate:
 class Total:
     """What several runs will cost together, each training done once; ``unknown`` counts runs that are not in it.
 
-    ``each`` has the seconds of every run, in their order, a training counting with the first run that needs it.
+    ``each`` has the seconds of every run, in their order, a training counting with the first run that needs it;
+    runs that nothing is known of count as the mean of the others.
     """
 
     runs: int

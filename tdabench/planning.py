@@ -6,6 +6,7 @@ this machine (:mod:`tdabench.calibration`). Nothing is trained to the end and no
 
 from __future__ import annotations
 
+import statistics
 import subprocess
 import sys
 import time
@@ -223,21 +224,22 @@ def _total(jobs: list[Job]) -> Total:
 
 def _together(estimates: Sequence[Estimate | None]) -> Total:
     """Add up runs in their order; None stands for a run of which nothing is known."""
-    start, serve_s, unknown = start_s(), 0.0, 0
+    start, serve_s = start_s(), 0.0
     trainings: dict[tuple[str, str], float] = {}
-    each = []
+    each: list[float | None] = []
     for estimate in estimates:
         if estimate is None:
-            unknown += 1
-            each.append(start)
+            each.append(None)
             continue
-        known = sum(trainings.values())
+        before = sum(trainings.values())
         new = [t for t in estimate.trainings or () if not t.measured]
         trainings |= {(estimate.plan.task.name, f"{t.kind} {t.name}"): t.seconds for t in new}
         serve_s += estimate.serve_s or 0.0
-        unknown += estimate.declined is None and estimate.serve_s is None
-        each.append(start + (estimate.serve_s or 0.0) + sum(trainings.values()) - known)
-    return Total(len(each), sum(trainings.values()), serve_s, len(each) * start, unknown, tuple(each))
+        known = estimate.declined is not None or estimate.serve_s is not None
+        each.append(start + (estimate.serve_s or 0.0) + sum(trainings.values()) - before if known else None)
+    usual = statistics.fmean([seconds for seconds in each if seconds is not None] or [start])
+    weights = tuple(usual if seconds is None else seconds for seconds in each)
+    return Total(len(each), sum(trainings.values()), serve_s, len(each) * start, each.count(None), weights)
 
 
 @cache

@@ -101,7 +101,7 @@ def seeds_used(configurations: Sequence[Collection[int]]) -> str:
         )
     known = ", ".join(map(str, sorted(set().union(*several))))
     if len({frozenset(seeds) for seeds in several}) > 1:
-        known = f"{min(map(len, several))} to {max(map(len, several))} each"
+        known = " to ".join(map(str, sorted({min(map(len, several)), max(map(len, several))}))) + " each"
     if len(several) == len(configurations):
         return (
             f"Every configuration was run with several seeds ({known}), so intervals hold the variation between trained"

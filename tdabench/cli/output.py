@@ -124,6 +124,7 @@ class Live:
         self._expected = expected
         self._fresh = 0
         self._start = time.monotonic()
+        self._took = 0.0  # for what is finished: a long piece at work does not make the rest look longer
         self._terminal = sys.stderr.isatty()
         self._progress = Progress(
             SpinnerColumn(),
@@ -161,6 +162,7 @@ class Live:
         """Count finished pieces and print a line about them."""
         self.done += count
         self._fresh += count
+        self._took = time.monotonic() - self._start
         line = f"[{self.done}/{self.total}] {text}"
         if self._terminal:
             self._progress.console.print(line, markup=False, highlight=False)
@@ -175,7 +177,7 @@ class Live:
             done, left = sum(self._expected[: self._fresh]), sum(self._expected[self._fresh :])
         if not done:
             return "-"
-        seconds = (time.monotonic() - self._start) / done * left
+        seconds = self._took / done * left
         return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
     def _draw(self) -> None:

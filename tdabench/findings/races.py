@@ -15,7 +15,7 @@ from tdabench.findings.words import COSTS, contender, ensemble, flavour, listed
 
 BUDGET = 5
 """Models whose cost is the budget: the largest size that every ladder of the suites has."""
-_LEVEL = "not told apart from independent models"
+_LEVEL = "a tie of independent models and others"
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,12 +91,12 @@ def won(axis: str, races: Sequence[Race]) -> str:
 
 
 def _outcome(winner: Winner) -> str:
-    """Name the kind that wins, where it is significantly better than the independent models that cost as much."""
-    best = kind_of(winner.best)
-    independent = flavour(INDEPENDENT)
-    if best == independent or independent not in map(kind_of, winner.level):
-        return f"one of {best}" if best != independent else best
-    return _LEVEL
+    """Name the kind that wins, or say that independent models are level with it, or others with them."""
+    best, independent = kind_of(winner.best), flavour(INDEPENDENT)
+    level = {best, *map(kind_of, winner.level)}
+    if independent in level and len(level) > 1:
+        return _LEVEL
+    return best if best == independent else f"one of {best}"
 
 
 def kind_of(entry: Entry) -> str:
@@ -107,16 +107,22 @@ def kind_of(entry: Entry) -> str:
 def _overall(axis: str, races: Sequence[Race]) -> str:
     """Say what is best of all methods at the cost of the strongest curve's budget."""
     found = leading(races)
-    lost = [race for race in found if race.overall[axis].best not in race.family.entries]
+    lost = [race for race in found if _loses(race, axis)]
     if not lost:
         return ""
     names = sorted({race.family.name for race in found})
     others = [f"{contender(race.overall[axis].best)} on {plain(race.contest.title)}" for race in lost]
     tasks, all_tasks = (len({race.contest.task.name for race in some}) for some in (lost, found))
     return (
-        f" At that of {listed(list(map(code, names)))}, another method is the best on {tasks} of"
+        f" At that of {listed(list(map(code, names)))}, another method is better on {tasks} of"
         f" {count(all_tasks, 'task')}: {listing(others, 4, '; ')}."
     )
+
+
+def _loses(race: Race, axis: str) -> bool:
+    """Return whether another method is significantly better at the same cost."""
+    best = race.overall[axis].best
+    return best.method != race.family.entries[0].method and ahead(best, race.winners[axis].best) > 0
 
 
 def race_table(races: Sequence[Race]) -> list[str]:

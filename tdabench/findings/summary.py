@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from tdabench.board.findings import seeds_used
 from tdabench.ensembles import KINDS
+from tdabench.findings.curves import ABOVE
 from tdabench.findings.entries import ONE_MODEL, Contest, Entry, Family, ahead
 from tdabench.findings.kinds import PAIRS, outcomes_of
 from tdabench.findings.markdown import code, count, listing, percent, plain, share
@@ -77,12 +78,16 @@ def _any(outcomes: Sequence[Outcome]) -> Outcome:
     return "cannot be told" if "cannot be told" in outcomes else "not reached"
 
 
+def _pair(verdict: Verdict) -> Pair:
+    return verdict.contest.task.name, verdict.method
+
+
 def _pairs(judged: Iterable[Verdict], axis: str) -> dict[Pair, Outcome]:
     """Return the outcome for each pair of a task and a method, over the machine classes that it was measured on."""
     pairs: dict[Pair, list[Outcome]] = defaultdict(list)
     for verdict in judged:
         if verdict.axis == axis:
-            pairs[verdict.contest.task.name, verdict.method].append(verdict.outcome)
+            pairs[_pair(verdict)].append(verdict.outcome)
     return {pair: _any(outcomes) for pair, outcomes in pairs.items()}
 
 
@@ -110,18 +115,25 @@ def _alone(axis: str, judged: Sequence[Verdict]) -> str:
     text = f"**{COSTS[axis].capitalize()}, claimed up to {percent(CLAIMS[axis])}**: reached on {found['reached']} of"
     text += f" {count(len(pairs), 'pair')}{_aside(rest)}"
     if reached:
-        text += f": {_named({(v.contest.task.name, v.method) for v in reached})}"
+        text += f": {_named(set(map(_pair, reached)))}"
     return f"{text}.{_seeds(reached)}{_by_kind(axis, judged)}{_worth(axis, reached)}{_at_best(axis, judged)}"
 
 
+def _all(reached: Sequence[Verdict], holds: Callable[[Verdict], bool]) -> set[Pair]:
+    """Return the pairs of a task and a method for which something holds wherever the saving is reached."""
+    pairs: dict[Pair, list[bool]] = defaultdict(list)
+    for verdict in reached:
+        pairs[_pair(verdict)].append(holds(verdict))
+    return {pair for pair, said in pairs.items() if all(said)}
+
+
 def _seeds(reached: Sequence[Verdict]) -> str:
-    pairs = {(v.contest.task.name, v.method) for v in reached}
-    on_one = {(v.contest.task.name, v.method) for v in reached if v.one_seed}
+    n, on_one = len(set(map(_pair, reached))), len(_all(reached, lambda verdict: verdict.one_seed))
     if not on_one:
         return ""
-    if pairs == on_one:
-        return f" {'It rests' if len(pairs) == 1 else 'All rest'} on one seed."
-    return f" {count(len(on_one), 'of them rests', 'of them rest')} on one seed."
+    if n == on_one:
+        return f" {'It rests' if n == 1 else 'All rest'} on one seed."
+    return f" {count(on_one, 'of them rests', 'of them rest')} on one seed."
 
 
 def _by_kind(axis: str, judged: Sequence[Verdict]) -> str:
@@ -139,23 +151,30 @@ def _by_kind(axis: str, judged: Sequence[Verdict]) -> str:
 
 
 def _worth(axis: str, reached: Sequence[Verdict]) -> str:
-    """Say where nothing had to be saved, and where a single model of another method is the better buy."""
-    idle = {(v.contest.task.name, v.method) for v in reached if ahead(v.family.curve[-1], v.family.curve[0]) <= 0}
+    """Say where independent models do not help, and where a single model of another method is the better buy."""
+    flat = _all(reached, _is_flat)
     text = ""
-    if idle:
+    if flat:
         text += (
-            f" On {len(idle)} of these, {_named(idle)}, the largest independent ensemble is not significantly better"
-            " than one model, so there was no quality to save at."
+            f" On {len(flat)} of these, {_named(flat)}, no number of independent models is significantly better than"
+            " one, so the saving says how many were run, and nobody would train them."
         )
-    beaten = {(v.contest.task.name, v.method): entry for v in reached if (entry := _better(axis, v)) is not None}
+    beaten = _all(reached, lambda verdict: _better(axis, verdict) is not None)
     if beaten:
-        names = sorted({contender(entry) for entry in beaten.values()})
+        better = [_better(axis, verdict) for verdict in reached if _pair(verdict) in beaten]
+        names = sorted({contender(entry) for entry in better if entry is not None})
         costs = listed([COSTS[a] for a in CLAIMS if a in _bought(axis)])
         text += (
-            f" On {len(beaten)}, {_named(beaten)}, whatever reaches it is beaten by {listed(names)}: a higher LDS, at"
-            f" no more {costs}."
+            f" On {len(beaten)}, {_named(beaten)}, whatever reaches it is beaten by {' or '.join(names)}: a higher LDS,"
+            f" at no more {costs}."
         )
     return text
+
+
+def _is_flat(verdict: Verdict) -> bool:
+    """Return whether no number of independent models improves on one."""
+    one, *more = verdict.family.curve
+    return all(ahead(entry, one) <= 0 for entry in more)
 
 
 def _bought(axis: str) -> set[str]:
@@ -205,20 +224,21 @@ def _kinds(contests: Sequence[Contest]) -> str:
     for contest in contests:
         for family in contest.families:
             for gain in gains(family):
-                if gain.entry.flavour in KINDS:
-                    groups[gain.entry.flavour].append((family, gain))
-    if not groups:
+                groups[gain.entry.kind].append((family, gain))
+    said = []
+    for axis in CLAIMS:
+        counts = [text for kind in KINDS if (text := _beats(kind, groups[kind], axis))]
+        said += [f"at equal {COSTS[axis]} {', '.join(counts)}"] if counts else []
+    if not said:
         return ""
+    lead = "**Better than independent models** of the same method at the same cost"
+    return f"{lead}, of those that cost no more than the largest such ensemble: {'; '.join(said)}."
 
-    def better(axis: str) -> str:
-        said = []
-        for kind in KINDS:
-            if kind in groups:
-                outcomes = [duel(gain.entry, family, axis).outcome for family, gain in groups[kind]]
-                said.append(f"{flavour(kind)} {outcomes.count('better')} of {len(outcomes)}")
-        return f"at equal {COSTS[axis]} {', '.join(said)}"
 
-    return f"**Better than independent models** of the same method: {'; '.join(map(better, CLAIMS))}."
+def _beats(kind: str, group: Sequence[tuple[Family, Gain]], axis: str) -> str:
+    """Count the ensembles of a kind that win their duel, of those that are no dearer than every independent one."""
+    duels = [found for family, gain in group if (found := duel(gain.entry, family, axis)).place != ABOVE]
+    return f"{flavour(kind)} {sum(found.lds > 0 for found in duels)} of {len(duels)}" if duels else ""
 
 
 def _against(contests: Sequence[Contest]) -> str:

@@ -299,6 +299,31 @@ def passed(member, batch):
     return inputs, {name: g.flatten(0, -2) for name, g in zip(outputs, gradients, strict=True)}
 
 
+class HalfDark(nn.Module):
+    """A layer that sees no training example, beside one that does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dark, self.lit = nn.Linear(32, 10, bias=False), nn.Linear(32, 10)
+
+    def forward(self, x):
+        return self.dark(x[:, :32]) + self.lit(x[:, 32:])
+
+
+def test_data_inf_leaves_out_a_layer_in_which_no_training_example_has_a_gradient(small, small_data, view):
+    unseen, seen = small_data.training.inputs.clone(), small_data.queries.inputs.clone()
+    unseen[:, :32], seen[:, :32] = 0, 100
+    data = replace(
+        small_data,
+        training=replace(small_data.training, inputs=unseen),
+        queries=replace(small_data.queries, inputs=seen),
+    )
+    task = view(replace(small, name="small-half-dark", make_model=HalfDark), data, store="half-dark")
+    scores = execute(DataInf(), None, task)
+    assert scores.isfinite().all()
+    assert (scores != 0).any(), "the other layer says something"
+
+
 @pytest.mark.parametrize("network", SEVERAL_LAYERS)
 def test_data_inf_is_a_mean_of_inverses_in_each_layer(layered, network):
     task = layered(network)

@@ -31,13 +31,16 @@ PAIRS = (
 Group = list[tuple[Contest, Family, Gain]]
 
 
+def all_gains(contests: Sequence[Contest]) -> Group:
+    """Return what every ensemble saves, with where it was measured and its method's family."""
+    return [(contest, family, gain) for contest in contests for family in contest.families for gain in gains(family)]
+
+
 def kinds(contests: Sequence[Contest]) -> list[str]:
     """Return the lines about kinds of ensemble."""
     groups: dict[str, Group] = defaultdict(list)
-    for contest in contests:
-        for family in contest.families:
-            for gain in gains(family):
-                groups[gain.entry.flavour].append((contest, family, gain))
+    for contest, family, gain in all_gains(contests):
+        groups[gain.entry.flavour].append((contest, family, gain))
     if not groups:
         return []
     ordered = sorted(groups.items(), key=lambda item: _order(item[0]))

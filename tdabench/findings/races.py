@@ -26,14 +26,13 @@ class Race:
     ----------
     family
         The method whose ensembles compete.
-    winners, overall
-        Of its ensembles, and of all methods, by cost.
+    winners
+        Of its ensembles, by cost.
     """
 
     contest: Contest
     family: Family
     winners: dict[str, Winner]
-    overall: dict[str, Winner]
 
     @property
     def pair(self) -> tuple[str, str]:
@@ -51,10 +50,7 @@ def races_of(contests: Sequence[Contest]) -> list[Race]:
 
 def _race(contest: Contest, family: Family) -> Race:
     rungs = _affordable(family)[-1:]
-    own, every = (
-        {axis: winners(entries, rungs, axis)[0] for axis in CLAIMS} for entries in (family.entries, contest.entries)
-    )
-    return Race(contest, family, own, every)
+    return Race(contest, family, {axis: winners(family.entries, rungs, axis)[0] for axis in CLAIMS})
 
 
 def _affordable(family: Family) -> list[Entry]:
@@ -107,22 +103,23 @@ def kind_of(entry: Entry) -> str:
 def _overall(axis: str, races: Sequence[Race]) -> str:
     """Say what is best of all methods at the cost of the strongest curve's budget."""
     found = leading(races)
-    lost = [race for race in found if _loses(race, axis)]
+    lost = [(race, better) for race in found if (better := _better(race, axis)) is not None]
     if not lost:
         return ""
     names = sorted({race.family.name for race in found})
-    others = [f"{contender(race.overall[axis].best)} on {plain(race.contest.title)}" for race in lost]
-    tasks, all_tasks = (len({race.contest.task.name for race in some}) for some in (lost, found))
+    others = [f"{contender(better)} on {plain(race.contest.title)}" for race, better in lost]
+    tasks, all_tasks = (len({race.contest.task.name for race in some}) for some in ([r for r, _ in lost], found))
     return (
         f" At that of {listed(list(map(code, names)))}, another method is better on {tasks} of"
         f" {count(all_tasks, 'task')}: {listing(others, 4, '; ')}."
     )
 
 
-def _loses(race: Race, axis: str) -> bool:
-    """Return whether another method is significantly better at the same cost."""
-    best = race.overall[axis].best
-    return best.method != race.family.entries[0].method and ahead(best, race.winners[axis].best) > 0
+def _better(race: Race, axis: str) -> Entry | None:
+    """Return the best of all methods at the same cost, if it is another one and significantly better."""
+    best = winners(race.contest.entries, [race.winners[axis].budget], axis)[0].best
+    other = best.method != race.family.entries[0].method
+    return best if other and ahead(best, race.winners[axis].best) > 0 else None
 
 
 def race_table(races: Sequence[Race]) -> list[str]:

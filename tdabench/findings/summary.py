@@ -10,10 +10,10 @@ from tdabench.board.findings import seeds_used
 from tdabench.ensembles import KINDS
 from tdabench.findings.curves import ABOVE
 from tdabench.findings.entries import ONE_MODEL, Contest, Entry, Family, ahead
-from tdabench.findings.kinds import PAIRS, outcomes_of
+from tdabench.findings.kinds import PAIRS, all_gains, outcomes_of
 from tdabench.findings.markdown import code, count, listing, percent, plain, share
 from tdabench.findings.races import race_table, races_of, won
-from tdabench.findings.savings import CLAIMS, Gain, Outcome, Verdict, claimed, gains, verdicts
+from tdabench.findings.savings import CLAIMS, Gain, Outcome, Verdict, claimed, verdicts
 from tdabench.findings.winners import duel
 from tdabench.findings.words import COSTS, contender, flavour, listed
 
@@ -99,7 +99,9 @@ def _named(pairs: Iterable[Pair]) -> str:
     return ", ".join(f"{plain(task)} ({', '.join(methods)})" for task, methods in tasks.items())
 
 
-def _aside(said: Sequence[str]) -> str:
+def _rest(found: Counter[Outcome], words: Mapping[Outcome, str]) -> str:
+    """Count the outcomes that are not reached, in brackets; nothing where there are none."""
+    said = [f"{text} {found[outcome]}" for outcome, text in words.items() if found[outcome]]
     return f" ({'; '.join(said)})" if said else ""
 
 
@@ -110,10 +112,9 @@ def _alone(axis: str, judged: Sequence[Verdict]) -> str:
     """Say on which pairs of a task and a method one of the savings is reached, by what, and what that is worth."""
     pairs = _pairs(judged, axis)
     found = Counter(pairs.values())
-    rest = [f"{words} {found[outcome]}" for outcome, words in _OF_PAIRS.items() if found[outcome]]
     reached = [v for v in judged if v.outcome == "reached"]
     text = f"**{COSTS[axis].capitalize()}, claimed up to {percent(CLAIMS[axis])}**: reached on {found['reached']} of"
-    text += f" {count(len(pairs), 'pair')}{_aside(rest)}"
+    text += f" {count(len(pairs), 'pair')}{_rest(found, _OF_PAIRS)}"
     if reached:
         text += f": {_named(set(map(_pair, reached)))}"
     return f"{text}.{_seeds(reached)}{_by_kind(axis, judged)}{_worth(axis, reached)}{_at_best(axis, judged)}"
@@ -145,8 +146,8 @@ def _by_kind(axis: str, judged: Sequence[Verdict]) -> str:
     said = []
     for name, outcomes in sorted(kinds.items()):
         found = Counter(outcomes)
-        rest = [f"{words} {found[outcome]}" for outcome, words in _OF_ENSEMBLES.items() if found[outcome]]
-        said.append(f"by {found['reached']} of {count(len(outcomes), 'ensemble')} of {name}{_aside(rest)}")
+        number = count(len(outcomes), "ensemble")
+        said.append(f"by {found['reached']} of {number} of {name}{_rest(found, _OF_ENSEMBLES)}")
     return f" Reached {listed(said)}."
 
 
@@ -159,10 +160,10 @@ def _worth(axis: str, reached: Sequence[Verdict]) -> str:
             f" On {len(flat)} of these, {_named(flat)}, no number of independent models is significantly better than"
             " one, so the saving says how many were run, and nobody would train them."
         )
-    beaten = _all(reached, lambda verdict: _better(axis, verdict) is not None)
+    better = {verdict: _better(axis, verdict) for verdict in reached}
+    beaten = _all(reached, lambda verdict: better[verdict] is not None)
     if beaten:
-        better = [_better(axis, verdict) for verdict in reached if _pair(verdict) in beaten]
-        names = sorted({contender(entry) for entry in better if entry is not None})
+        names = sorted({contender(e) for verdict, e in better.items() if e is not None and _pair(verdict) in beaten})
         costs = listed([COSTS[a] for a in CLAIMS if a in _bought(axis)])
         text += (
             f" On {len(beaten)}, {_named(beaten)}, whatever reaches it is beaten by {' or '.join(names)}: a higher LDS,"
@@ -206,12 +207,11 @@ def _at_best(axis: str, judged: Sequence[Verdict]) -> str:
 def _at_once(trials: Sequence[Trial]) -> str:
     """Say whether any one ensemble saves all: a user cannot serve with one and store another."""
     found = Counter(trial.gain.whole for trial in trials)
-    rest = [f"{words} {found[outcome]}" for outcome, words in _OF_ENSEMBLES.items() if found[outcome]]
     reached = [str(trial) for trial in trials if trial.gain.whole == "reached"]
     names = f": {listing(reached, 4, '; ')}" if reached else ""
     return (
         f"**All three by one ensemble**, which the paper does not claim: by {found['reached']} of"
-        f" {count(len(trials), 'dropout or LoRA ensemble')}{_aside(rest)}{names}."
+        f" {count(len(trials), 'dropout or LoRA ensemble')}{_rest(found, _OF_ENSEMBLES)}{names}."
     )
 
 
@@ -221,10 +221,8 @@ def _at_once(trials: Sequence[Trial]) -> str:
 def _kinds(contests: Sequence[Contest]) -> str:
     """Say how often each kind beats independent models that cost as much."""
     groups: dict[str, list[tuple[Family, Gain]]] = defaultdict(list)
-    for contest in contests:
-        for family in contest.families:
-            for gain in gains(family):
-                groups[gain.entry.kind].append((family, gain))
+    for _, family, gain in all_gains(contests):
+        groups[gain.entry.kind].append((family, gain))
     said = []
     for axis in CLAIMS:
         counts = [text for kind in KINDS if (text := _beats(kind, groups[kind], axis))]

@@ -17,6 +17,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 settings.register_profile("tdabench", deadline=None)
 settings.load_profile("tdabench")
 
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run what takes minutes last."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+
+
 SMALL_TASK = f"{Path(__file__).parent / 'small_task.py'}:TASK"
 SLOW_TASK = f"{Path(__file__).parent / 'small_task.py'}:SLOW"
 

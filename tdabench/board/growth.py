@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from tdabench.board.marks import Point, points
 from tdabench.board.rows import Axis, Row, format_score
+from tdabench.board.seed_draws import at_shared
 from tdabench.ensembles import SIZES, format_ensemble
 from tdabench.saturation import predicted_lds
 
@@ -73,7 +74,9 @@ class Curve:
             return text
         found = (("within a model", p.within), ("between models", p.between))
         said = ", ".join(f"{format_score(value)} {name}" for name, value in found if value is not None)
-        foretold = f"predicted {format_score(p.at_largest)} at {last.cost:g}, {format_score(p.limit)} in the limit"
+        # Of one size alone, the prediction starts there.
+        at_largest = f"{format_score(p.at_largest)} at {last.cost:g}, " if first is not last else ""
+        foretold = f"predicted {at_largest}{format_score(p.limit)} in the limit"
         return f"{text}; {foretold}; members correlate {said}"
 
 
@@ -141,7 +144,7 @@ def _size(row: Row) -> tuple[float, float]:
 def _predict(rows: Sequence[Row]) -> Prediction | None:
     """Predict a curve, smallest size first, from its smallest row and the correlations of its largest that has any."""
     within, between = next((c for row in reversed(rows) if (c := _correlations(row)) != _NONE), _NONE)
-    sizes, lds = [_size(row) for row in rows], rows[0].lds
+    sizes, lds = [_size(row) for row in rows], _start(rows[0], rows[-1])
     if (within, between) == _NONE or lds is None or any(math.isnan(models) for models, _ in sizes):
         return None
     grows = _direction(rows[0].kind, sizes)
@@ -158,6 +161,13 @@ def _predict(rows: Sequence[Row]) -> Prediction | None:
     if at_largest is None or limit is None or len(line) < 2:
         return None
     return Prediction(line, at_largest, limit, within, between)
+
+
+def _start(first: Row, last: Row) -> float | None:
+    """Return the LDS that a prediction starts from: at the run seeds that the largest has, too, so at its models."""
+    if first.draws is None or last.draws is None:
+        return first.lds
+    return at_shared([first.draws, last.draws])[0].estimate
 
 
 def _correlations(row: Row) -> tuple[float | None, float | None]:

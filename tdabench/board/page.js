@@ -10,14 +10,15 @@
   for (const row of rows) row.runs = row.runs.map((i) => runs[i]);
   const axisNames = Object.keys(data.axes);
   const searched = ["method", "ensemble", "ensemble_options", "options", "status", "reason", "run_id"];
-  const textOf = (row) => row.runs.flatMap((run) => searched.map((name) => run[name]))
+  const textOf = (row, shown) => [shown, ...row.runs.flatMap((run) => searched.map((name) => run[name]))]
     .filter((value) => value !== null).join(" ").toLowerCase();
 
-  // --- The address keeps the axis, and the task whose control was used: "#axis=serve&task=digits-mlp".
+  // --- The address keeps the axis, and the task whose control was used: "#axis=serve&task=digits-mlp"; or names a run.
   const sections = all("section.task");
   let axis = "train";
 
   function readAddress() {
+    if (location.hash.startsWith("#run-") && openRow(location.hash.slice(1))) return;
     const fields = new URLSearchParams(location.hash.slice(1));
     const wanted = fields.get("axis");
     if (wanted === "all" || axisNames.includes(wanted)) chooseAxis(wanted);
@@ -50,6 +51,7 @@
       this.table = section.querySelector("table.runs");
       this.bodies = all(":scope > tbody", this.table);
       this.rows = this.bodies.map((body) => rows[Number(body.dataset.row)]);
+      this.texts = this.rows.map((row, i) => textOf(row, this.bodies[i].querySelector("tr").textContent));
       this.order = this.bodies.map((_, i) => i);
       this.sort = { key: null, descending: false };
       this.offer("method");
@@ -93,17 +95,16 @@
       this.table.append(...this.order.map((i) => this.bodies[i]));
     }
 
-    passes(row) {
+    passes(row, text) {
       const wanted = this.form.elements;
       const words = wanted.text.value.toLowerCase().split(/\s+/).filter(Boolean);
-      const text = textOf(row);
       return words.every((word) => text.includes(word))
         && ["method", "ensemble", "status"].every((name) => !wanted[name].value || row.runs.some((run) => run[name] === wanted[name].value))
         && (!wanted.front.checked || (axis === "all" ? axisNames.some((key) => row["front_" + key]) : row["front_" + axis]));
     }
 
     show() {
-      const passing = this.rows.map((row) => this.passes(row));
+      const passing = this.rows.map((row, i) => this.passes(row, this.texts[i]));
       passing.forEach((ok, i) => { this.bodies[i].hidden = !ok; });
       const shown = passing.filter(Boolean).length;
       this.form.querySelector(".count").textContent = shown + " of " + this.rows.length + " rows";
@@ -223,6 +224,7 @@
       for (const name of ["mouseenter", "focus"]) point.addEventListener(name, () => showTip(point));
       for (const name of ["mouseleave", "blur"]) point.addEventListener(name, hideTip);
       point.addEventListener("click", (event) => {
+        if (event.ctrlKey || event.metaKey || event.shiftKey) return; // another tab or window
         if (openRow(point.getAttribute("href").slice(1))) event.preventDefault();
       });
     }
@@ -274,5 +276,4 @@
   addEventListener("hashchange", readAddress);
   chooseAxis(axis);
   readAddress();
-  if (location.hash.startsWith("#run-")) openRow(location.hash.slice(1));
 })();

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tdabench.board.runs import mean_of_known
+from tdabench.board.seed_draws import at_shared
 from tdabench.findings.entries import INDEPENDENT, ONE_MODEL, Entry, Family
 from tdabench.records import CorrelationsRecord
 from tdabench.saturation import predicted_lds
@@ -28,8 +29,9 @@ class Growth:
         Mean correlations of the last one's members, of one model and of different ones, over run seeds; None without
         such pairs.
     at_last, limit
-        LDS predicted from the first's, at the last one's size and without end (of models for independent ensembles,
-        of members of as many models for others); None where nothing follows.
+        LDS predicted from the first's, at the run seeds that it shares with the last: at the last one's size, and
+        without end (of models for independent ensembles, of members of as many models for others). None where nothing
+        follows; the first of them also where only one size was measured, which would foretell itself.
     """
 
     flavour: str
@@ -57,8 +59,9 @@ def _growth(flavour: str, entries: list[Entry]) -> Growth | None:
         return None
     models, _ = _size(last)
     end: Size = (math.inf, 1.0) if flavour == INDEPENDENT else (models, math.inf)
-    at_last, limit = (predicted_lds(first.lds, _size(first), to, within, between) for to in (_size(last), end))
-    return Growth(flavour, first, last, within, between, at_last, limit)
+    start = at_shared([first.draws, last.draws])[0].estimate
+    at_last, limit = (predicted_lds(start, _size(first), to, within, between) for to in (_size(last), end))
+    return Growth(flavour, first, last, within, between, None if first is last else at_last, limit)
 
 
 def _over_seeds(entry: Entry, read: Callable[[CorrelationsRecord], float | None]) -> float | None:

@@ -46,14 +46,14 @@ class Bounded:
 
     def surely_reaches(self, claim: float) -> bool:
         """Return whether the whole interval is at or above ``claim``, within :data:`TOLERANCE` of the cost."""
-        return self.low_place != BELOW and self.low >= _least(claim)
+        return self.low_place != BELOW and self.low >= least(claim)
 
     def surely_misses(self, claim: float) -> bool:
         """Return whether the whole interval is below ``claim``, or below the curve: no quality to save at."""
-        return self.high_place == BELOW or (self.high_place != ABOVE and self.high < _least(claim))
+        return self.high_place == BELOW or (self.high_place != ABOVE and self.high < least(claim))
 
 
-def _least(claim: float) -> float:
+def least(claim: float) -> float:
     """Return the smallest saving that counts as ``claim``: the cost that it leaves may be a little more."""
     return 1 - (1 - claim) * (1 + TOLERANCE)
 
@@ -131,19 +131,22 @@ def saving(
     sizes, lds, draws, target, targets
         As for :func:`size_reached`.
     costs
-        ``[n]``, what each size of the curve cost; measured once, so the same in every resample.
+        ``[n]``, what each size of the curve cost; measured once, so the same in every resample. Where a larger one
+        cost less than a smaller one, as its peak memory may, it counts as the smaller one, so that a better run never
+        saves less.
     cost
         What the run cost.
     """
     size, place = reach(sizes, lds, target)
     resampled, places = reach(sizes, draws, targets)
-    found, drawn = (share_saved(cost, cost_at(sizes, costs, s)) for s in (size, resampled))
+    rising = np.maximum.accumulate(np.asarray(costs, dtype=np.float64))
+    found, drawn = (share_saved(cost, cost_at(sizes, rising, s)) for s in (size, resampled))
     return _bounded(found, place, drawn, places)
 
 
 def _bounded(value: Floats, place: Places, drawn: Floats, places: Places, level: float = 0.95) -> Bounded:
     # Ends are draws themselves, so that each has a place of its own and infinities are never averaged. Below the curve
-    # is the worst whatever it costs: of peak memory, a single model may take more than several.
+    # is the worst, whatever it costs.
     order = np.lexsort((places, drawn, places != BELOW))
     tail = (1 - level) / 2 * (len(drawn) - 1)
     low, high = order[int(np.floor(tail))], order[int(np.ceil(len(drawn) - 1 - tail))]

@@ -15,7 +15,7 @@ from tdabench.ensembles import format_ensemble, kind_of, parse_ensemble
 from tdabench.findings.curves import TOLERANCE
 from tdabench.findings.entries import Contest, contests_of
 from tdabench.findings.kinds import kinds
-from tdabench.findings.markdown import WORSE, code, count, listing, percent, plain, table
+from tdabench.findings.markdown import NO_BETTER, WORSE, code, count, listing, percent, plain, table
 from tdabench.findings.savings import CLAIMS
 from tdabench.findings.sections import section
 from tdabench.findings.summary import summary
@@ -35,14 +35,15 @@ _HOW = (
     " one seed, intervals hold no variation between trained models, and a verdict says so. Repetitions of a seed count"
     " as one.",
     "**Costs**: from the records, measured once for each run, so intervals hold no noise of costs. Every model is"
-    " priced at the mean measured time of training one on the task; adapters, banks of models and"
-    " trainings that give checkpoints cost what they took. Tuning is not among the costs. Times are compared inside one"
-    " machine class only.",
+    " priced at the mean measured time of training one on the task; adapters and banks of models cost what they took,"
+    " and trainings that give checkpoints at least that mean. Tuning is not among the costs. Times are compared inside"
+    " one machine class only.",
     "**Saved at equal LDS**: 1 - cost / cost of independent ensembles of the same method, code and options at the size"
     " that reaches the same LDS. Between measured sizes the LDS is linear in the logarithm of the size and the cost"
-    " linear in the size; a larger ensemble that scores lower counts as its best smaller one. `{worse}`: no independent"
-    " ensemble is as bad, so nothing is saved. Without a run of one model nothing is held"
-    " against the curve. The interval recomputes curve and run in every resample.",
+    " linear in the size; a larger ensemble that scores lower counts as its best smaller one. `{worse}`: its LDS"
+    " is below that of one model, so there is nothing to save at; `{no_better}`: the same, but the interval leaves open"
+    " that it is as good. Of a cost that more models have less of, the most up to a size counts. Without a run of one"
+    " model nothing is held against the curve. The interval recomputes curve and run in every resample.",
     "**Claim** ({claim}): reached where the whole interval of some dropout or LoRA ensemble is at or above it, not"
     " reached where those of all are below it, else it cannot be told; a cost may be {tolerance} above what the claim"
     " leaves, since measured times vary. The best of several is shown, not adjusted for the choice.",
@@ -123,6 +124,7 @@ def _how_to_read(contests: Sequence[Contest]) -> list[str]:
         "claim": ", ".join(f"up to {percent(share)} of {COSTS[axis]}" for axis, share in CLAIMS.items()),
         "tolerance": percent(TOLERANCE),
         "worse": WORSE,
+        "no_better": NO_BETTER,
     }
     return ["## How the numbers were obtained", "", *(f"- {text.format(**facts)}" for text in _HOW), ""]
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from tdabench.ensembles import KINDS
 from tdabench.findings.curves import BELOW, Bounded
 from tdabench.findings.entries import Contest, Entry, Family, ahead, difference
-from tdabench.findings.markdown import count, percent, saved, signed, table
+from tdabench.findings.markdown import bare, count, percent, signed, table
 from tdabench.findings.savings import CLAIMED_KINDS, CLAIMS, Gain, gains
 from tdabench.findings.winners import duel
 from tdabench.findings.words import COSTS, flavour, tally
@@ -25,6 +25,7 @@ PAIRS = (
     ("lora", "dropout", "LoRA against dropout"),
     ("checkpoints", "dropout", "Checkpoints of one training against dropout"),
     ("projections", "dropout", "Projections of the same model against dropout"),
+    ("projections", "dropout(scope=q-only)", "Projections of the same model against dropout for the Q factor alone"),
 )
 """Flavours compared at equal numbers of models and members: questions that the paper's figures leave open."""
 
@@ -76,15 +77,15 @@ def _savings(groups: Sequence[tuple[str, Group]]) -> list[str]:
 
 def _saved(found: Sequence[Gain], axis: str) -> str:
     ranked = sorted((gain.savings[axis] for gain in found), key=_rank)
-    least, half, most = (saved(ranked[i].value, ranked[i].place) for i in (0, len(ranked) // 2, -1))
+    least, half, most = (bare(ranked[i]) for i in (0, len(ranked) // 2, -1))
     ends = "" if len(ranked) == 1 else f" [{least} to {most}]"
     if found[0].entry.kind not in CLAIMED_KINDS:
         return f"{half}{ends}"
     return f"{half}{ends}; claim reached by {sum(gain.reaches(axis) for gain in found)}"
 
 
-def _rank(found: Bounded) -> tuple[bool, float, int]:
-    return found.place != BELOW, found.value, found.place
+def _rank(found: Bounded) -> tuple[bool, bool, float, int]:
+    return found.place != BELOW, found.high_place != BELOW, found.value, found.place
 
 
 def _duels(groups: Sequence[tuple[str, Group]]) -> list[str]:
@@ -103,7 +104,12 @@ def _duels(groups: Sequence[tuple[str, Group]]) -> list[str]:
 
 def _pairs(contests: Sequence[Contest]) -> list[str]:
     said = [text for pair in PAIRS if (text := _pair(contests, *pair)) is not None]
-    lead = ["**With as many models and members**, against each other:", ""]
+    lead = [
+        "**With as many models and members**, against each other. Where a method projects at random, every dropout mask"
+        " has a projection of its own, too, as every member has; with dropout for the Q factor alone, all masks of a"
+        " model share one. So what dropout everywhere adds to that is in part what projections alone add.",
+        "",
+    ]
     return [*lead, *(f"- {text}" for text in said), ""] if said else []
 
 

@@ -9,7 +9,10 @@ from tdabench.board.rows import NO_VALUE, format_score
 from tdabench.findings.curves import ABOVE, BELOW, INSIDE, Bounded
 
 WORSE = "worse than one model"
-"""In place of a saving, where an ensemble's LDS is below that of a single model."""
+"""In place of a saving, where an ensemble's LDS is below that of a single model in all of its interval."""
+NO_BETTER = "no better than one model"
+"""The same where the interval leaves open that it is as good."""
+_DIGITS, _MOST_DIGITS = 3, 6
 _COST = " the cost"
 _ESCAPED = str.maketrans({c: f"\\{c}" for c in "|<>`*_[]\\"})
 
@@ -54,19 +57,32 @@ def score(value: float, ends: tuple[float, float]) -> str:
 
 def signed(values: tuple[float, float, float]) -> str:
     """Write a difference with its sign and its interval."""
-    return f"{'+' if round(values[0], 3) > 0 else ''}{score(values[0], values[1:])}"
+    digits = _DIGITS
+    while digits < _MOST_DIGITS and any(end != 0 and round(end, digits) == 0 for end in values[1:]):
+        digits += 1  # else an interval that leaves out 0 would seem to end there
+    texts = [f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "−") for value in values]
+    return f"{'+' if round(values[0], digits) > 0 else ''}{texts[0]} [{texts[1]}, {texts[2]}]"
 
 
 def share(found: Bounded) -> str:
     """Write a saving with its interval, in words where it is only a bound."""
     ends = ((found.low, found.low_place), (found.high, found.high_place))
-    value = saved(found.value, found.place)
+    value = bare(found)
     if found.place != INSIDE and all(place == found.place for _, place in ends):
         return value
     if found.place == BELOW:
         return f"{value} [at best {saved(found.high, found.high_place)}]"
     said = _COST if value.endswith(_COST) else ""  # once is enough
     return f"{value} [{', '.join(saved(*end).removesuffix(said) for end in ends)}]"
+
+
+def bare(found: Bounded) -> str:
+    """Write a saving without its interval."""
+    return _below(found) if found.place == BELOW else saved(found.value, found.place)
+
+
+def _below(found: Bounded) -> str:
+    return WORSE if found.high_place == BELOW else NO_BETTER
 
 
 def saved(value: float, place: int) -> str:
@@ -84,7 +100,7 @@ def saved(value: float, place: int) -> str:
 def size(found: Bounded) -> str:
     """Write as how many independent models an ensemble is as good, without the interval."""
     if found.place == BELOW:
-        return WORSE
+        return _below(found)
     more = "more than " if found.place == ABOVE else ""
     return f"{more}{f'{found.value:.1f}'.removesuffix('.0')}"
 

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tdabench.board.rows import format_score
+from tdabench.findings.curves import TOLERANCE
 from tdabench.findings.entries import INDEPENDENT, ONE_MODEL, Contest, Entry, Family, ahead, difference
-from tdabench.findings.markdown import code, count, listing, plain, signed, table
+from tdabench.findings.markdown import code, count, listing, percent, plain, signed, table
 from tdabench.findings.savings import CLAIMS
 from tdabench.findings.winners import Winner, best_of, strongest, winners, within
 from tdabench.findings.words import COSTS, contender, ensemble, flavour, listed
@@ -16,6 +17,7 @@ from tdabench.findings.words import COSTS, contender, ensemble, flavour, listed
 BUDGET = 5
 """Models whose cost is the budget: the largest size that every ladder of the suites has."""
 _LEVEL = "a tie of independent models and others"
+_TIE = "a tie of others than independent models"
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +81,7 @@ def won(axis: str, races: Sequence[Race]) -> str:
     fewer = any(race.winners[axis].budget.members < BUDGET for race in races)
     most = f"{BUDGET} independent models" + (" (of fewer where the ladder ends before)" if fewer else "")
     text = (
-        f"**At equal {COSTS[axis]}**, at most that of {most} of the same method: of"
+        f"**At equal {COSTS[axis]}**, at most that of {most} of the same method, within {percent(TOLERANCE)}: of"
         f" {count(len(pairs), 'pair')} of a task and a method, the best ensemble is {counted}.{_overall(axis, races)}"
     )
     several = len(races) > len(pairs)
@@ -87,16 +89,20 @@ def won(axis: str, races: Sequence[Race]) -> str:
 
 
 def _outcome(winner: Winner) -> str:
-    """Name the kind that wins, or say that independent models are level with it, or others with them."""
-    best, independent = kind_of(winner.best), flavour(INDEPENDENT)
-    level = {best, *map(kind_of, winner.level)}
-    if independent in level and len(level) > 1:
-        return _LEVEL
+    """Name the kind that wins, its variants together, or say that other kinds are level with it."""
+    best, independent = _kind(winner.best), flavour(INDEPENDENT)
+    level = {best, *map(_kind, winner.level)}
+    if len(level) > 1:
+        return _LEVEL if independent in level else _TIE
     return best if best == independent else f"one of {best}"
 
 
-def kind_of(entry: Entry) -> str:
-    """Name the kind of an entry's ensemble; a single model is an independent one."""
+def _kind(entry: Entry) -> str:
+    return flavour(INDEPENDENT if entry.kind == ONE_MODEL else entry.kind)
+
+
+def variant_of(entry: Entry) -> str:
+    """Name the kind of an entry's ensemble with its variant; a single model is an independent one."""
     return flavour(INDEPENDENT if entry.kind == ONE_MODEL else entry.flavour)
 
 
@@ -109,9 +115,10 @@ def _overall(axis: str, races: Sequence[Race]) -> str:
     names = sorted({race.family.name for race in found})
     others = [f"{contender(better)} on {plain(race.contest.title)}" for race, better in lost]
     tasks, all_tasks = (len({race.contest.task.name for race in some}) for some in ([r for r, _ in lost], found))
+    listed_names = listed(list(map(code, names)))
     return (
-        f" At that of {listed(list(map(code, names)))}, another method is better on {tasks} of"
-        f" {count(all_tasks, 'task')}: {listing(others, 4, '; ')}."
+        f" At the {COSTS[axis]} of as many independent models of {listed_names}, another method is significantly better"
+        f" than all ensembles of {listed_names} on {tasks} of {count(all_tasks, 'task')}: {listing(others, 4, '; ')}."
     )
 
 
@@ -132,9 +139,9 @@ def race_table(races: Sequence[Race]) -> list[str]:
     return [
         f"### What is best at the cost of {BUDGET} independent models",
         "",
-        f"The best ensemble of the method among those that cost no more than its {BUDGET} independent models, its LDS,"
-        " and how far it is from the best independent ensemble among them, with the 95 % interval. Level: other kinds"
-        " of ensemble whose difference from the best is not significant.",
+        f"The best ensemble of the method among those that cost no more than its {BUDGET} independent models, within"
+        f" {percent(TOLERANCE)}, its LDS, and how far it is from the best independent ensemble among them, with the"
+        " 95 % interval. Level: other kinds of ensemble whose difference from the best is not significant.",
         "",
         *table(columns, rows, left=len(columns)),
     ]
@@ -156,6 +163,6 @@ def _cell(race: Race, axis: str) -> str:
         text += f", {verb} {ensemble(rival)}{' by' if verb == 'leads' else ':'} {signed(difference(best, rival))}"
     level: dict[str, Entry] = {}
     for entry in winner.level:
-        level.setdefault(kind_of(entry), entry)
-    level.pop(kind_of(best), None)
+        level.setdefault(variant_of(entry), entry)
+    level.pop(variant_of(best), None)
     return f"{text}. Level: {listing([ensemble(e) for e in level.values()], 3, '; ') or 'no other kind'}"

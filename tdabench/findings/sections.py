@@ -6,9 +6,10 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from tdabench.board.findings import seeds_used
-from tdabench.board.rows import AXES, format_score, format_seconds
+from tdabench.board.rows import AXES, NO_VALUE, format_score, format_seconds
 from tdabench.board.runs import Run
 from tdabench.findings.agreement import growths
+from tdabench.findings.curves import TOLERANCE
 from tdabench.findings.entries import ONE_MODEL, Contest, Entry, Family
 from tdabench.findings.markdown import code, count, listing, percent, plain, score, share, signed, size, table
 from tdabench.findings.savings import CLAIMS, Gain, Verdict, gains, verdicts
@@ -63,7 +64,7 @@ def _price(contest: Contest) -> list[str]:
         return []
     mean = f"the mean over {price.n} models" if price.n > 1 else "as measured once"
     took = f"Training one model takes {format_seconds(price.seconds)}, {mean}"
-    return [f"{took}; every model is priced at that, but those that give checkpoints."]
+    return [f"{took}; every model is priced at that, and a training that gives checkpoints at no less."]
 
 
 def _busy(contest: Contest) -> list[str]:
@@ -196,15 +197,18 @@ def sentences(group: Sequence[Verdict]) -> list[str]:
     name, tried = code(group[0].method), group[0].tried
     whole = [ensemble(gain.entry) for gain in tried if gain.whole == "reached"]
     said = [f"{name}, up to {percent(CLAIMS[v.axis])} of {COSTS[v.axis]}: **{v.outcome}**{_why(v)}." for v in group]
+    n_open = sum(gain.whole == "cannot be told" for gain in tried)
+    rest = f" (open for {n_open})" if n_open else ""
     at_once = f"by {listed(whole)}" if whole else f"by none of {count(len(tried), 'dropout or LoRA ensemble')}"
-    return [*said, f"{name}, all three at once: {at_once}."]
+    return [*said, f"{name}, all three at once: {at_once}{rest}."]
 
 
 def _why(verdict: Verdict) -> str:
     one_seed = " (one seed)" if verdict.one_seed and verdict.outcome != "cannot be told" else ""
     if verdict.best is None:
         return f"{one_seed}; none is as good as a single model"
-    best = f"{one_seed}; at best {share(verdict.best.savings[verdict.axis])} by {ensemble(verdict.best.entry)}"
+    those = "of those that reach it, at best" if verdict.n_reach else "at best"
+    best = f"{one_seed}; {those} {share(verdict.best.savings[verdict.axis])} by {ensemble(verdict.best.entry)}"
     if verdict.outcome != "cannot be told":
         return best
     beyond = f"; {verdict.n_beyond} better than the largest independent ensemble" if verdict.n_beyond else ""
@@ -236,7 +240,8 @@ def _ladder(family: Family, entries: Sequence[Entry], whole: bool) -> list[str]:
     ]
     columns = ["at most the cost of", *(f"equal {COSTS[axis]}" for axis in CLAIMS)]
     return [
-        f"**{who}**: the best at that cost, its LDS with the 95 % interval, and what is level with it.",
+        f"**{who}**, within {percent(TOLERANCE)}: the best at that cost, its LDS with the 95 % interval, and what is"
+        " level with it.",
         "",
         *table(columns, rows, left=len(columns)),
     ]
@@ -289,8 +294,9 @@ def _agreement(contest: Contest) -> list[str]:
     return [
         "### How members agree",
         "",
-        "Mean correlations of members' scores, and the LDS that they predict from the smallest ensemble of the kind,"
-        " fitted to nothing else.",
+        "Mean correlations of the scores of the largest ensemble's members, and the LDS that they predict from that of"
+        f" the smallest of the kind, fitted to nothing else. {NO_VALUE}: of one size alone nothing is predicted. Where"
+        " the two were run with different seeds, the prediction starts from the smallest at those that both have.",
         "",
         *table(columns, rows, left=2),
     ]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from tdabench.board.findings import seeds_used
 from tdabench.ensembles import KINDS
-from tdabench.findings.curves import ABOVE
+from tdabench.findings.curves import ABOVE, least, share_saved
 from tdabench.findings.entries import ONE_MODEL, Contest, Entry, Family, ahead
 from tdabench.findings.kinds import PAIRS, all_gains, outcomes_of
 from tdabench.findings.markdown import code, count, listing, percent, plain, share
@@ -63,12 +63,18 @@ def _lead(trials: Sequence[Trial], judged: Sequence[Verdict]) -> str:
     for axis in CLAIMS:
         pairs = _pairs(judged, axis)
         n = sum(outcome == "reached" for outcome in pairs.values())
-        counts.append(f"{COSTS[axis]} on {n} of {len(pairs)}")
-    whole = sum(trial.gain.whole == "reached" for trial in trials)
+        counts.append(f"{COSTS[axis]} on {n} of {len(pairs)}{_open(pairs.values())}")
+    whole = [trial.gain.whole for trial in trials]
+    n = sum(outcome == "reached" for outcome in whole)
     return (
-        f"Saved as claimed, by pairs of a task and a method: {listed(counts)}. All three at once: by {whole} of"
-        f" {count(len(trials), 'ensemble')}."
+        f"Saved as claimed, by pairs of a task and a method: {listed(counts)}. All three at once: by {n} of"
+        f" {count(len(trials), 'ensemble')}{_open(whole)}."
     )
+
+
+def _open(outcomes: Iterable[Outcome]) -> str:
+    n = sum(outcome == "cannot be told" for outcome in outcomes)
+    return f" (open: {n})" if n else ""
 
 
 def _any(outcomes: Sequence[Outcome]) -> Outcome:
@@ -153,12 +159,12 @@ def _by_kind(axis: str, judged: Sequence[Verdict]) -> str:
 
 def _worth(axis: str, reached: Sequence[Verdict]) -> str:
     """Say where independent models do not help, and where a single model of another method is the better buy."""
-    flat = _all(reached, _is_flat)
+    padded = _all(reached, _is_padded)
     text = ""
-    if flat:
+    if padded:
         text += (
-            f" On {len(flat)} of these, {_named(flat)}, no number of independent models is significantly better than"
-            " one, so the saving says how many were run, and nobody would train them."
+            f" On {len(padded)} of these, {_named(padded)}, fewer independent models are as good as the most that were"
+            " run, as far as can be told, and against those it is not saved: the saving says how many were run."
         )
     better = {verdict: _better(axis, verdict) for verdict in reached}
     beaten = _all(reached, lambda verdict: better[verdict] is not None)
@@ -172,10 +178,24 @@ def _worth(axis: str, reached: Sequence[Verdict]) -> str:
     return text
 
 
-def _is_flat(verdict: Verdict) -> bool:
-    """Return whether no number of independent models improves on one."""
-    one, *more = verdict.family.curve
-    return all(ahead(entry, one) <= 0 for entry in more)
+def _is_padded(verdict: Verdict) -> bool:
+    """Return whether a saving is reached only against more independent models than help.
+
+    That is so where every ensemble that reaches it is better than the largest independent one, which is then what it is
+    held against, and does not save as much against the smallest that no larger one is significantly better than.
+    """
+    enough = _enough(verdict.family.curve)
+    axis, claim = verdict.axis, CLAIMS[verdict.axis]
+    reaching = [gain for gain in verdict.tried if gain.reaches(axis)]
+    return all(
+        gain.savings[axis].place == ABOVE and share_saved(gain.entry.costs[axis], enough.costs[axis]) < least(claim)
+        for gain in reaching
+    )
+
+
+def _enough(curve: Sequence[Entry]) -> Entry:
+    """Return the smallest of a curve that no larger one is significantly better than."""
+    return next(e for i, e in enumerate(curve) if all(ahead(more, e) <= 0 for more in curve[i + 1 :]))
 
 
 def _bought(axis: str) -> set[str]:
@@ -201,7 +221,8 @@ def _at_best(axis: str, judged: Sequence[Verdict]) -> str:
     if not found:
         return " No ensemble is as good as a single model."
     best = max(found, key=lambda trial: trial.gain.rank(axis))
-    return f" At best {share(best.gain.savings[axis])}: {best}{' (one seed)' * best.gain.one_seed}."
+    those = "At best" if not best.gain.reaches(axis) else "At best, of those that reach it,"
+    return f" {those} {share(best.gain.savings[axis])}: {best}{' (one seed)' * best.gain.one_seed}."
 
 
 def _at_once(trials: Sequence[Trial]) -> str:

@@ -159,6 +159,14 @@ def test_filters_narrow_rows_dim_points_and_clear(visit):
     assert methods(page) == ["retrain-loo"]
 
 
+def test_a_row_is_found_by_what_it_shows(visit):
+    page = visit()
+    shown = page.locator("table.runs").first.locator("tbody#run-trak-dropout-1-25-q-only-shared").locator("tr").first
+    assert "masks=25" in shown.inner_text()
+    page.locator("input[name=text]").fill("masks=25 scope=q-only")
+    assert page.locator(".count").inner_text() == "1 of 31 rows"
+
+
 def test_front_filter_follows_the_axis(visit):
     page = visit()
     page.locator("input[name=front]").check()
@@ -254,6 +262,31 @@ def test_page_never_scrolls_sideways(visit, width):
 def test_a_link_to_a_run_opens_it(visit):
     page = visit("#run-ek-fac-0001")
     assert page.locator("tbody#run-ek-fac-0001 tr.details").is_visible()
+
+
+def test_a_link_to_a_run_opens_it_on_the_open_page_also_where_it_was_filtered_out(visit):
+    page = visit()
+    page.locator("select[name=status]").select_option("timeout")
+    page.evaluate("location.hash = '#run-ek-fac-0001'")
+    page.locator("tbody#run-ek-fac-0001 tr.details").wait_for(state="visible")
+
+
+def test_a_point_opens_in_another_tab_with_ctrl(visit):
+    page = visit()
+    point = page.locator("svg.wide a.point:visible").first
+    swallowed = """(point, keys) => {
+      const click = new MouseEvent("click", { bubbles: true, cancelable: true, ...keys });
+      let prevented = null;
+      addEventListener("click", (event) => { prevented = event.defaultPrevented; event.preventDefault(); },
+        { once: true });
+      point.dispatchEvent(click);
+      return prevented;
+    }"""
+    assert [point.evaluate(swallowed, keys) for keys in ({}, {"ctrlKey": True}, {"metaKey": True})] == [
+        True,
+        False,
+        False,
+    ]
 
 
 @pytest.fixture(scope="module")

@@ -124,6 +124,21 @@ def test_a_prediction_is_made_from_means_over_seeds(make):
     assert curve.prediction.limit == pytest.approx(0.25 * math.sqrt((1 / 2 + 1 / 2 * 0.25) / 0.25))
 
 
+def test_a_prediction_starts_at_the_seeds_that_the_largest_has(make):
+    def one(n, seed, lds):
+        ensemble = make.ensemble("independent", n, models=n)
+        return make.run("m", lds, seed=seed, ensemble=ensemble, correlations=pairs(None, 0.25), run_id=f"i{n}-{seed}")
+
+    (curve,) = curves(rows_of([one(2, 0, 0.2), one(2, 1, 0.4), one(8, 0, 0.3)]))["m"]
+    assert curve.prediction.at_largest == pytest.approx(predicted_lds(0.2, (2, 1), (8, 1), None, 0.25))
+
+
+def test_one_size_foretells_its_limit_and_not_itself(make):
+    row = make.row("m", 0.3, ensemble=make.ensemble("dropout", 5, models=1, masks=5), correlations=pairs(0.5))
+    (curve,) = curves([row])["m"]
+    assert curve.summary.startswith("LDS 0.300 at 5; predicted 0.329 in the limit;")
+
+
 def test_methods_without_an_ensemble_are_not_drawn(make):
     assert curves([make.row("alone")]) == {}
     both = curves([make.row("m"), make.row("m", ensemble=make.ensemble("independent", 2, models=2))])

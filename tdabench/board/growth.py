@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from tdabench.board.marks import Point, points
 from tdabench.board.rows import Axis, Row, format_score
-from tdabench.board.seed_draws import at_shared
+from tdabench.board.seed_draws import estimate_beside
 from tdabench.ensembles import SIZES, format_ensemble
 from tdabench.saturation import predicted_lds
 
@@ -167,7 +167,7 @@ def _start(first: Row, last: Row) -> float | None:
     """Return the LDS that a prediction starts from: at the run seeds that the largest has, too, so at its models."""
     if first.draws is None or last.draws is None:
         return first.lds
-    return at_shared([first.draws, last.draws])[0].estimate
+    return estimate_beside(first.draws, last.draws)
 
 
 def _correlations(row: Row) -> tuple[float | None, float | None]:

@@ -102,6 +102,11 @@ def at_shared(found: Sequence[SeedDraws]) -> list[SeedDraws]:
     ]
 
 
+def estimate_beside(first: SeedDraws, other: SeedDraws) -> float:
+    """Return the value of ``first`` at the run seeds that ``other`` has, too; its own where they share none."""
+    return at_shared([first, other])[0].estimate
+
+
 def difference(a: SeedDraws, b: SeedDraws) -> tuple[float, float, float]:
     """Return ``a`` less ``b`` and the ends of its 95 % interval, paired over subsets, queries and seeds.
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tdabench.board.runs import mean_of_known
-from tdabench.board.seed_draws import at_shared
+from tdabench.board.seed_draws import estimate_beside
 from tdabench.findings.entries import INDEPENDENT, ONE_MODEL, Entry, Family
 from tdabench.records import CorrelationsRecord
 from tdabench.saturation import predicted_lds
@@ -59,7 +59,7 @@ def _growth(flavour: str, entries: list[Entry]) -> Growth | None:
         return None
     models, _ = _size(last)
     end: Size = (math.inf, 1.0) if flavour == INDEPENDENT else (models, math.inf)
-    start = at_shared([first.draws, last.draws])[0].estimate
+    start = estimate_beside(first.draws, last.draws)
     at_last, limit = (predicted_lds(start, _size(first), to, within, between) for to in (_size(last), end))
     return Growth(flavour, first, last, within, between, None if first is last else at_last, limit)
 

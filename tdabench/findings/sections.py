@@ -14,7 +14,7 @@ from tdabench.findings.entries import ONE_MODEL, Contest, Entry, Family
 from tdabench.findings.markdown import code, count, listing, percent, plain, score, share, signed, size, table
 from tdabench.findings.savings import CLAIMS, Gain, Verdict, gains, verdicts
 from tdabench.findings.winners import Duel, Winner, duel, strongest, winners
-from tdabench.findings.words import AXIS, COSTS, contender, ensemble, flavour, listed, method
+from tdabench.findings.words import AXIS, COSTS, contender, ensemble, flavour, listed, method, rest
 
 SAVED = ("train", "serve", "total", "memory", "storage")
 """The costs whose saving is shown; the rest are in the numbers that the command prints as JSON."""
@@ -197,10 +197,9 @@ def sentences(group: Sequence[Verdict]) -> list[str]:
     name, tried = code(group[0].method), group[0].tried
     whole = [ensemble(gain.entry) for gain in tried if gain.whole == "reached"]
     said = [f"{name}, up to {percent(CLAIMS[v.axis])} of {COSTS[v.axis]}: **{v.outcome}**{_why(v)}." for v in group]
-    n_open = sum(gain.whole == "cannot be told" for gain in tried)
-    rest = f" (open for {n_open})" if n_open else ""
+    left = rest(Counter(gain.whole for gain in tried), {"cannot be told": "open for"})
     at_once = f"by {listed(whole)}" if whole else f"by none of {count(len(tried), 'dropout or LoRA ensemble')}"
-    return [*said, f"{name}, all three at once: {at_once}{rest}."]
+    return [*said, f"{name}, all three at once: {at_once}{left}."]
 
 
 def _why(verdict: Verdict) -> str:

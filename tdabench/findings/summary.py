@@ -15,8 +15,9 @@ from tdabench.findings.markdown import code, count, listing, percent, plain, sha
 from tdabench.findings.races import race_table, races_of, won
 from tdabench.findings.savings import CLAIMS, Gain, Outcome, Verdict, claimed, verdicts
 from tdabench.findings.winners import duel
-from tdabench.findings.words import COSTS, contender, flavour, listed
+from tdabench.findings.words import COSTS, contender, flavour, listed, rest
 
+_OPEN: Mapping[Outcome, str] = {"cannot be told": "open:"}
 _OF_PAIRS: Mapping[Outcome, str] = {"not reached": "not on", "cannot be told": "open on"}
 _OF_ENSEMBLES: Mapping[Outcome, str] = {"not reached": "not by", "cannot be told": "open for"}
 _NO_CORRECTION = (
@@ -61,20 +62,13 @@ def _lead(trials: Sequence[Trial], judged: Sequence[Verdict]) -> str:
     """Say on how many pairs of a task and a method each saving is reached, and by how many ensembles all."""
     counts = []
     for axis in CLAIMS:
-        pairs = _pairs(judged, axis)
-        n = sum(outcome == "reached" for outcome in pairs.values())
-        counts.append(f"{COSTS[axis]} on {n} of {len(pairs)}{_open(pairs.values())}")
-    whole = [trial.gain.whole for trial in trials]
-    n = sum(outcome == "reached" for outcome in whole)
+        found = Counter(_pairs(judged, axis).values())
+        counts.append(f"{COSTS[axis]} on {found['reached']} of {found.total()}{rest(found, _OPEN)}")
+    whole = Counter(trial.gain.whole for trial in trials)
     return (
-        f"Saved as claimed, by pairs of a task and a method: {listed(counts)}. All three at once: by {n} of"
-        f" {count(len(trials), 'ensemble')}{_open(whole)}."
+        f"Saved as claimed, by pairs of a task and a method: {listed(counts)}. All three at once: by"
+        f" {whole['reached']} of {count(len(trials), 'ensemble')}{rest(whole, _OPEN)}."
     )
-
-
-def _open(outcomes: Iterable[Outcome]) -> str:
-    n = sum(outcome == "cannot be told" for outcome in outcomes)
-    return f" (open: {n})" if n else ""
 
 
 def _any(outcomes: Sequence[Outcome]) -> Outcome:
@@ -105,12 +99,6 @@ def _named(pairs: Iterable[Pair]) -> str:
     return ", ".join(f"{plain(task)} ({', '.join(methods)})" for task, methods in tasks.items())
 
 
-def _rest(found: Counter[Outcome], words: Mapping[Outcome, str]) -> str:
-    """Count the outcomes that are not reached, in brackets; nothing where there are none."""
-    said = [f"{text} {found[outcome]}" for outcome, text in words.items() if found[outcome]]
-    return f" ({'; '.join(said)})" if said else ""
-
-
 # --- the claim
 
 
@@ -120,7 +108,7 @@ def _alone(axis: str, judged: Sequence[Verdict]) -> str:
     found = Counter(pairs.values())
     reached = [v for v in judged if v.outcome == "reached"]
     text = f"**{COSTS[axis].capitalize()}, claimed up to {percent(CLAIMS[axis])}**: reached on {found['reached']} of"
-    text += f" {count(len(pairs), 'pair')}{_rest(found, _OF_PAIRS)}"
+    text += f" {count(len(pairs), 'pair')}{rest(found, _OF_PAIRS)}"
     if reached:
         text += f": {_named(set(map(_pair, reached)))}"
     return f"{text}.{_seeds(reached)}{_by_kind(axis, judged)}{_worth(axis, reached)}{_at_best(axis, judged)}"
@@ -153,7 +141,7 @@ def _by_kind(axis: str, judged: Sequence[Verdict]) -> str:
     for name, outcomes in sorted(kinds.items()):
         found = Counter(outcomes)
         number = count(len(outcomes), "ensemble")
-        said.append(f"by {found['reached']} of {number} of {name}{_rest(found, _OF_ENSEMBLES)}")
+        said.append(f"by {found['reached']} of {number} of {name}{rest(found, _OF_ENSEMBLES)}")
     return f" Reached {listed(said)}."
 
 
@@ -232,7 +220,7 @@ def _at_once(trials: Sequence[Trial]) -> str:
     names = f": {listing(reached, 4, '; ')}" if reached else ""
     return (
         f"**All three by one ensemble**, which the paper does not claim: by {found['reached']} of"
-        f" {count(len(trials), 'dropout or LoRA ensemble')}{_rest(found, _OF_ENSEMBLES)}{names}."
+        f" {count(len(trials), 'dropout or LoRA ensemble')}{rest(found, _OF_ENSEMBLES)}{names}."
     )
 
 

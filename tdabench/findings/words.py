@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from tdabench.board.rows import AXES
 from tdabench.findings.entries import INDEPENDENT, ONE_MODEL, Entry
 from tdabench.findings.markdown import code, count, plain
+from tdabench.findings.savings import Outcome
 from tdabench.findings.winners import OUTCOMES, Duel
 
 COSTS = {"train": "training time", "serve": "serving time", "memory": "peak memory", "storage": "storage"}
@@ -65,6 +66,16 @@ def tally(duels: Iterable[Duel]) -> str:
     """Count outcomes, as in ``3 better, 1 level``."""
     counted = Counter(duel.outcome for duel in duels)
     return ", ".join(f"{counted[outcome]} {outcome}" for outcome in OUTCOMES if counted[outcome])
+
+
+def rest(found: Counter[Outcome], words: Mapping[Outcome, str]) -> str:
+    """Count outcomes of a claim in brackets, each after its words; nothing where there are none.
+
+    >>> rest(Counter({"reached": 2, "cannot be told": 3}), {"cannot be told": "open:"})
+    ' (open: 3)'
+    """
+    said = [f"{text} {found[outcome]}" for outcome, text in words.items() if found[outcome]]
+    return f" ({'; '.join(said)})" if said else ""
 
 
 def listed(names: Sequence[str]) -> str:

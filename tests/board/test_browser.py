@@ -267,8 +267,10 @@ def test_a_link_to_a_run_opens_it(visit):
 def test_a_link_to_a_run_opens_it_on_the_open_page_also_where_it_was_filtered_out(visit):
     page = visit()
     page.locator("select[name=status]").select_option("timeout")
+    assert methods(page) == ["retrain-loo"]
     page.evaluate("location.hash = '#run-ek-fac-0001'")
     page.locator("tbody#run-ek-fac-0001 tr.details").wait_for(state="visible")
+    assert page.locator("tbody.picked").evaluate_all("bodies => bodies.map(b => b.id)") == ["run-ek-fac-0001"]
 
 
 def test_a_point_opens_in_another_tab_with_ctrl(visit):

@@ -1,4 +1,4 @@
-"""A method's scores do not depend on how its work is cut, nor on the order of examples, beyond rounding."""
+"""Scores depend on neither cuts nor order beyond rounding; on the sign of a label they do."""
 
 from __future__ import annotations
 
@@ -95,6 +95,53 @@ def test_the_order_of_training_examples_does_not_change_scores(name, small, smal
 
 def taken(examples: Examples, order: torch.Tensor) -> Examples:
     return replace(examples, inputs=examples.inputs[order], labels=examples.labels[order])
+
+
+# What does change them: a label's sign
+
+
+def two_classes() -> nn.Module:
+    return nn.Sequential(nn.Linear(64, 8), nn.Tanh(), nn.Linear(8, 2))
+
+
+@pytest.fixture
+def binary_scores(small, small_data, view):
+    """Return a function of a method's name that scores even digits against odd ones, some labels negated.
+
+    It trains once: models are found again by their seed and number, also where labels have changed since.
+    """
+    task = replace(small, name="small-binary", make_model=two_classes)
+
+    def negated(examples: Examples, places) -> Examples:
+        labels = examples.labels % 2
+        labels[list(places)] = 1 - labels[list(places)]
+        return replace(examples, labels=labels)
+
+    def score(name, *, queries=(), training=()):
+        sets = {"training": negated(small_data.training, training), "queries": negated(small_data.queries, queries)}
+        return scores(name, view(task, replace(small_data, **sets)))
+
+    return score
+
+
+NO_SIGN = {"random", "gradient-norm", "knn-shapley", "rep-sim"}  # of a label, that is
+
+
+SIGNED = [name for name in PER_MODEL if name not in NO_SIGN]
+
+
+@pytest.mark.parametrize("name", SIGNED)
+def test_negating_a_query_s_label_negates_its_scores(name, binary_scores):
+    expected = binary_scores(name)
+    expected[3] *= -1
+    same(binary_scores(name, queries=[3]), expected)
+
+
+@pytest.mark.parametrize("name", SIGNED)
+def test_negating_a_training_label_flips_the_sign_of_that_example_s_scores(name, binary_scores):
+    """At two classes its loss gradient turns round, and is shorter or longer; the model stays as it was."""
+    before, after = (s[:, 17] for s in (binary_scores(name), binary_scores(name, training=[17])))
+    assert torch.cosine_similarity(before, after, dim=0) < -0.999
 
 
 # Not limits of how a method's scores are computed: evaluation, training, downloads, and caps above which is declined.

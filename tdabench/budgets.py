@@ -2,24 +2,62 @@
 
 from __future__ import annotations
 
+import math
+import os
 from functools import cache
+from typing import TYPE_CHECKING
 
-import torch
+from tdabench.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
 
 BUDGET_BYTES = 2_000_000_000
-"""What a run on a CPU should stay below; the budgets of single blocks are sized so that it does."""
+"""What a run on a CPU should stay below by default; the budgets of single blocks are sized so that it does."""
+
+BUDGET_VARIABLE = "TDABENCH_MEMORY_GB"
 
 # Of a GPU's memory, how much stands for the 2 GB: the model, what a method holds and the allocator need the rest.
 _SHARE = 0.5
+# Python, torch and a task's data take a third of the 2 GB; what is left for blocks should not be next to nothing.
+_LEAST_GB = 1.0
+
+
+def budget_bytes() -> int:
+    """Return what a run on a CPU should stay below: 2 GB, or the gigabytes that ``TDABENCH_MEMORY_GB`` gives.
+
+    Raises
+    ------
+    UsageError
+        If the variable is no number, or too small a one.
+    """
+    said = os.environ.get(BUDGET_VARIABLE, "").strip()
+    if not said:
+        return BUDGET_BYTES
+    try:
+        gigabytes = float(said)
+    except ValueError:
+        gigabytes = math.nan
+    if not _LEAST_GB <= gigabytes < math.inf:
+        raise UsageError(
+            f"{BUDGET_VARIABLE} is {said!r}. Give the gigabytes that a run may take, {_LEAST_GB:g} or more, as in "
+            f"{BUDGET_VARIABLE}=8."
+        )
+    return int(gigabytes * 1e9)
 
 
 def block_bytes(on_cpu: int, device: torch.device) -> int:
-    """Return what a block may take that may take ``on_cpu`` bytes on a CPU; blocks of that size keep no GPU at work."""
+    """Return what a block may take that may take ``on_cpu`` bytes of 2 GB on a CPU.
+
+    On a GPU blocks of that size would keep little of it at work, so there it is a share of the device's memory.
+    """
     if device.type != "cuda":
-        return on_cpu
+        return int(on_cpu * budget_bytes() / BUDGET_BYTES)
     return max(on_cpu, int(on_cpu * _SHARE * _total_bytes(device) / BUDGET_BYTES))
 
 
 @cache
 def _total_bytes(device: torch.device) -> int:
+    import torch
+
     return int(torch.cuda.get_device_properties(device).total_memory)

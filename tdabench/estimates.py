@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tdabench.budgets import BUDGET_BYTES
+from tdabench.budgets import budget_bytes
 
 if TYPE_CHECKING:
     from tdabench.calibration import Rates
@@ -99,7 +99,7 @@ class Estimate:
         """Whether the process at its peak stays below the budget; None where it is not known, and on a GPU."""
         if self.peak_bytes is None or self.plan.machine.device != "cpu":
             return None
-        return self.process_bytes + self.peak_bytes < BUDGET_BYTES
+        return self.process_bytes + self.peak_bytes < budget_bytes()
 
 
 @dataclass(frozen=True)

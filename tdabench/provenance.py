@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+from tdabench.budgets import BUDGET_BYTES, budget_bytes
 from tdabench.records import PACKAGES, Machine
 from tdabench.registry import METHODS
 
@@ -41,14 +42,23 @@ def available_cores() -> int:
 
 
 def machine(threads: int, device: str) -> Machine:
-    """Describe the machine; the machine class is a hash of what times depend on."""
+    """Describe the machine; the machine class is a hash of what times and sizes depend on.
+
+    Raises
+    ------
+    UsageError
+        If the user gave a memory budget that is none.
+    """
     device_name = None
     if device.startswith("cuda"):
         import torch
 
         device_name = torch.cuda.get_device_name(device)
     cores = available_cores()
+    budget = None if device_name or budget_bytes() == BUDGET_BYTES else budget_bytes()
     text = "|".join([cpu_name(), str(cores), str(threads), device.split(":")[0], str(device_name)])
+    if budget is not None:
+        text += f"|{budget}"
     return Machine(
         machine_class=hashlib.sha256(text.encode()).hexdigest()[:12],
         cpu=cpu_name(),
@@ -57,6 +67,7 @@ def machine(threads: int, device: str) -> Machine:
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         device=device,
         device_name=device_name,
+        budget_bytes=budget,
     )
 
 

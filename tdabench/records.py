@@ -132,6 +132,8 @@ class Machine(Strict):
     memory_bytes: int
     device: str
     device_name: str | None = None
+    budget_bytes: int | None = None
+    """What runs on a CPU were to stay below where that is not the default; part of the machine class."""
 
 
 class Provenance(Strict):

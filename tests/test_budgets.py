@@ -5,9 +5,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tdabench import budgets
-from tdabench.budgets import block_bytes
+from tdabench import UsageError, budgets, provenance
+from tdabench.budgets import BUDGET_BYTES, BUDGET_VARIABLE, block_bytes, budget_bytes
 from tdabench.calibration import engine_blocks
+from tdabench.jobs import Job, plan
+from tdabench.runner import run
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -26,6 +28,38 @@ def gpu_of(monkeypatch):
 
 def test_on_a_cpu_blocks_are_what_they_are_said_to_be():
     assert block_bytes(12345, CPU) == 12345
+
+
+@pytest.mark.parametrize(("said", "expected"), [(None, BUDGET_BYTES), ("", BUDGET_BYTES), ("8", 8e9), (" 1.5 ", 1.5e9)])
+def test_the_budget_is_2_gb_or_what_the_user_gives_and_blocks_grow_with_it(monkeypatch, said, expected):
+    monkeypatch.delenv(BUDGET_VARIABLE, raising=False)
+    blocks = engine_blocks(CPU)
+    if said is not None:
+        monkeypatch.setenv(BUDGET_VARIABLE, said)
+    assert budget_bytes() == expected
+    assert block_bytes(1000, CPU) == 1000 * expected / BUDGET_BYTES
+    assert engine_blocks(CPU).block_bytes == blocks.block_bytes * expected / BUDGET_BYTES
+
+
+@pytest.mark.parametrize("said", ["much", "0.5", "-2", "nan", "inf"])
+def test_a_budget_that_is_none_is_refused_with_what_to_write(monkeypatch, said):
+    monkeypatch.setenv(BUDGET_VARIABLE, said)
+    with pytest.raises(UsageError, match=rf"{BUDGET_VARIABLE} is '{said}'.* 1 or more, as in {BUDGET_VARIABLE}=8"):
+        budget_bytes()
+
+
+def test_runs_of_another_budget_say_so_and_are_not_compared_with_others(monkeypatch, small_reference, tmp_path):
+    monkeypatch.delenv(BUDGET_VARIABLE, raising=False)
+    usual = provenance.machine(1, "cpu")
+    assert usual.budget_bytes is None
+    monkeypatch.setenv(BUDGET_VARIABLE, "2")
+    assert provenance.machine(1, "cpu") == usual
+    monkeypatch.setenv(BUDGET_VARIABLE, "1")
+    planned = plan(Job(small_reference, "grad-dot", {}))
+    _, record = run(planned, tmp_path)
+    assert record.status == "ok"
+    assert record.machine.budget_bytes == 1e9
+    assert record.machine.machine_class != usual.machine_class
 
 
 def test_on_a_gpu_they_are_the_share_of_its_memory_that_they_are_of_the_budget(gpu_of):

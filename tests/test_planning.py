@@ -498,6 +498,7 @@ def test_estimates_stand_beside_measurements(capsys, small, tmp_path):
     rows = [line.strip("| ").split(" | ") for line in out.splitlines()]
     assert [row[:2] for row in rows if row[0] == "small"] == [["small", "random"]]
     assert rows[-1][-2] == rows[-1][-1], "storage"
+    assert [row[:2] for row in rows if row[-1] == "1.00"] == [["storage", "1"]], "estimated over measured, of one run"
     for said in ("other-machine: it was measured on another", "other-task: its task has", "declined: it ended as"):
         assert f"Left out: {said}" in err
     code, _, err = call(capsys, "plan", "--against", str(tmp_path / "declined"))

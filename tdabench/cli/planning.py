@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from tdabench.work import Counts
 
 _COLUMNS = ("task", "run", "training", "measured", "serving", "measured", "memory", "measured", "storage", "measured")
+_SUMMARY = ("estimated over measured", "runs", "least", "10 %", "median", "90 %", "most")
+# Shorter serving is mostly what a process does once and what a member takes beside its work, which is not estimated.
+_SHORT_S = 1.0
 
 
 @click.command()
@@ -53,8 +56,8 @@ def plan(
 ) -> None:
     """Estimate what METHOD will cost on TASK: time, memory and disk, and the counts behind them.
 
-    A few seconds of calibration with the task's untrained model; nothing is run. With --against, print a Markdown table
-    of estimates beside what runs have measured.
+    A few seconds of calibration with the task's untrained model; nothing is run. With --against, print as Markdown how
+    estimates spread about what runs have measured, and both, run by run.
     """
     from tdabench.jobs import Job
     from tdabench.planning import estimate_job
@@ -125,7 +128,7 @@ def _trained(estimate: Estimate) -> str:
 
 
 def _served(estimate: Estimate) -> list[list[str]]:
-    from tdabench.budgets import BUDGET_BYTES
+    from tdabench.budgets import budget_bytes
 
     work = estimate.work
     assert work is not None
@@ -133,7 +136,7 @@ def _served(estimate: Estimate) -> list[list[str]]:
     held = _bytes(estimate.peak_bytes)
     if estimate.fits_budget is not None:
         side = "below" if estimate.fits_budget else "ABOVE"
-        held = f"{held}, with the process itself {side} the budget of {_bytes(BUDGET_BYTES)}"
+        held = f"{held}, with the process itself {side} the budget of {_bytes(budget_bytes())}"
     times = f"fit {_seconds(estimate.fit_s)}, attribute {_seconds(estimate.attribute_s)}"
     left = f"models {_bytes(estimate.models_bytes)}, what fit leaves {_bytes(4 * work.state)}"
     return [
@@ -186,7 +189,32 @@ def _print_against(folders: tuple[Path, ...], data_folder: Path | None, as_json:
         raise UsageError("None of these runs can be compared with an estimate. Measure some here with `tdabench run`.")
     if as_json:
         return print_json([{"estimate": as_facts(e), "measured": r.model_dump(mode="json")} for r, e in pairs])
-    return click.echo("\n".join(table(_COLUMNS, [_row(r, e) for r, e in pairs], left=2)), nl=False)
+    summary = table(_SUMMARY, _summary(pairs))
+    return click.echo("\n".join([*summary, *table(_COLUMNS, [_row(r, e) for r, e in pairs], left=2)]), nl=False)
+
+
+def _summary(pairs: list[tuple[Record, Estimate]]) -> list[list[str]]:
+    """Return how the estimates spread about what was measured, a row each for time, memory and storage."""
+    from numpy import quantile
+
+    from tdabench.board.rows import peak_bytes
+
+    ratios: dict[str, list[float]] = {}
+
+    def add(what: str, estimated: float | None, measured: float | None) -> None:
+        if estimated is not None and measured:
+            ratios.setdefault(what, []).append(estimated / measured)
+
+    for record, estimate in pairs:
+        costs = record.costs
+        assert costs is not None
+        length = "shorter than that" if costs.serve_s < _SHORT_S else f"{_SHORT_S:g} s and more"
+        add("training", estimate.train_s, costs.train_s)
+        add(f"serving, {length}", estimate.serve_s, costs.serve_s)
+        add("memory", estimate.peak_bytes, peak_bytes(costs))
+        add("storage", estimate.storage_bytes, costs.storage_bytes)
+    points = (0, 0.1, 0.5, 0.9, 1)
+    return [[k, str(len(v)), *(f"{q:.2f}" for q in quantile(v, points))] for k, v in sorted(ratios.items())]
 
 
 def _estimate_of(record: Record, data_folder: Path | None) -> Estimate | None:

@@ -208,6 +208,9 @@ class Outer:
         """Return the squared norms ``[n]``."""
         if self.positions == 1:
             return self.left.square().sum((1, 2)) * self.right.square().sum((1, 2))
+        if stays_factored(self.positions, *self.shape):
+            lefts, rights = (side @ side.transpose(1, 2) for side in (self.left, self.right))  # [n, T, T]
+            return (lefts * rights).sum((1, 2))
         return self.rows().squares()
 
     def rotated(self, left: Tensor | None, right: Tensor | None) -> Piece:

@@ -261,3 +261,16 @@ def test_retraining_predicts_retraining(view, small, small_data):
     assert quality(Datamodels(subsets=300)) > 0.4
     assert quality(EmpiricalInfluence(subsets=300)) > 0.4
     assert abs(quality(Random())) < 0.1
+
+
+@pytest.mark.parametrize("method", [Datamodels(subsets=400), EmpiricalInfluence(subsets=400)], ids=repr)
+def test_a_copy_of_a_query_ranks_first_and_with_another_label_last(view, small, small_data, method):
+    """Known answers, by retraining: what the models that saw the copy say of the query, and those that did not."""
+    longer = replace(small, recipe=replace(small.recipe, epochs=20))
+    inputs, labels = small_data.training.inputs.clone(), small_data.training.labels.clone()
+    inputs[[17, 18]], labels[17] = small_data.queries.inputs[[3, 4]], small_data.queries.labels[3]
+    labels[18] = (small_data.queries.labels[4] + 1) % 10
+    data = replace(small_data, training=replace(small_data.training, inputs=inputs, labels=labels))
+    scores = execute(method, None, view(longer, data))
+    assert scores[3].argmax() == 17
+    assert scores[4].argmin() == 18

@@ -491,6 +491,42 @@ def test_factors_that_fit_are_used_again(member_of):
     assert member.task.meter.backward_examples == N_TRAIN
 
 
+class FewPositions(nn.Module):
+    """A layer on two positions, with so many parameters that products are cheaper of factors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.last = nn.Linear(32, 40), nn.Linear(80, 10)
+
+    def forward(self, x):
+        return self.last(self.inner(x.view(-1, 2, 32)).relu().flatten(1))
+
+
+@pytest.mark.parametrize("make", [mlp, FewPositions])
+def test_products_norms_and_kronecker_projections_form_no_gradient_where_factors_are_cheaper(
+    member_of, monkeypatch, make
+):
+    member = member_of(make)
+    training, queries = sets(member.task)
+    f, g = explicit(member, queries, "target"), explicit(member, training, "loss")
+    training, queries = member.gradients(training, "loss"), member.gradients(queries, "target")
+    assert training.layout.numbers == queries.layout.numbers  # found now: that holds two examples against autograd
+
+    rows = pieces.Outer.rows
+
+    def small_alone(piece):
+        assert max(piece.shape) <= rank, "a gradient was formed"
+        return rows(piece)
+
+    rank = 4
+    monkeypatch.setattr(pieces.Outer, "rows", small_alone)
+    torch.testing.assert_close(queries.dot(training), f @ g.T, **CLOSE)
+    torch.testing.assert_close(training.norms(), g.norm(dim=1), **CLOSE)
+    assert training.sketch(projections.kronecker_sketch(rank, "factors"))
+    with pytest.raises(AssertionError, match="a gradient was formed"):
+        training.dense()
+
+
 def test_members_keep_parameters_without_gradients(member_of):
     member = member_of(mlp)
     member.gradients(member.task.training, "loss").norms()

@@ -12,6 +12,7 @@ from torch import nn
 
 from tdabench import Examples, gradients, hessian, kronecker, pieces
 from tdabench.baselines import astra, knn_shapley, representer_points
+from tdabench.baselines.ek_fac import EkFac
 from tdabench.baselines.influence import definition
 from tdabench.execution import execute
 from tdabench.options import make
@@ -76,6 +77,18 @@ def test_batches_and_blocks_do_not_change_scores(name, model, task_of, small_dat
     same(scores(name, view(task, small_data)), expected)
 
 
+NOT_ON_TOKENS = {"if-explicit", "knn-shapley", "random"}  # too large, no single label, and nothing that is cut
+
+
+@pytest.mark.parametrize("name", [name for name in PER_MODEL if name not in NOT_ON_TOKENS])
+def test_nor_do_they_on_embeddings_norms_and_attention(name, network_task, monkeypatch):
+    expected = scores(name, network_task("transformer"))
+    for module, limits in CUTS.items():
+        for limit, value in limits.items():
+            monkeypatch.setattr(module, limit, value)
+    same(scores(name, network_task("transformer")), expected)
+
+
 @pytest.mark.parametrize("name", [name for name in PER_MODEL if name != "random"])
 def test_the_order_of_queries_does_not_change_scores(name, small, small_data, view):
     order = torch.randperm(len(small_data.queries), generator=torch.Generator().manual_seed(1))
@@ -84,13 +97,23 @@ def test_the_order_of_queries_does_not_change_scores(name, small, small_data, vi
     same(scores(name, view(small, turned)), expected[order])
 
 
+def scores_in_another_order(method, small, small_data, view):
+    """Return a method's scores, and those at the same parameters with the training examples in another order."""
+    expected = execute(method, None, view(small, small_data))
+    order = torch.randperm(len(small_data.training), generator=torch.Generator().manual_seed(2))
+    turned = replace(small_data, training=taken(small_data.training, order))
+    return execute(method, None, view(small, turned)), expected[:, order]
+
+
+def test_nor_does_the_order_change_ek_fac_where_no_labels_are_drawn(small, small_data, view):
+    same(*scores_in_another_order(EkFac(damping=1.0, labels="true"), small, small_data, view))
+
+
 @pytest.mark.parametrize("name", [name for name in PER_MODEL if name not in DRAWN_BY_PLACE])
 def test_the_order_of_training_examples_does_not_change_scores(name, small, small_data, view):
     """At the same parameters, that is: the model is trained before, and found again by its seed and number."""
-    expected = scores(name, view(small, small_data))
-    order = torch.randperm(len(small_data.training), generator=torch.Generator().manual_seed(2))
-    turned = replace(small_data, training=taken(small_data.training, order))
-    same(scores(name, view(small, turned)), expected[:, order])
+    method = make(find_method(name), name, OPTIONS.get(name, {}))
+    same(*scores_in_another_order(method, small, small_data, view))
 
 
 def taken(examples: Examples, order: torch.Tensor) -> Examples:

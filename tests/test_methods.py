@@ -67,6 +67,10 @@ def test_a_copy_of_the_query_in_the_training_set_ranks_first(view, longer, plant
     assert scores[QUERY].argmax() == PLANTED
 
 
+def test_a_copy_of_the_query_ranks_first_over_checkpoints(view, longer, planted):
+    assert execute(TracIn(), Checkpoints(3, 4), view(longer, planted))[QUERY].argmax() == PLANTED
+
+
 def test_removing_the_copy_lowers_the_target(longer, planted):
     """Checked by retraining: it is what the scores above predict. The sign must not depend on the method's author."""
     masks = torch.ones(2, longer.n_train, dtype=torch.bool)

@@ -122,7 +122,7 @@ def test_the_luck_of_a_model_is_measured_where_ensembles_are_compared(task, n_se
     for job in (job for job in suite.jobs if job.task == task):
         if job.method == "trak" or (job.method in ("grad-dot", "logra") and not job.ensemble):
             seeds.setdefault((job.method, job.ensemble), []).append(job.seed)
-    assert len(seeds) == 24
+    assert len(seeds) == 32
     assert {tuple(s) for s in seeds.values()} == {tuple(range(n_seeds))}
 
 

@@ -48,8 +48,16 @@ def flavour(text: str) -> str:
 
 def _variant(text: str) -> str:
     options = text.partition("(")[2].removesuffix(")")
-    said = [_VARIANTS.get(option, plain(option)) for option in options.split(", ") if option]
+    said = [_option(option) for option in options.split(", ") if option]
     return f" ({', '.join(said)})" if said else ""
+
+
+def _option(text: str) -> str:
+    """Name an option that is not at its default."""
+    name, _, value = text.partition("=")
+    if name == "epochs" and value.isdigit():
+        return count(int(value), "epoch")
+    return f"rank {value}" if name == "rank" and value.isdigit() else _VARIANTS.get(text, plain(text))
 
 
 def contender(entry: Entry) -> str:

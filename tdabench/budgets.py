@@ -19,7 +19,7 @@ BUDGET_VARIABLE = "TDABENCH_MEMORY_GB"
 
 # Of a GPU's memory, how much stands for the 2 GB: the model, what a method holds and the allocator need the rest.
 _SHARE = 0.5
-# Python, torch and a task's data take a third of the 2 GB; what is left for blocks should not be next to nothing.
+# Python, torch and a task's data take up to half a gigabyte; what is left for blocks should not be next to nothing.
 _LEAST_GB = 1.0
 
 

@@ -210,7 +210,7 @@ class Outer:
             return self.left.square().sum((1, 2)) * self.right.square().sum((1, 2))
         if stays_factored(self.positions, *self.shape):
             lefts, rights = (side @ side.transpose(1, 2) for side in (self.left, self.right))  # [n, T, T]
-            return (lefts * rights).sum((1, 2))
+            return (lefts * rights).sum((1, 2)).clamp_min_(0)  # terms have signs, and may cancel but for rounding
         return self.rows().squares()
 
     def rotated(self, left: Tensor | None, right: Tensor | None) -> Piece:

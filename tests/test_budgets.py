@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tdabench import UsageError, budgets, provenance
+from tdabench.board.findings import describe_machine
 from tdabench.budgets import BUDGET_BYTES, BUDGET_VARIABLE, block_bytes, budget_bytes
 from tdabench.calibration import engine_blocks
 from tdabench.jobs import Job, plan
@@ -60,6 +61,7 @@ def test_runs_of_another_budget_say_so_and_are_not_compared_with_others(monkeypa
     assert record.status == "ok"
     assert record.machine.budget_bytes == 1e9
     assert record.machine.machine_class != usual.machine_class
+    assert describe_machine(record.machine) == f"{describe_machine(usual)}, memory budget 1 GB"
 
 
 def test_on_a_gpu_they_are_the_share_of_its_memory_that_they_are_of_the_budget(gpu_of):

@@ -502,6 +502,15 @@ class FewPositions(nn.Module):
         return self.last(self.inner(x.view(-1, 2, 32)).relu().flatten(1))
 
 
+def test_norms_of_gradients_that_cancel_are_zero_and_never_undefined():
+    random = torch.Generator().manual_seed(0)
+    left, right = (torch.randn(500, 1, size, generator=random) for size in (40, 33))
+    pairs = pieces.Outer("layer", ("weight",), torch.cat([left, -left], 1), right.repeat(1, 2, 1))
+    assert pieces.stays_factored(pairs.positions, *pairs.shape)
+    assert (pairs.squares() >= 0).all()
+    assert pairs.squares().sqrt().max() < 1e-2 * (left.norm(dim=2) * right.norm(dim=2)).max()
+
+
 @pytest.mark.parametrize("make", [mlp, FewPositions])
 def test_products_norms_and_kronecker_projections_form_no_gradient_where_factors_are_cheaper(
     member_of, monkeypatch, make
@@ -519,10 +528,14 @@ def test_products_norms_and_kronecker_projections_form_no_gradient_where_factors
         return rows(piece)
 
     rank = 4
+    expected = training.sketch(projections.kronecker_sketch(rank, "factors"))
     monkeypatch.setattr(pieces.Outer, "rows", small_alone)
     torch.testing.assert_close(queries.dot(training), f @ g.T, **CLOSE)
     torch.testing.assert_close(training.norms(), g.norm(dim=1), **CLOSE)
-    assert training.sketch(projections.kronecker_sketch(rank, "factors"))
+    sketched = training.sketch(projections.kronecker_sketch(rank, "factors"))
+    assert {key: part.shape for key, part in sketched.items()} == {key: part.shape for key, part in expected.items()}
+    for key, part in sketched.items():
+        torch.testing.assert_close(part, expected[key], **CLOSE)
     with pytest.raises(AssertionError, match="a gradient was formed"):
         training.dense()
 

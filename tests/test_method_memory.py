@@ -11,7 +11,7 @@ import os
 import pytest
 
 from tdabench.budgets import BUDGET_BYTES
-from tdabench.errors import TdabenchError
+from tdabench.errors import DataError
 from tdabench.jobs import Job, plan
 from tdabench.registry import METHODS, find_method, find_task, names
 from tdabench.runner import run
@@ -37,8 +37,8 @@ LARGEST = [
 """Methods that hold most, on the largest models and training sets of images and text that a CPU can retrain."""
 
 
-def peak_of_run(tmp_path, task, method, ensemble=None) -> int | None:
-    """Return the peak of a run and its process, bytes; None where it was declined."""
+def peaks_of_run(tmp_path, task, method, ensemble=None) -> tuple[int, int] | None:
+    """Return the peaks of a process before its run and of the run itself, bytes; None where it was declined."""
     job, _ = with_tuned_options(Job(task, method, {}, ensemble), find_task(task), False)
     _, record = run(plan(job), tmp_path)
     if record.status == "declined":
@@ -46,15 +46,15 @@ def peak_of_run(tmp_path, task, method, ensemble=None) -> int | None:
     assert record.status == "ok", record.reason
     process, own = record.costs.baseline_host_bytes, record.costs.peak_host_bytes
     assert process > 100_000_000, "Python and torch alone take more"
-    return process + own
+    return process, own
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("task", "method", "ensemble"), RUNS)
 def test_a_run_and_its_process_stay_below_the_budget(tmp_path, task, method, ensemble):
-    peak = peak_of_run(tmp_path, task, method, ensemble)
-    assert (peak is None) == ((task, method) in DECLINED)
-    assert peak is None or peak < BUDGET_BYTES
+    peaks = peaks_of_run(tmp_path, task, method, ensemble)
+    assert (peaks is None) == ((task, method) in DECLINED)
+    assert peaks is None or sum(peaks) < BUDGET_BYTES
 
 
 @pytest.mark.slow
@@ -65,8 +65,9 @@ def test_so_do_those_that_hold_most_on_the_largest_tasks(tmp_path, task, method)
         pytest.skip("set TDABENCH_DATA to a folder that holds the data sets to run this test")
     try:
         find_task(task).data()
-    except TdabenchError as error:
+    except DataError as error:
         pytest.skip(str(error))
-    peak = peak_of_run(tmp_path, task, method)
-    assert peak is not None
-    assert 300_000_000 < peak < BUDGET_BYTES
+    peaks = peaks_of_run(tmp_path, task, method)
+    assert peaks is not None
+    assert peaks[1] > 150_000_000, "what is held is seen"
+    assert sum(peaks) < BUDGET_BYTES

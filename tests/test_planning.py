@@ -498,7 +498,10 @@ def test_estimates_stand_beside_measurements(capsys, small, tmp_path):
     rows = [line.strip("| ").split(" | ") for line in out.splitlines()]
     assert [row[:2] for row in rows if row[0] == "small"] == [["small", "random"]]
     assert rows[-1][-2] == rows[-1][-1], "storage"
-    assert [row[:2] for row in rows if row[-1] == "1.00"] == [["storage", "1"]], "estimated over measured, of one run"
+    summary = {row[0]: row[1:] for row in rows if len(row) == 7 and row[1] == "1"}
+    assert {name.partition(",")[0] for name in summary} == {"training", "serving", "memory", "storage"}
+    assert all(len(set(values)) == 1 for _, *values in summary.values()), "one run is its own least and most"
+    assert summary["storage"] == ["1", *["1.00"] * 5]
     for said in ("other-machine: it was measured on another", "other-task: its task has", "declined: it ended as"):
         assert f"Left out: {said}" in err
     code, _, err = call(capsys, "plan", "--against", str(tmp_path / "declined"))

@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from tdabench.board.names import names
-from tdabench.board.rows import AXES, Axis, Row, TaskInfo, format_score
+from tdabench.board.rows import AXES, Axis, Row, TaskInfo, format_bytes, format_score
 from tdabench.board.seed_draws import ahead, best_of
 from tdabench.records import Machine
 
@@ -115,7 +115,8 @@ def seeds_used(configurations: Sequence[Collection[int]]) -> str:
 
 
 def describe_machine(machine: Machine) -> str:
-    """Name a machine class for people: processor, threads, device."""
+    """Name a machine class for people: processor, threads, device, memory budget where it is not the default."""
     device = "CPU only" if machine.device == "cpu" else (machine.device_name or machine.device)
     threads = "1 thread" if machine.threads == 1 else f"{machine.threads} threads"
-    return f"{machine.cpu}, {threads}, {device}"
+    budget = "" if machine.budget_bytes is None else f", memory budget {format_bytes(machine.budget_bytes)}"
+    return f"{machine.cpu}, {threads}, {device}{budget}"

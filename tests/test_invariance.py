@@ -66,14 +66,19 @@ def same(got, expected) -> None:
     torch.testing.assert_close(got, expected, rtol=1e-3, atol=2e-4 * float(expected.abs().max()))
 
 
+def cut_small(monkeypatch) -> None:
+    """Have all work cut into small batches and blocks from here on."""
+    for module, limits in CUTS.items():
+        for limit, value in limits.items():
+            monkeypatch.setattr(module, limit, value)
+
+
 @pytest.mark.parametrize("model", ["mlp", "convolutional"])
 @pytest.mark.parametrize("name", PER_MODEL)
 def test_batches_and_blocks_do_not_change_scores(name, model, task_of, small_data, view, monkeypatch):
     task = task_of(model)
     expected = scores(name, view(task, small_data))
-    for module, limits in CUTS.items():
-        for limit, value in limits.items():
-            monkeypatch.setattr(module, limit, value)
+    cut_small(monkeypatch)
     same(scores(name, view(task, small_data)), expected)
 
 
@@ -83,9 +88,7 @@ NOT_ON_TOKENS = {"if-explicit", "knn-shapley", "random"}  # too large, no single
 @pytest.mark.parametrize("name", [name for name in PER_MODEL if name not in NOT_ON_TOKENS])
 def test_nor_do_they_on_embeddings_norms_and_attention(name, network_task, monkeypatch):
     expected = scores(name, network_task("transformer"))
-    for module, limits in CUTS.items():
-        for limit, value in limits.items():
-            monkeypatch.setattr(module, limit, value)
+    cut_small(monkeypatch)
     same(scores(name, network_task("transformer")), expected)
 
 
@@ -148,8 +151,6 @@ def binary_scores(small, small_data, view):
 
 
 NO_SIGN = {"random", "gradient-norm", "knn-shapley", "rep-sim"}  # of a label, that is
-
-
 SIGNED = [name for name in PER_MODEL if name not in NO_SIGN]
 
 

@@ -39,7 +39,7 @@ LARGEST = [
 
 def peaks_of_run(tmp_path, task, method, ensemble=None) -> tuple[int, int] | None:
     """Return the peaks of a process before its run and of the run itself, bytes; None where it was declined."""
-    job, _ = with_tuned_options(Job(task, method, {}, ensemble), find_task(task), False)
+    job, _ = with_tuned_options(Job(task, method, {}, ensemble), find_task(task))
     _, record = run(plan(job), tmp_path)
     if record.status == "declined":
         return None

@@ -230,9 +230,14 @@ def test_kronfluence_takes_linear_and_convolutional_layers_and_leaves_others_out
     assert (scores - whole).abs().max() > 0.005 * whole.abs().max()
 
 
+def linear_and_convolutional_layers(member) -> set[str]:
+    """Return the names of the layers that kronfluence takes."""
+    return {n for n, m in member.model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
+
+
 def products_of_linear_and_convolutional_layers(member) -> torch.Tensor:
     """Return the part of Grad-Dot's scores that comes from these layers, from whole gradients."""
-    taken = {n for n, m in member.model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
+    taken = linear_and_convolutional_layers(member)
     columns = [torch.full((p.numel(),), k.rpartition(".")[0] in taken) for k, p in member.parameters.items()]
     gradients = member.gradients(member.task.queries, "target"), member.gradients(member.task.training, "loss")
     queries, training = (g.dense()[:, torch.cat(columns)] for g in gradients)
@@ -338,7 +343,7 @@ def test_ek_fac_of_kronfluence_is_ours_on_the_linear_and_convolutional_layers_of
 
 def ek_fac_of_linear_and_convolutional_layers(member) -> torch.Tensor:
     """Return the part of our EK-FAC's scores at damping 0.1 and true labels that comes from these layers."""
-    taken = {n for n, m in member.model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
+    taken = linear_and_convolutional_layers(member)
     queries = member.gradients(member.task.queries, "target")
     training = member.gradients(member.task.training, "loss")
     bases, parts = eigenbases(training), []

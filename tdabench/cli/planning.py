@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tdabench.work import Counts
 
 _COLUMNS = ("task", "run", "training", "measured", "serving", "measured", "memory", "measured", "storage", "measured")
+_TIMES = ("training", "serving")
 _SUMMARY = ("estimated over measured", "runs", "least", "10 %", "median", "90 %", "most")
 # Shorter serving is mostly what a process does once and what a member takes beside its work, which is not estimated.
 _SHORT_S = 1.0
@@ -197,24 +198,30 @@ def _summary(pairs: list[tuple[Record, Estimate]]) -> list[list[str]]:
     """Return how the estimates spread about what was measured, a row each for time, memory and storage."""
     from numpy import quantile
 
-    from tdabench.board.rows import peak_bytes
-
     ratios: dict[str, list[float]] = {}
-
-    def add(what: str, estimated: float | None, measured: float | None) -> None:
-        if estimated is not None and measured:
-            ratios.setdefault(what, []).append(estimated / measured)
-
     for record, estimate in pairs:
-        costs = record.costs
-        assert costs is not None
-        length = "shorter than that" if costs.serve_s < _SHORT_S else f"{_SHORT_S:g} s and more"
-        add("training", estimate.train_s, costs.train_s)
-        add(f"serving, {length}", estimate.serve_s, costs.serve_s)
-        add("memory", estimate.peak_bytes, peak_bytes(costs))
-        add("storage", estimate.storage_bytes, costs.storage_bytes)
+        for what, (estimated, measured) in _compared(record, estimate).items():
+            if estimated is None or not measured:
+                continue
+            length = f"{_SHORT_S:g} s and more" if measured >= _SHORT_S else "shorter than that"
+            name = f"{what}, {length}" if what == "serving" else what
+            ratios.setdefault(name, []).append(estimated / measured)
     points = (0, 0.1, 0.5, 0.9, 1)
     return [[k, str(len(v)), *(f"{q:.2f}" for q in quantile(v, points))] for k, v in sorted(ratios.items())]
+
+
+def _compared(record: Record, estimate: Estimate) -> dict[str, tuple[float | None, float | None]]:
+    """Return what was estimated of a run and what it measured, in the order of the columns; seconds and bytes."""
+    from tdabench.board.rows import peak_bytes
+
+    costs: Costs | None = record.costs
+    assert costs is not None
+    return {
+        "training": (estimate.train_s, costs.train_s),
+        "serving": (estimate.serve_s, costs.serve_s),
+        "memory": (estimate.peak_bytes, peak_bytes(costs)),
+        "storage": (estimate.storage_bytes, costs.storage_bytes),
+    }
 
 
 def _estimate_of(record: Record, data_folder: Path | None) -> Estimate | None:
@@ -253,19 +260,6 @@ def _job_of(record: Record, data_folder: Path | None) -> Job:
 
 
 def _row(record: Record, estimate: Estimate) -> list[str]:
-    from tdabench.board.rows import peak_bytes
-
-    costs: Costs | None = record.costs
-    assert costs is not None
-    return [
-        record.task,
-        record.label,
-        _seconds(estimate.train_s),
-        _seconds(costs.train_s),
-        _seconds(estimate.serve_s),
-        _seconds(costs.serve_s),
-        _bytes(estimate.peak_bytes),
-        _bytes(peak_bytes(costs)),
-        _bytes(estimate.storage_bytes),
-        _bytes(costs.storage_bytes),
-    ]
+    compared = _compared(record, estimate).items()
+    written = [(_seconds if what in _TIMES else _bytes)(value) for what, pair in compared for value in pair]
+    return [record.task, record.label, *written]

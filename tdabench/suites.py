@@ -49,18 +49,23 @@ class LeftOut(Strict):
 
 class _File(Strict):
     title: str
+    timeout_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     run: list[_Block] = Field(min_length=1)
     left_out: list[LeftOut] = Field(default=[])
 
 
 @dataclass(frozen=True)
 class Suite:
-    """A named list of runs."""
+    """A named list of runs.
+
+    ``timeout_s`` are the seconds after which one of them is stopped, unless ``--timeout`` says others.
+    """
 
     name: str
     title: str
     jobs: tuple[Job, ...]
     left_out: tuple[LeftOut, ...] = ()
+    timeout_s: float | None = None
 
     def left_out_of(self, task: str) -> tuple[tuple[str, str], ...]:
         """Return what is left out of a task, and why."""
@@ -89,7 +94,7 @@ def find_suite(reference: str) -> Suite:
         content = _File.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, ValidationError) as error:
         raise FileFormatError(f"{path} is not a suite: {_first_line(error)}. See {_FOLDER / 'quick.toml'}.") from error
-    return Suite(path.stem, content.title, tuple(_jobs(content)), tuple(content.left_out))
+    return Suite(path.stem, content.title, tuple(_jobs(content)), tuple(content.left_out), content.timeout_s)
 
 
 def _first_line(error: Any) -> str:

@@ -172,6 +172,27 @@ def test_an_interrupted_suite_goes_on_with_what_is_missing(tdabench, suite_file,
     assert launched == ["methods_for_runner.py:Good", "methods_for_runner.py:Raises", "random"]
 
 
+@pytest.mark.parametrize(
+    ("said", "option", "limit"),
+    [("", (), 3600.0), ("timeout_s = 50\n", (), 50.0), ("timeout_s = 50\n", ("--timeout", "3600"), 3600.0)],
+)
+def test_a_suite_may_say_when_its_runs_are_stopped(
+    tdabench, suite_file, tmp_path, launched, monkeypatch, said, option, limit
+):
+    path = tmp_path / "mine.toml"
+    path.write_text(suite_file.read_text().replace("[[run]]", f"{said}[[run]]", 1))
+    limits, copy = [], runner.run
+
+    def noting(planned, runs, *, timeout_s, **options):
+        limits.append(timeout_s)
+        return copy(planned, runs, **options)
+
+    monkeypatch.setattr(runner, "run", noting)
+    done = tdabench("suite", path, "--runs", tmp_path / "runs", "--board", tmp_path / "board", *option)
+    assert done.code == 0
+    assert limits == [limit] * 3
+
+
 def test_failed_runs_are_tried_again_only_when_asked(tdabench, suite_file, runs, tmp_path, launched):
     done = tdabench("suite", suite_file, "--runs", runs, "--board", tmp_path / "board", "--retry-failed")
     assert done.code == 0

@@ -323,7 +323,7 @@ def test_a_method_that_hangs_is_stopped_with_its_children(hanging, runs, monkeyp
     clock = SimpleNamespace(monotonic=lambda: time.monotonic() + (1000 if pids.exists() else 0))
     monkeypatch.setattr(runner, "time", clock)
     folder, record = run(job, runs, timeout_s=900)
-    assert (record.status, record.reason) == ("timeout", "stopped after 900 s, the limit set by --timeout")
+    assert (record.status, record.reason) == ("timeout", "stopped after 900 s, the limit of --timeout or the suite")
     assert names(folder) == ["log.txt", "record.json"]
     assert all(dies(int(pid)) for pid in pids.read_text().split())
 

@@ -143,6 +143,8 @@ def test_unknown_suite():
     ("old", "new", "message"),
     [
         ('title = "Two methods"', "", "title: Field required"),
+        ('title = "Two methods"', 'title = "Two methods"\ntimeout_s = 0', "timeout_s: "),
+        ('title = "Two methods"', 'title = "Two methods"\ntimeout_s = inf', "timeout_s: "),
         ("seeds = [0, 1]", "seeds = [-1]", "run.0.seeds.0: "),
         ("seeds = [0, 1]", 'seeds = ["0"]', "run.0.seeds.0: "),
         ("seeds = [0, 1]", "seeds_by_task = {digits-mlp = []}", "run.0.seeds_by_task.digits-mlp: "),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from tdabench.cli.output import Duration, Live, data_option, json_option, note, phase_printer, print_json, runs_option
 from tdabench.errors import MissingGroundTruthError, OptionError, UsageError
@@ -210,7 +211,9 @@ def _report_run(folder: Path, as_json: bool) -> None:
 )
 @click.option("--retry-failed", is_flag=True, help="Try runs again that failed, timed out or ran out of memory.")
 @machine_options
+@click.pass_context
 def suite(
+    context: click.Context,
     name: str,
     board_folder: Path,
     retry_failed: bool,
@@ -223,7 +226,8 @@ def suite(
 ) -> None:
     """Measure every run of the suite NAME that is missing, and write and print the leaderboard.
 
-    Interrupted and given again, the command does only what is missing. NAME may be a .toml file.
+    Interrupted and given again, the command does only what is missing. NAME may be a .toml file, and may itself say
+    after how many seconds a run is stopped; --timeout goes before that.
     """
     from tdabench.cli.caveats import warn_of_busy
     from tdabench.cli.reports import finish_board
@@ -232,6 +236,8 @@ def suite(
     from tdabench.suites import find_suite
 
     found = find_suite(name)
+    if found.timeout_s is not None and context.get_parameter_source("timeout_s") is ParameterSource.DEFAULT:
+        timeout_s = found.timeout_s
     planned = [_plan_tuned(on_machine(job, threads, device, data_folder)) for job in found.jobs]
     plans = list({p.run_id: p for p, _ in planned}.values())  # blocks may overlap
     _say([remark for _, remark in planned])

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tdabench.options import option
     from tdabench.projections import kronecker_sketch, masked_sketch
     from tdabench.seeds import derive_seed, generator
-    from tdabench.sizes import Sizes
+    from tdabench.sizes import Layer, Sizes
     from tdabench.targets import (
         LOG_ODDS,
         MEAN_LOG_PROBABILITY,
@@ -47,7 +47,7 @@ _HOME = {
     "tdabench.options": ("option",),
     "tdabench.projections": ("kronecker_sketch", "masked_sketch"),
     "tdabench.seeds": ("derive_seed", "generator"),
-    "tdabench.sizes": ("Sizes",),
+    "tdabench.sizes": ("Layer", "Sizes"),
     "tdabench.targets": (
         "LOG_ODDS",
         "MEAN_LOG_PROBABILITY",
@@ -72,6 +72,7 @@ __all__ = [
     "Declined",
     "Eigenbasis",
     "Examples",
+    "Layer",
     "Member",
     "MemberMethod",
     "Method",

@@ -22,8 +22,7 @@ from tdabench.gradients import Gradients, as_it_is
 from tdabench.grouping import candidates
 from tdabench.hessian import Hessian
 from tdabench.member import Member, MemberMasks
-from tdabench.pieces import Outer
-from tdabench.sizes import Blocks, Layer, Sizes
+from tdabench.sizes import Blocks, Sizes
 from tdabench.task import Task, TaskData
 from tdabench.timing import SHORT_S, machine_speed, peak_of, seconds_of
 from tdabench.trainer import Program, fit_stacked, stacked_state
@@ -231,14 +230,12 @@ def sizes_of(member: Member) -> Sizes:
     """Return what the work at a member depends on, from a pass of one example."""
     task = member.task
     one = Gradients(member, task.training, "loss", range(1))
-    pieces = [piece for _, block in one.blocks(as_it_is) for piece in block]
-    layers = [Layer(p.key, *p.shape, positions=p.positions if isinstance(p, Outer) else 0) for p in pieces]
     with torch.no_grad():
         outputs = member.logits(member.parameters, _first(task.training, 1).all())
     return Sizes(
         n_train=task.n_train,
         n_queries=task.n_queries,
-        layers=tuple(layers),
+        layers=one.layers,
         pass_numbers=one.layout.numbers,
         blocks=engine_blocks(task.device),
         representation=_representation(member),

@@ -24,9 +24,10 @@ from tdabench.budgets import block_bytes
 from tdabench.examples import Examples, consecutive
 from tdabench.layout import layout_of
 from tdabench.memory import keep_freed
-from tdabench.pieces import Piece, Rows, add_products, cut, dot, in_order, is_one_product, joined
+from tdabench.pieces import Outer, Piece, Rows, add_products, cut, dot, in_order, is_one_product, joined
 from tdabench.projections import Draw, Kind, Sketch, projection
 from tdabench.room import Room
+from tdabench.sizes import Layer
 from tdabench.taps import Layout, tap
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ _KEPT_BYTES = 128 << 20
 # fetching fresh memory costs more than filling it.
 _FORMED_BYTES = 16 << 20
 _BATCH = 1024
+_BLOCKS_AT_ONCE = 4
 
 
 def as_it_is(piece: Piece) -> Piece:
@@ -157,22 +159,49 @@ class Gradients:
         if len(other) < len(self):
             return other.dot(self).T
         out = self.like.new_zeros(len(self), len(other))
-        short = self.short
+        for rows, columns, pairs in self._pairs(other, short=self.short):
+            products = out.new_zeros(rows.stop - rows.start, columns.stop - columns.start)
+            for a, b in pairs:
+                dot(a, b, products)
+            out[rows, columns] = products
+        return out
+
+    def layer_dots(self, other: Gradients) -> Iterator[tuple[slice, slice, str, Tensor]]:
+        """Yield which examples, which of the ``m`` others, which layer, and the dot products of their parts in it.
+
+        They are ``[h, c]``, in blocks of bounded memory, the caller's to change; the others are passed once for each
+        ``h``.
+        """
+        for rows, columns, pairs in self._pairs(other, short=False):
+            n = rows.stop - rows.start
+            # One block is made of two more, while the caller has the one before.
+            at_once = max(1, self._most(_BLOCK_BYTES) // (4 * _BLOCKS_AT_ONCE * n))
+            for a, b in pairs:
+                for some in consecutive(len(b), at_once):
+                    products = self.like.new_zeros(n, some.stop - some.start)
+                    dot(a, b.part(some), products)
+                    yield rows, slice(columns.start + some.start, columns.start + some.stop), a.key, products
+
+    def _pairs(self, other: Gradients, *, short: bool) -> Iterator[tuple[slice, slice, list[tuple[Piece, Piece]]]]:
+        """Yield examples and others, and the pieces of both layer by layer, in the form whose products are cheap."""
         for rows, held in self._held(self._most(_HELD_BYTES), short=short):
             # Many columns at once, or the held side would be read from memory for every few of them.
             for columns, pieces in other._held(self._most(_BLOCK_BYTES), short=short):
-                products = out.new_zeros(rows.stop - rows.start, columns.stop - columns.start)
-                for a, b in zip(held, pieces, strict=True):
-                    dot(a, b, products)
-                out[rows, columns] = products
-        return out
+                yield rows, columns, list(zip(held, pieces, strict=True))
 
     def norms(self) -> Tensor:
         """Return the Euclidean norms ``[n]``."""
-        squares = self.like.new_zeros(len(self))
-        for rows, parts in self.blocks(lambda piece: piece.squares()):
-            squares[rows] = sum(parts)
-        return squares.sqrt_()
+        return sum(self.layer_squares().values(), self.like.new_zeros(len(self))).sqrt_()
+
+    def layer_squares(self) -> dict[str, Tensor]:
+        """Return the squared norms ``[n]`` of each layer's part."""
+        out: dict[str, Tensor] = {}
+        for rows, parts in self.blocks(lambda piece: (piece.key, piece.squares())):
+            for key, squares in parts:
+                if key not in out:
+                    out[key] = self.like.new_empty(len(self))
+                out[key][rows] = squares
+        return out
 
     def times(self, vectors: Tensor | Mapping[str, Tensor], through: Through = as_it_is) -> Tensor:
         """Return the products ``[n, m]`` with ``m`` vectors in parameter space.
@@ -217,6 +246,13 @@ class Gradients:
         for piece in self._one:
             self._write(out, piece, layers[piece.key])
         return out
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """What a gradient consists of; known from a pass of one example."""
+        return tuple(
+            Layer(piece.key, *piece.shape, piece.positions if isinstance(piece, Outer) else 0) for piece in self._one
+        )
 
     @cached_property
     def _one(self) -> list[Piece]:

@@ -199,17 +199,26 @@ class Sizes:
     def dot(self, n: int, m: int, *, again: bool = False) -> Counts:
         """Count all dot products of ``n`` gradients with ``m`` others; ``again`` where both were used before."""
         few, many = sorted((n, m))
-        short = self.short
-        cuts = len(self._cuts(few, self.blocks.held_bytes, short=short))
-        held = self._held(few, self.blocks.held_bytes, short=short)
-        sides = held, self._held(many, self.blocks.block_bytes, cuts, short=short)
-        passed = sum(0 if again and self.keeps(k) else s.gradients for k, s in zip((few, many), sides, strict=True))
+        return self._pairs(few, many, again=again, short=self.short) + Counts(held=n * m)
+
+    def layer_dots(self, n: int, m: int, *, again: bool = False) -> Counts:
+        """Count the dot products in each layer, in blocks, of ``n`` gradients, which are held, with ``m`` others."""
+        found = self._pairs(n, m, again=again, short=False)
+        largest = max(self._cuts(n, self.blocks.held_bytes)) * m
+        return found + Counts(blocks=found.blocks + min(4 * largest, self.blocks.block_bytes // 4))
+
+    def _pairs(self, held: int, others: int, *, again: bool, short: bool) -> Counts:
+        cuts = len(self._cuts(held, self.blocks.held_bytes, short=short))
+        sides = (
+            self._held(held, self.blocks.held_bytes, short=short),
+            self._held(others, self.blocks.block_bytes, cuts, short=short),
+        )
+        passed = sum(0 if again and self.keeps(k) else s.gradients for k, s in zip((held, others), sides, strict=True))
         each = sum(layer.pair // (2 if layer.is_short(short=short) else 1) for layer in self.layers)
-        products = few * many * each
-        forming = self._compacted(few) + self._compacted(many) * cuts
-        written = few * many * len(self.layers)
+        forming = self._compacted(held) + self._compacted(others) * cuts
+        written = held * others * len(self.layers)
         blocks = sum(side.blocks for side in sides)
-        return forming + Counts(gradients=passed, products=products, moved=written, held=few * many, blocks=blocks)
+        return forming + Counts(gradients=passed, products=held * others * each, moved=written, blocks=blocks)
 
     def times(self, n: int, m: int, *, uses: int = 1, flat: bool = False) -> Counts:
         """Count the products of ``n`` gradients with ``m`` vectors in all, over several uses of the gradients.

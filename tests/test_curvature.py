@@ -10,6 +10,7 @@ from torch import nn
 
 from tdabench import (
     Declined,
+    Layer,
     Target,
     TaskData,
     UsageError,
@@ -17,6 +18,7 @@ from tdabench import (
     solved_dot,
     with_sampled_labels,
 )
+from tdabench.baselines import data_inf
 from tdabench.baselines.astra import Astra
 from tdabench.baselines.compressed import Grass, LoGra
 from tdabench.baselines.data_inf import DataInf
@@ -224,6 +226,13 @@ def test_astra_s_iterations_reach_the_exact_inverse(view_of, network_task, netwo
     assert errors[2] < errors[1] < errors[0]
 
 
+@pytest.fixture(params=[True, False], ids=["pairs", "sums"])
+def either_way(request, monkeypatch) -> None:
+    """Have DataInf computed from all pairs, or from sums for each query."""
+    monkeypatch.setattr(data_inf, "_takes_pairs", lambda *_: request.param)
+
+
+@pytest.mark.usefixtures("either_way")
 def test_data_inf_is_a_mean_of_inverses(view_of):
     task = view_of(linear)
     q, z = dense(task)
@@ -310,6 +319,7 @@ class HalfDark(nn.Module):
         return self.dark(x[:, :32]) + self.lit(x[:, 32:])
 
 
+@pytest.mark.usefixtures("either_way")
 def test_data_inf_leaves_out_a_layer_in_which_no_training_example_has_a_gradient(small, small_data, view):
     unseen, seen = small_data.training.inputs.clone(), small_data.queries.inputs.clone()
     unseen[:, :32], seen[:, :32] = 0, 100
@@ -319,21 +329,46 @@ def test_data_inf_leaves_out_a_layer_in_which_no_training_example_has_a_gradient
         queries=replace(small_data.queries, inputs=seen),
     )
     task = view(replace(small, name="small-half-dark", make_model=HalfDark), data, store="half-dark")
-    scores = execute(DataInf(), None, task)
-    assert scores.isfinite().all()
-    assert (scores != 0).any(), "the other layer says something"
+    of_layer = layers_of(task)
+    assert not of_layer["dark"][1].any()
+    assert of_layer["dark"][0].any()
+    check_scores(DataInf(damping=0.1), task, -by_mean_of_inverses(*of_layer["lit"]))
 
 
+@pytest.mark.usefixtures("either_way")
+def test_data_inf_of_tiny_losses_ranks_as_that_of_the_losses(view_of):
+    """Of a model that fits its training set to the last digit, squares and ridges are close to where float32 ends."""
+    task = view_of(two_layers)
+    expected = execute(DataInf(damping=1e-4), None, task).double()
+    loss = task.loss_function
+    task.loss_function = lambda logits, labels: 1e-14 * loss(logits, labels)
+    check_scores(DataInf(damping=1e-4), task, 1e14 * expected)
+
+
+def test_data_inf_takes_pairs_of_plain_vectors_and_sums_over_positions():
+    def layers(positions: int) -> tuple[Layer, ...]:
+        return (Layer("a", 64, 65, positions), Layer("b", 10, 65, positions))
+
+    takes_pairs = data_inf._takes_pairs
+    assert takes_pairs(layers(1), 1000, 200)
+    assert not takes_pairs(layers(64), 1000, 200)
+    assert not takes_pairs(layers(1), 1000, 2), "sums for a few queries cost less than all pairs"
+    assert not takes_pairs((Layer("wide", 10**4, 10**4, 1),), 10**6, 10**4), "the products would not fit"
+
+
+@pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize("network", SEVERAL_LAYERS)
 def test_data_inf_is_a_mean_of_inverses_in_each_layer(layered, network):
     task = layered(network)
-    expected = torch.zeros(task.n_queries, task.n_train, dtype=torch.float64)
-    for q, z in layers_of(task).values():
-        q, z = q.flatten(1), z.flatten(1)
-        ridge = 0.1 * z.square().mean() * torch.eye(z.shape[1])
-        inverse = torch.linalg.inv(z.unsqueeze(2) * z.unsqueeze(1) + ridge).mean(0)
-        expected -= q @ inverse @ z.T
+    expected = -sum(by_mean_of_inverses(q, z) for q, z in layers_of(task).values())
     check_scores(DataInf(damping=0.1), task, expected)
+
+
+def by_mean_of_inverses(q, z):
+    """Return the products with a layer's mean of inverses, at damping 0.1."""
+    q, z = q.flatten(1), z.flatten(1)
+    ridge = 0.1 * z.square().mean() * torch.eye(z.shape[1])
+    return q @ torch.linalg.inv(z.unsqueeze(2) * z.unsqueeze(1) + ridge).mean(0) @ z.T
 
 
 @pytest.mark.parametrize("method", [LoGra(rank=400, damping=0.3), Grass(size=400, keep=1.0, damping=0.3)])

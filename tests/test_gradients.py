@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import weakref
 from dataclasses import replace
 from itertools import count
@@ -306,6 +307,34 @@ class Turning(nn.Module):
         return self.last(x if self.turned else self.inner(x))
 
 
+@pytest.mark.parametrize("name", ALL)
+def test_dot_products_and_squares_by_layer_are_those_of_the_layers(member_of, name):
+    member = member_of(ALL[name], "per-sample")
+    queries, training = member.gradients(member.task.queries, "target"), member.gradients(member.task.training, "loss")
+    formed = [{k: v.flatten(1) for k, v in g.split(g.dense()).items()} for g in (queries, training)]
+    assert {layer.key: layer.numbers for layer in training.layers} == {k: v.shape[1] for k, v in formed[1].items()}
+    for g, of_g in zip((queries, training), formed, strict=True):
+        squares = g.layer_squares()
+        assert squares.keys() == of_g.keys()
+        for key, layer in of_g.items():
+            torch.testing.assert_close(squares[key], layer.square().sum(1), **CLOSE)
+    for (a, of_a), (b, of_b) in itertools.product(zip((queries, training), formed, strict=True), repeat=2):
+        found = layer_dots(a, b)
+        assert found.keys() == of_a.keys()
+        for key, products in found.items():
+            scale = of_a[key].norm(dim=1).max() * of_b[key].norm(dim=1).max() + 1e-30
+            torch.testing.assert_close(products / scale, of_a[key] @ of_b[key].T / scale, **CLOSE)
+
+
+def layer_dots(a, b):
+    """Return the dot products by layer, each written once."""
+    out = {layer.key: torch.full((len(a), len(b)), torch.nan) for layer in a.layers}
+    for rows, columns, key, products in a.layer_dots(b):
+        assert out[key][rows, columns].isnan().all()
+        out[key][rows, columns] = products
+    return out
+
+
 def all_of(member):
     """Return everything that a method may ask for."""
     a, b = member.gradients(member.task.queries, "target"), member.gradients(member.task.training, "loss")
@@ -313,7 +342,11 @@ def all_of(member):
     sketches = b.sketch(projections.kronecker_sketch(2, "blocks")) | {
         f"masked {k}": v for k, v in b.sketch(projections.masked_sketch(8, 0.5, "blocks")).items()
     }
-    return {"dot": a.dot(b), "norms": b.norms(), "times": b.times(a.dense()), **kinds, **sketches}
+    by_layer = {f"dot {k}": v for k, v in layer_dots(a, b).items()} | {
+        f"own {k}": v for k, v in layer_dots(b, b).items()
+    }
+    by_layer |= {f"squares {k}": v for k, v in b.layer_squares().items()}
+    return {"dot": a.dot(b), "norms": b.norms(), "times": b.times(a.dense()), **by_layer, **kinds, **sketches}
 
 
 @pytest.mark.parametrize("name", ["mlp", "layer norm", "convolution", "on tokens", "own parameter"])

@@ -23,6 +23,7 @@ from tdabench.examples import Batch, Examples
 from tdabench.graph import entries
 from tdabench.kernels import differentiable
 from tdabench.layers import factors, own_names
+from tdabench.memory import ran_out
 from tdabench.pieces import in_order
 from tdabench.taps import Layout, hooked, leaves_of, pieces_at, row
 
@@ -193,9 +194,9 @@ def _is_right(member: Member, layout: Layout, batch: Batch, of: Quantity) -> boo
     """Return whether a layout gives what one backward pass per example gives."""
     try:
         pieces = list(pieces_at(member, layout, batch, of))
-    except torch.OutOfMemoryError:
-        raise
-    except (RuntimeError, Declined):  # vmap has no rule for something in the model, the loss or the target
+    except (RuntimeError, Declined) as error:  # vmap has no rule for something in the model, the loss or the target
+        if ran_out(error):
+            raise
         return False
     for i in range(len(batch)):
         expected = _by_autograd(member, row(batch, i), of)

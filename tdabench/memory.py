@@ -22,8 +22,9 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _OWN_MAPPING_BYTES = 32 << 20
 # A batch's blocks take up to 128 MB.
 _KEPT_BYTES = 256 << 20
-# Of the host, of CUDA's driver, and of its libraries (CUBLAS_STATUS_ALLOC_FAILED and its kin).
-_OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "_ALLOC_FAILED")
+# Of the host, of CUDA's driver, of its libraries (CUBLAS_STATUS_ALLOC_FAILED and its kin), and of cuDNN's, where no way
+# to compute a convolution finds the memory that it needs.
+_OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "_ALLOC_FAILED", "unable to find an engine")
 
 
 def _status_bytes(field: str) -> int:

@@ -206,7 +206,7 @@ def estimate_jobs(jobs: Iterable[Job]) -> Total:
         try:
             return pool.submit(_total, jobs).result()
         except BrokenExecutor:  # killed, most likely for memory; each run will say so itself
-            return Total(len(jobs), 0.0, 0.0, len(jobs) * start_s(), len(jobs))
+            return Total(len(jobs), 0.0, 0.0, len(jobs) * start_s(_device(jobs)), len(jobs))
 
 
 def _total(jobs: list[Job]) -> Total:
@@ -219,12 +219,16 @@ def _total(jobs: list[Job]) -> Total:
     _bench.cache_clear()
     forget_masks()
     release_unused()
-    return _together([estimates[i] for i in range(len(jobs))])
+    return _together([estimates[i] for i in range(len(jobs))], start_s(_device(jobs)))
 
 
-def _together(estimates: Sequence[Estimate | None]) -> Total:
-    """Add up runs in their order; None stands for a run of which nothing is known."""
-    start, serve_s = start_s(), 0.0
+def _device(jobs: Sequence[Job]) -> str:
+    return next((job.device for job in jobs if job.device != "cpu"), "cpu")
+
+
+def _together(estimates: Sequence[Estimate | None], start: float) -> Total:
+    """Add up runs in their order, each of which takes ``start`` to start; None stands for one that is not known."""
+    serve_s = 0.0
     trainings: dict[tuple[str, str], float] = {}
     each: list[float | None] = []
     for estimate in estimates:
@@ -243,8 +247,11 @@ def _together(estimates: Sequence[Estimate | None]) -> Total:
 
 
 @cache
-def start_s() -> float:
-    """Return how long the process of a run takes to start here, measured once."""
+def start_s(device: str) -> float:
+    """Return how long the process of a run takes to start here, until it can use a device; measured once."""
+    script = "import tdabench.worker"
+    if device != "cpu":  # a context, and the libraries
+        script += f"; import torch; square = torch.ones(2, 2, device={device!r}); (square @ square).sum().item()"
     start = time.perf_counter()
-    subprocess.run([sys.executable, "-P", "-c", "import tdabench.worker"], check=True, capture_output=True)
+    subprocess.run([sys.executable, "-P", "-c", script], check=True, capture_output=True)
     return time.perf_counter() - start

@@ -36,11 +36,21 @@ def autocast(asked: Precision, device: torch.device) -> AbstractContextManager[o
 
 @contextlib.contextmanager
 def exact_float32() -> Iterator[None]:
-    """Multiply float32 numbers as such on CUDA: by default torch rounds a convolution's to ten bits (TF32)."""
+    """Multiply float32 numbers as such on CUDA, and add up in float32 what is multiplied in bfloat16.
+
+    By default torch rounds a convolution's numbers to ten bits (TF32), and lets parts of a sum be in bfloat16.
+    """
     products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = products.allow_tf32, convolutions.allow_tf32
-    products.allow_tf32 = convolutions.allow_tf32 = False
+    switches = [
+        (products, "allow_tf32"),
+        (products, "allow_bf16_reduced_precision_reduction"),
+        (convolutions, "allow_tf32"),
+    ]
+    before = [getattr(where, name) for where, name in switches]
+    for where, name in switches:
+        setattr(where, name, False)
     try:
         yield
     finally:
-        products.allow_tf32, convolutions.allow_tf32 = before
+        for (where, name), value in zip(switches, before, strict=True):
+            setattr(where, name, value)

@@ -160,7 +160,9 @@ def _environment(planned: Plan) -> dict[str, str]:
     libraries = dict.fromkeys(
         (f"{name}_NUM_THREADS" for name in ("OMP", "MKL", "OPENBLAS", "BLIS", "NUMEXPR")), threads
     )
-    return {**os.environ, **libraries, "PYTHONUNBUFFERED": "1"}
+    # CUDA would load each kernel at its first call, which may be in a clock.
+    loading = {} if planned.job.device == "cpu" else {"CUDA_MODULE_LOADING": "EAGER"}
+    return {**os.environ, **libraries, **loading, "PYTHONUNBUFFERED": "1"}
 
 
 def _follow(process: subprocess.Popen[bytes], reading: int, timeout_s: float, on_event: OnEvent) -> bool:

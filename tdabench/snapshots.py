@@ -1,7 +1,8 @@
 """Snapshots of trainings under way, so that one that takes hours goes on after a kill where it was.
 
 A snapshot holds what training changes and what its optimizer remembers, at the end of an epoch: what the next epochs
-see is derived from names, so a training that goes on from there ends at the same values to the bit.
+see is derived from names, so a training that goes on from there ends at the same values: to the bit on a CPU, which
+adds in one order.
 """
 
 from __future__ import annotations

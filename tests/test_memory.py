@@ -178,6 +178,7 @@ def test_freed_memory_is_kept_for_the_next_batch():
         (RuntimeError("[enforce fail at alloc_cpu.cpp] can't allocate memory: you tried to allocate 8 bytes"), True),
         (RuntimeError("CUDA error: out of memory"), True),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("GET was unable to find an engine to execute this computation"), True),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
         (ValueError("a word out of memory"), False),
     ],

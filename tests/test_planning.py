@@ -373,7 +373,7 @@ def test_the_size_of_a_checkpoint_is_known_before_it_is_trained(bench, view):
 
 
 def test_several_runs_are_charged_for_a_model_once(small, cache, monkeypatch):
-    monkeypatch.setattr(planning, "start_s", lambda: 2.0)
+    monkeypatch.setattr(planning, "start_s", lambda _: 2.0)
     one = Job(SMALL, "grad-dot", {})
     jobs = [one, replace(one, method="trak"), replace(one, method=f"{MODULE}:Silent"), replace(one, task="unknown")]
     alone = planning.estimate_job(one)  # with what the others are estimated with, too
@@ -388,7 +388,7 @@ def test_several_runs_are_charged_for_a_model_once(small, cache, monkeypatch):
 
 
 def test_estimating_several_runs_leaves_nothing_behind(small, monkeypatch):
-    monkeypatch.setattr(planning, "start_s", lambda: 2.0)
+    monkeypatch.setattr(planning, "start_s", lambda _: 2.0)
     planning.estimate_jobs([Job(SMALL, "grad-dot", {}, "dropout(models=1, masks=2, mask=per-sample)")])
     assert planning._bench.cache_info().currsize == 0
     assert member._table.cache_info().currsize == 0
@@ -420,7 +420,7 @@ class Apart:
 def test_runs_on_a_device_are_estimated_in_a_process_of_their_own(monkeypatch):
     monkeypatch.setattr(planning, "local_pool", Apart)
     monkeypatch.setattr(planning, "_bench", lambda *_: pytest.fail("estimated in this process"))
-    monkeypatch.setattr(planning, "start_s", lambda: 5.0)
+    monkeypatch.setattr(planning, "start_s", lambda _: 5.0)
     there = Job(SMALL, "grad-dot", {}, device="cuda")
     assert planning.estimate_jobs([there, there]) == Total(2, 1.0, 2.0, 3.0, 0)
     killed = planning.estimate_jobs([replace(there, task="killed")])
@@ -430,7 +430,7 @@ def test_runs_on_a_device_are_estimated_in_a_process_of_their_own(monkeypatch):
 def test_a_suite_says_how_long_it_will_take(capsys, small, monkeypatch):
     from tdabench.cli.measure import note_estimate
 
-    monkeypatch.setattr(planning, "start_s", lambda: 2.0)
+    monkeypatch.setattr(planning, "start_s", lambda _: 2.0)
     note_estimate([Job(SMALL, "grad-dot", {}), Job(SMALL, f"{MODULE}:Silent", {})])
     said = capsys.readouterr().err
     assert re.match(r"Estimated: \d[\d.]* s for 1 runs \(training .*, serving .*, starting 4 s\); without 1 ", said)

@@ -9,14 +9,15 @@ from tdabench.retraining import retrain
 
 
 def switches():
-    return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    products = torch.backends.cuda.matmul
+    return products.allow_tf32, products.allow_bf16_reduced_precision_reduction, torch.backends.cudnn.allow_tf32
 
 
 def test_float32_is_exact_inside_and_what_it_was_outside():
     before = switches()
-    assert before[1], "torch's default, which is why it must be said"
+    assert before[1:] == (True, True), "torch's defaults, which is why it must be said"
     with exact_float32():
-        assert switches() == (False, False)
+        assert switches() == (False, False, False)
     assert switches() == before
 
 
@@ -32,4 +33,4 @@ def test_replicas_are_retrained_in_exact_float32(small, small_data, monkeypatch)
     train = retraining.train_replicas
     monkeypatch.setattr(retraining, "train_replicas", lambda *a, **k: seen.append(switches()) or train(*a, **k))
     retrain(small, small_data, 0, [0], 1)
-    assert seen == [(False, False)]
+    assert seen == [(False, False, False)]

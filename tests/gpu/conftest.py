@@ -37,7 +37,10 @@ HAS_CUDA = torch.cuda.is_available()
 def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
     """Return a device that is not the CPU."""
     if request.param == "cuda":
-        yield torch.device("cuda")
+        device = torch.device("cuda", torch.cuda.current_device())
+        # The thread of backward passes has no context before its first; a library's call there would warn of it.
+        torch.ones(2, device=device, requires_grad=True).mul(2).sum().backward()
+        yield device
         return
     import pretended  # not before: it takes torch's one nameless device, for good
 

@@ -26,7 +26,10 @@ _DEVICE = torch.device(NAME, 0)
 
 _MOVES = {"aten::copy_", "aten::_to_copy"}
 _TAKES_INDICES = {"aten::index", "aten::index_put", "aten::index_put_", "aten::_unsafe_index"}
-_TAKES_NO_SCALARS = {"aten::cat", "aten::stack"}
+_TAKES_NO_SCALARS = {
+    *("aten::cat", "aten::stack", "aten::equal", "aten::index_add", "aten::index_add_"),
+    *("aten::scatter", "aten::scatter_", "aten::scatter_add", "aten::scatter_add_"),
+}
 
 
 class There(Tensor):
@@ -117,6 +120,8 @@ def _computed(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     there = any(isinstance(t, There) for t in tensors)
     if name not in _MOVES:
         _refuse_mixtures(name, args, tensors)
+        if there:
+            _refuse_writes_here(func, args, kwargs)
     makes_there = there if asked is None else asked.type == NAME
     drawn_by = kwargs.get("generator")
     if makes_there and drawn_by is not None:
@@ -136,6 +141,19 @@ def _numbers(leaf: Any) -> Any:
 
 def _wrapped(leaf: Any) -> Any:
     return There(leaf) if isinstance(leaf, Tensor) else leaf
+
+
+def _refuse_writes_here(func: Any, args: Any, kwargs: dict[str, Any]) -> None:
+    for argument, given in zip(func._schema.arguments, args, strict=False):
+        _refuse_if_here(func, argument, given)
+    for argument in func._schema.arguments:
+        _refuse_if_here(func, argument, kwargs.get(argument.name))
+
+
+def _refuse_if_here(func: Any, argument: Any, given: Any) -> None:
+    written = argument.alias_info is not None and argument.alias_info.is_write
+    if written and isinstance(given, Tensor) and not isinstance(given, There):
+        raise RuntimeError(f"{func._schema.name}: expected all tensors to be on one device, and writes to one on cpu")
 
 
 @cache

@@ -5,6 +5,7 @@ Run on a machine with one: ``python -m pytest tests/gpu``.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -51,6 +52,9 @@ def test_making_a_model_leaves_the_devices_generator_alone(setting):
 @pytest.fixture
 def watched(monkeypatch) -> Iterator[list[int]]:
     """Make every synchronisation an error, from when an epoch's order and masks are on the device to its last step."""
+    with warnings.catch_warnings():  # torch says once a process that this is a prototype
+        warnings.simplefilter("ignore")
+        torch.cuda.set_sync_debug_mode("default")
     steps: list[int] = []
     unwatched = trainer._steps
 

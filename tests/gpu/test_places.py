@@ -10,8 +10,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tdabench import snapshots
+from tdabench import pieces, snapshots
+from tdabench.baselines.astra import Astra
+from tdabench.baselines.ek_fac import EkFac
 from tdabench.baselines.grad_dot import GradDot
+from tdabench.baselines.influence import lissa
 from tdabench.baselines.trak import Trak
 from tdabench.calibration import Bench
 from tdabench.ensembles import Checkpoints, Dropout, Independent, Lora, Projections
@@ -151,7 +154,8 @@ OPTIONS = {
 
 @pytest.mark.parametrize("method", OURS)
 @pytest.mark.parametrize("name", MODELS)
-def test_every_method_agrees_with_the_cpu(setting, place, tmp_path, name, method):
+def test_every_method_agrees_with_the_cpu(setting, place, tmp_path, monkeypatch, name, method):
+    monkeypatch.setattr(lissa, "_POWER_STEPS", 2)
     task, data = setting(name)
     here, there = (TaskView(task, d, tmp_path / "models") for d in (data, data.to(place)))
     instance = make(find_method(method), method, OPTIONS.get(method, {}))
@@ -162,6 +166,18 @@ def test_every_method_agrees_with_the_cpu(setting, place, tmp_path, name, method
     # Inverses amplify how the two round: the scores are the same up to a part that no ranking notices.
     joint = torch.stack([expected.flatten(), found.flatten()])
     assert torch.corrcoef(joint)[0, 1] > 0.99
+    assert found.std().item() == pytest.approx(expected.std().item(), rel=0.05)
+
+
+@pytest.mark.parametrize("method", [GradDot(), EkFac(), Astra(steps=1, batch=8)], ids=["grad-dot", "ek-fac", "astra"])
+@pytest.mark.parametrize("name", ["sequences", "images"])
+def test_products_in_bfloat16_agree_with_the_cpu(setting, place, tmp_path, monkeypatch, name, method):
+    monkeypatch.setattr(TaskView, "trained_in", "bfloat16")
+    monkeypatch.setattr(pieces, "LONG", 1)
+    task, data = setting(name)
+    here, there = (TaskView(task, d, tmp_path / "models") for d in (data, data.to(place)))
+    expected, found = (execute(method, None, view).double() for view in (here, there))
+    assert torch.corrcoef(torch.stack([expected.flatten(), found.flatten()]))[0, 1] > 0.99
     assert found.std().item() == pytest.approx(expected.std().item(), rel=0.05)
 
 

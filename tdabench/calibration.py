@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from math import prod
 from pathlib import Path
 
@@ -29,8 +29,9 @@ from tdabench.trainer import Program, fit_stacked, stacked_state
 from tdabench.view import TaskView
 from tdabench.work import Parts
 
-# Vectors that the Hessian is multiplied by at once.
+# Vectors that the Hessian is multiplied by at once, and examples that share a pass, of the batches of LiSSA for one.
 _VECTORS = 64
+_SHARING = 64
 
 
 @dataclass(frozen=True)
@@ -154,13 +155,18 @@ class Bench:
         )
 
     def _curved_s(self, member: Member) -> float:
-        """Return the seconds of a product of one vector with one example's part of the Hessian."""
-        few = _first(self.data.training, 2)
-        _curve(member, few, 1)
-        seconds = self._timed(lambda: _curve(member, few, 4)) / 8
-        if 2 * _VECTORS * seconds > SHORT_S:
-            return seconds
-        return self._per_example(lambda some: _curve(member, some, _VECTORS), FORWARD_BATCH)[0] / _VECTORS
+        """Return the seconds of a product of one vector with one example's part of the Hessian.
+
+        Of as many of both as the time allows: a vector alone costs as much again as long as few examples share it.
+        """
+        n, m = 2, 4
+        _curve(member, _first(self.data.training, n), m)  # the first call finds things out
+        while True:
+            seconds = self._timed(partial(_curve, member, _first(self.data.training, n), m))
+            more = min(2 * n, len(self.data.training), _SHARING), min(2 * m, _VECTORS)
+            if more == (n, m) or seconds > SHORT_S:
+                return seconds / (n * m)
+            n, m = more
 
     @cached_property
     def _masks_s(self) -> float:

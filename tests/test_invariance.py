@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from tdabench import Examples, gradients, hessian, kronecker, pieces
-from tdabench.baselines import astra, knn_shapley, representer_points
+from tdabench.baselines import astra, data_inf, knn_shapley, representer_points
 from tdabench.baselines.ek_fac import EkFac
 from tdabench.baselines.influence import definition
 from tdabench.execution import execute
@@ -41,6 +41,7 @@ CUTS = {
     kronecker: {"_SQUARED_BYTES": 4_000, "_SOLVED_BYTES": 40_000},
     pieces: {"_PAIRS_BYTES": 4_000},
     astra: {"_VECTOR_BYTES": 100_000},
+    data_inf: {"_PRODUCTS_BYTES": 0},  # from pairs to sums
     definition: {"_BLOCK_BYTES": 100_000},
     knn_shapley: {"_BLOCK_BYTES": 4_000},
     representer_points: {"_BLOCK_BYTES": 4_000},

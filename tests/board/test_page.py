@@ -42,10 +42,10 @@ class Reader(HTMLParser):
         return [a["id"] for _, a in self.elements if "id" in a]
 
 
-def said(rows, **task):
-    from conftest import make_task
-
-    return {f.lead: f.text for f in findings(make_task(**task), in_order(rows))}
+@pytest.fixture
+def said(make):
+    """Return what returns the findings on a task's rows, by their first words."""
+    return lambda rows, **task: {f.lead: f.text for f in findings(make.task(**task), in_order(rows))}
 
 
 def test_same_rows_same_bytes_in_any_order(make):
@@ -145,7 +145,7 @@ def test_seeds_that_all_failed_are_one_row_with_their_reasons(make):
     assert "seed 0: an hour; seed 1: it broke" in row
 
 
-def test_what_seeds_mean_for_intervals_is_said_once_above_the_table(make):
+def test_what_seeds_mean_for_intervals_is_said_once_above_the_table(make, said):
     def said(*runs):
         text = Reader(render(rows_of(runs), [make.task()])).text
         assert text.count("Run seeds:") <= 1
@@ -336,7 +336,7 @@ def test_fifty_runs_are_less_than_a_megabyte(make):
     assert len(render(rows + extra, [make.task()]).encode()) < 1_000_000
 
 
-def test_findings_name_the_best_its_equals_and_the_cheapest(make):
+def test_findings_name_the_best_its_equals_and_the_cheapest(make, said):
     rows = [
         make.row("x", 0.41, 1, costs={"train_s": 100.0}),
         make.row("y", 0.40, 1, half=0.05, costs={"train_s": 12.0}),
@@ -348,14 +348,14 @@ def test_findings_name_the_best_its_equals_and_the_cheapest(make):
     assert found["Cheapest of that group"] == "in training, y (12 s)."
 
 
-def test_the_best_is_named_with_its_seeds_where_any_has_several(make):
+def test_the_best_is_named_with_its_seeds_where_any_has_several(make, said):
     three = make.seeds(lds=(0.4, 0.42, 0.44), half=0.001)
     assert said(rows_of([*three, make.run("y", 0.1)]))["Best"].startswith("trak (LDS 0.420, 3 seeds, 95 % interval ")
     assert said(rows_of([*three, make.run("y", 0.9)]))["Best"].startswith("y (LDS 0.900, 1 seed, 95 % interval ")
     assert "seed" not in said(rows_of([make.run("y", 0.9)]))["Best"]
 
 
-def test_the_best_is_not_worse_than_another_at_the_seed_that_both_have(make):
+def test_the_best_is_not_worse_than_another_at_the_seed_that_both_have(make, said):
     """The dropout masks have the lucky seed alone, where one model is better; its mean over three seeds is lower."""
     masks = make.run("masks", 0.285, half=0.001, ensemble=make.ensemble("dropout", 5, models=1, masks=5))
     rows = rows_of([*make.seeds(lds=(0.30, 0.20, 0.22), half=0.001), masks])
@@ -370,21 +370,21 @@ def test_the_page_says_how_training_is_priced(make):
     assert "As measured in the row's own runs" not in text
 
 
-def test_findings_compare_costs_inside_a_machine_class_only(make):
+def test_findings_compare_costs_inside_a_machine_class_only(make, said):
     rows = [make.row("x", 0.41, 1, machine=make.GPU), make.row("y", 0.40, 1)]
     assert not [lead for lead in said(rows) if lead.startswith("Cheapest")]
 
 
-def test_findings_do_not_compare_what_was_not_ranked(make):
+def test_findings_do_not_compare_what_was_not_ranked(make, said):
     assert list(said([make.row("x", 0.41), make.row("y", 0.4)], ceiling=None)) == ["Best"]
     assert said([make.row(status="failed")]) == {}
 
 
-def test_findings_say_so_where_one_run_is_clear_of_the_rest(make):
+def test_findings_say_so_where_one_run_is_clear_of_the_rest(make, said):
     assert "Clear of the rest" in said([make.row("x", 0.41, 1), make.row("y", 0.1, 2)])
 
 
-def test_what_is_level_with_the_best_is_named_whatever_its_rank(make):
+def test_what_is_level_with_the_best_is_named_whatever_its_rank(make, said):
     """The second is worse than the best and opens a rank; the third is lower still, but nobody knows how low."""
     rows = rows_of([make.run("a", 0.4), make.run("b", 0.3), make.run("c", 0.29, half=0.3)])
     assert {row.record.method: row.rank_group for row in rows} == {"a": 1, "b": 2, "c": 2}
@@ -399,7 +399,7 @@ def test_rows_of_a_group_are_said_to_be_level_with_its_best_alone(make):
     assert title == "Rows that share a group are not distinguishable from the best of the group"
 
 
-def test_long_lists_of_equals_are_cut(make):
+def test_long_lists_of_equals_are_cut(make, said):
     rows = [make.row(f"m{i}", 0.4 - i / 1000, 1, half=0.05 if i else 0.03) for i in range(9)]
     assert said(rows)["Not distinguishable from it"] == "m1, m2, m3, m4 and 4 more."
 

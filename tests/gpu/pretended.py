@@ -21,7 +21,51 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 NAME = "pretended"
-_setup_privateuseone_for_python_backend(NAME)  # torch has one nameless kind of device to give away
+
+
+class _Module:
+    """What torch asks of a kind of device; there is one while it is pretended."""
+
+    present = False
+
+    def is_available(self) -> bool:
+        return self.present
+
+    def is_initialized(self) -> bool:
+        return True
+
+    def device_count(self) -> int:
+        return int(self.present)
+
+    def current_device(self) -> int:
+        return 0
+
+    def manual_seed_all(self, seed: int) -> None:
+        pass  # its random numbers are the CPU's
+
+    def get_rng_state(self, device: int) -> Tensor:
+        return torch.empty(0, dtype=torch.uint8)
+
+    def set_rng_state(self, state: Tensor, device: int) -> None:
+        pass
+
+    def _is_in_bad_fork(self) -> bool:
+        return False
+
+
+class _Hook(torch._C._acc.PrivateUse1Hooks):
+    def is_available(self) -> bool:
+        return _MODULE.present
+
+    def has_primary_context(self, index: int) -> bool:
+        return _MODULE.present
+
+    def is_built(self) -> bool:
+        return True
+
+
+_MODULE = _Module()
+_setup_privateuseone_for_python_backend(NAME, _MODULE, _Hook())  # torch has one nameless kind of device to give away
 _DEVICE = torch.device(NAME, 0)
 
 _MOVES = {"aten::copy_", "aten::_to_copy"}
@@ -82,10 +126,12 @@ def device() -> Iterator[torch.device]:
     swaps, lifts = torch.__future__.get_swap_module_params_on_conversion(), torch._C._only_lift_cpu_tensors()
     torch.__future__.set_swap_module_params_on_conversion(True)
     torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor() makes its result on the CPU first
+    _MODULE.present = True
     try:
         with _Device():
             yield _DEVICE
     finally:
+        _MODULE.present = False
         torch.__future__.set_swap_module_params_on_conversion(swaps)
         torch._C._set_only_lift_cpu_tensors(lifts)
 

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from tdabench import pieces, snapshots
-from tdabench.baselines.astra import Astra
 from tdabench.baselines.ek_fac import EkFac
 from tdabench.baselines.grad_dot import GradDot
 from tdabench.baselines.influence import lissa
@@ -120,19 +119,17 @@ def test_replicas_are_grouped_and_plans_are_measured_there(setting, place):
 # Scores
 
 
-@pytest.mark.parametrize("method", [GradDot(), Trak(projection=16)], ids=["grad-dot", "trak"])
 @pytest.mark.parametrize(
     "ensemble",
     [Independent(models=2), Dropout(models=1, masks=2), Lora(models=1, adapters=2, rank=2, epochs=1)],
     ids=["independent", "dropout", "lora"],
 )
 @pytest.mark.parametrize("name", MODELS)
-def test_scores_there_agree_with_the_cpu(setting, place, tmp_path, name, method, ensemble):
+def test_scores_there_agree_with_the_cpu(setting, place, tmp_path, name, ensemble):
     task, data = setting(name)
     # One store: the same checkpoints, and adapters, trained on the CPU and loaded on either device.
     here, there = (TaskView(task, d, tmp_path / "models") for d in (data, data.to(place)))
-    expected = execute(method, ensemble, here)
-    found = execute(method, ensemble, there)
+    expected, found = (execute(Trak(projection=16), ensemble, view) for view in (here, there))
     assert all(m.device.type == place.type for m in there.train(0).values())
     assert (found.device.type, found.dtype) == ("cpu", torch.float32)
     scale = expected.abs().max()
@@ -169,7 +166,7 @@ def test_every_method_agrees_with_the_cpu(setting, place, tmp_path, monkeypatch,
     assert found.std().item() == pytest.approx(expected.std().item(), rel=0.05)
 
 
-@pytest.mark.parametrize("method", [GradDot(), EkFac(), Astra(steps=1, batch=8)], ids=["grad-dot", "ek-fac", "astra"])
+@pytest.mark.parametrize("method", [GradDot(), EkFac()], ids=["grad-dot", "ek-fac"])
 @pytest.mark.parametrize("name", ["sequences", "images"])
 def test_products_in_bfloat16_agree_with_the_cpu(setting, place, tmp_path, monkeypatch, name, method):
     monkeypatch.setattr(TaskView, "trained_in", "bfloat16")

@@ -1,4 +1,4 @@
-"""Every method, run as a suite runs it, stays below the memory budget: on embedded tasks, and where it takes most.
+"""Methods, run as a suite runs them, stay below the memory budget: on embedded tasks, and where they take most.
 
 Accepted runs are held to the same on all tasks by what their records say (``test_accepted_runs.py``); these are run,
 at the options that were tuned for their task.
@@ -18,7 +18,7 @@ from tdabench.runner import run
 from tdabench.tuned import with_tuned_options
 
 OWN = [name for name in names(METHODS) if find_method(name).library is None]
-MINUTES = {"if-arnoldi", "if-cg", "if-lissa", "astra", "datamodels"}
+MINUTES = {"if-arnoldi", "if-cg", "if-lissa", "astra", "datamodels", "empirical-influence"}
 """What takes minutes on sequences."""
 RUNS = [("digits-mlp", name, None) for name in OWN]
 RUNS += [("etudes-music-transformer", name, None) for name in OWN if name not in MINUTES]

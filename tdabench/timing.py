@@ -23,10 +23,19 @@ def machine_speed(threads: int, device: str) -> tuple[float, float]:
     square = torch.ones(768, 768, device=device)
     left, right = torch.ones(128, 64, 1, device=device), torch.ones(128, 1, 512, device=device)
     where = torch.device(device)
-    times = 1 if where.type == "cpu" else _QUEUED
-    product_s = seconds_of(lambda: [square @ square for _ in range(times)], where) / times
-    moving_s = seconds_of(lambda: [left * right for _ in range(times)], where) / times
+    product_s = _seconds_of_one(lambda: square @ square, where)
+    moving_s = _seconds_of_one(lambda: left * right, where)
     return product_s / 768**3, moving_s / (128 * 64 * 512)
+
+
+def _seconds_of_one(run: Callable[[], object], device: torch.device) -> float:
+    times = 1 if device.type == "cpu" else _QUEUED
+
+    def queue() -> None:
+        for _ in range(times):
+            run()
+
+    return seconds_of(queue, device) / times
 
 
 def peak_of(run: Callable[[], object], device: torch.device) -> int:

@@ -31,6 +31,8 @@ def _exact_products() -> Iterator[None]:
 
 
 HAS_CUDA = torch.cuda.is_available()
+if not HAS_CUDA:
+    import pretended  # here, before any test: autograd counts the kinds of devices at a process's first backward pass
 
 
 @pytest.fixture(params=[pytest.param("cuda", marks=pytest.mark.gpu) if HAS_CUDA else "pretended"])
@@ -42,8 +44,6 @@ def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
         torch.ones(2, device=device, requires_grad=True).mul(2).sum().backward()
         yield device
         return
-    import pretended  # not before: it takes torch's one nameless device, for good
-
     monkeypatch.setattr(model_store, "safe_open", pretended.safe_open)
     with pretended.device() as device:
         yield device

@@ -24,7 +24,7 @@ from tdabench.budgets import block_bytes
 from tdabench.examples import Examples, consecutive
 from tdabench.layout import layout_of
 from tdabench.memory import keep_freed
-from tdabench.pieces import Outer, Piece, Rows, add_products, cut, dot, in_order, is_one_product, joined
+from tdabench.pieces import BLOCKS_AT_ONCE, Outer, Piece, Rows, add_products, cut, dot, in_order, is_one_product, joined
 from tdabench.projections import Draw, Kind, Sketch, projection
 from tdabench.room import Room
 from tdabench.sizes import Layer
@@ -47,7 +47,6 @@ _KEPT_BYTES = 128 << 20
 # fetching fresh memory costs more than filling it.
 _FORMED_BYTES = 16 << 20
 _BATCH = 1024
-_BLOCKS_AT_ONCE = 4
 
 
 def as_it_is(piece: Piece) -> Piece:
@@ -174,8 +173,7 @@ class Gradients:
         """
         for rows, columns, pairs in self._pairs(other, short=False):
             n = rows.stop - rows.start
-            # One block is made of two more, while the caller has the one before.
-            at_once = max(1, self._most(_BLOCK_BYTES) // (4 * _BLOCKS_AT_ONCE * n))
+            at_once = max(1, self._most(_BLOCK_BYTES) // (4 * BLOCKS_AT_ONCE * n))
             for a, b in pairs:
                 for some in consecutive(len(b), at_once):
                     products = self.like.new_zeros(n, some.stop - some.start)

@@ -21,6 +21,9 @@ from tdabench.examples import consecutive
 LONG = 4096
 """Gradients of so many numbers or more may be in bfloat16: over fewer, roundings do not average out."""
 
+BLOCKS_AT_ONCE = 4
+"""Blocks of dot products that are there while one is made: it, two that it is made of, and the one before it."""
+
 # A product in bfloat16 comes out in bfloat16; the parts of so many numbers are added up in the format of the sum.
 _SPAN = 8192
 # Products of every pair of positions, of factors with several, take at most this twice.

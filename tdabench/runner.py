@@ -141,10 +141,7 @@ def _launch(planned: Plan, folder: Path, timeout_s: float, on_event: OnEvent) ->
             _kill_group(process)
             job.unlink(missing_ok=True)
     if not in_time:
-        return {
-            "status": "timeout",
-            "reason": f"stopped after {timeout_s:g} s, the limit of --timeout or the suite",
-        }
+        return {"status": "timeout", "reason": f"stopped after {timeout_s:g} s, the limit of --timeout or the suite"}
     return _result(folder, process.returncode, _out_of_memory_kills() > killed_before)
 
 

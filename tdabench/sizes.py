@@ -205,7 +205,7 @@ class Sizes:
         """Count the dot products in each layer, in blocks, of ``n`` gradients, which are held, with ``m`` others."""
         found = self._pairs(n, m, again=again, short=False)
         largest = max(self._cuts(n, self.blocks.held_bytes)) * m
-        return found + Counts(blocks=found.blocks + min(4 * largest, self.blocks.block_bytes // 4))
+        return found + Counts(blocks=found.blocks + min(pieces.BLOCKS_AT_ONCE * largest, self.blocks.block_bytes // 4))
 
     def _pairs(self, held: int, others: int, *, again: bool, short: bool) -> Counts:
         cuts = len(self._cuts(held, self.blocks.held_bytes, short=short))

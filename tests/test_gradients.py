@@ -342,10 +342,8 @@ def all_of(member):
     sketches = b.sketch(projections.kronecker_sketch(2, "blocks")) | {
         f"masked {k}": v for k, v in b.sketch(projections.masked_sketch(8, 0.5, "blocks")).items()
     }
-    by_layer = {f"dot {k}": v for k, v in layer_dots(a, b).items()} | {
-        f"own {k}": v for k, v in layer_dots(b, b).items()
-    }
-    by_layer |= {f"squares {k}": v for k, v in b.layer_squares().items()}
+    found = {"dot": layer_dots(a, b), "own": layer_dots(b, b), "squares": b.layer_squares()}
+    by_layer = {f"{what} {key}": value for what, by_key in found.items() for key, value in by_key.items()}
     return {"dot": a.dot(b), "norms": b.norms(), "times": b.times(a.dense()), **by_layer, **kinds, **sketches}
 
 

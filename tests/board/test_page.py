@@ -145,7 +145,7 @@ def test_seeds_that_all_failed_are_one_row_with_their_reasons(make):
     assert "seed 0: an hour; seed 1: it broke" in row
 
 
-def test_what_seeds_mean_for_intervals_is_said_once_above_the_table(make, said):
+def test_what_seeds_mean_for_intervals_is_said_once_above_the_table(make):
     def said(*runs):
         text = Reader(render(rows_of(runs), [make.task()])).text
         assert text.count("Run seeds:") <= 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+import made_up
 import pytest
 import torch
 from torch import nn
@@ -50,11 +51,9 @@ def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
 
 
 def sequences() -> TaskData:
-    tokens = torch.randint(VOCABULARY, (N_TRAIN + N_QUERIES, LENGTH + 1), generator=generator("cuda", "sequences"))
-    inputs, labels = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
-    return TaskData(
-        Examples(inputs[:N_TRAIN], labels[:N_TRAIN], "train"), Examples(inputs[N_TRAIN:], labels[N_TRAIN:], "queries")
-    )
+    random = generator("cuda", "sequences")
+    parts = ((N_TRAIN, "train"), (N_QUERIES, "queries"))
+    return TaskData(*(made_up.sequences(n, split, random, VOCABULARY, LENGTH) for n, split in parts))
 
 
 def images() -> TaskData:

@@ -164,10 +164,9 @@ def _computed(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     name, asked = func._schema.name, kwargs.get("device")
     tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     there = any(isinstance(t, There) for t in tensors)
-    if name not in _MOVES:
+    if there and name not in _MOVES:
         _refuse_mixtures(name, args, tensors)
-        if there:
-            _refuse_writes_here(func, args, kwargs)
+        _refuse_writes_here(func, args, kwargs)
     makes_there = there if asked is None else asked.type == NAME
     drawn_by = kwargs.get("generator")
     if makes_there and drawn_by is not None:
@@ -190,16 +189,11 @@ def _wrapped(leaf: Any) -> Any:
 
 
 def _refuse_writes_here(func: Any, args: Any, kwargs: dict[str, Any]) -> None:
-    for argument, given in zip(func._schema.arguments, args, strict=False):
-        _refuse_if_here(func, argument, given)
-    for argument in func._schema.arguments:
-        _refuse_if_here(func, argument, kwargs.get(argument.name))
-
-
-def _refuse_if_here(func: Any, argument: Any, given: Any) -> None:
-    written = argument.alias_info is not None and argument.alias_info.is_write
-    if written and isinstance(given, Tensor) and not isinstance(given, There):
-        raise RuntimeError(f"{func._schema.name}: expected all tensors to be on one device, and writes to one on cpu")
+    for place, argument in enumerate(func._schema.arguments):
+        given = args[place] if place < len(args) else kwargs.get(argument.name)
+        written = argument.alias_info is not None and argument.alias_info.is_write
+        if written and isinstance(given, Tensor) and not isinstance(given, There):
+            raise RuntimeError(f"{func._schema.name}: expected all tensors to be on one device, and writes to the CPU")
 
 
 @cache
@@ -213,6 +207,6 @@ def _refuse_mixtures(name: str, args: Any, tensors: list[Tensor]) -> None:
         tensors = [args[0], *(t for t in args[2:3] if isinstance(t, Tensor))]  # and the values, where some are put
     takes_scalars = name not in _TAKES_NO_SCALARS
     here = [t for t in tensors if not isinstance(t, There) and not (takes_scalars and t.dim() == 0)]
-    if here and len(here) < len(tensors) and any(isinstance(t, There) for t in tensors):
+    if here and any(isinstance(t, There) for t in tensors):
         shapes = ", ".join(f"{list(t.shape)} on {t.device}" for t in tensors)
         raise RuntimeError(f"{name}: expected all tensors to be on one device, found {shapes}")

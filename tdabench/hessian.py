@@ -1,8 +1,9 @@
 r"""The Hessian of the mean training loss at a member, as a matrix that multiplies vectors.
 
 Nobody forms a Hessian to multiply with it: the derivative of the gradient along v is ``H v`` (Pearlmutter 1994), one
-backward pass through a backward pass, and many vectors share the passes that do not depend on them. Where torch cannot
-differentiate a layer for many vectors at once, they are taken one after another.
+backward pass through a backward pass, and many vectors share the passes that do not depend on them. They share the
+products with them, too, where many fit into memory at once: a small network's passes cost little beside their calls.
+Where few do, or torch cannot differentiate a layer for many vectors at once, they are taken one after another.
 
 The Hessian of a network is indefinite. Its Gauss-Newton part ``J' (d2 loss / d outputs2) J`` leaves out the curvature
 of the network itself; it is positive semi-definite for every loss that is convex in the outputs, and is the Hessian
@@ -23,7 +24,7 @@ from tdabench.errors import Declined
 from tdabench.examples import Batch, Examples, consecutive
 from tdabench.kernels import differentiable
 from tdabench.layout import numbers_out
-from tdabench.memory import ran_out
+from tdabench.memory import keep_freed, ran_out
 from tdabench.projections import signs
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ Pull = Callable[[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]], list[Ten
 _BLOCK_BYTES = 128 << 20
 # More examples at once do not multiply faster; fewer would write the products to memory too often.
 _BATCH = 256
+# Vectors that must fit into memory to share a pass: what fewer of them save is less than what ``vmap`` copies.
+_SHARING = 16
 # Of the estimate of the diagonal; its relative error is below sqrt(2 / 32) and typically a few percent.
 _PROBES = 32
 #: The largest explicit Hessian: 1.2 GB in float32, so that a process which factors it in place stays below 2 GB.
@@ -93,8 +96,11 @@ class Hessian:
     def times(self, vectors: Tensor) -> Tensor:
         """Return the products ``[m, P]`` with vectors ``[m, P]``."""
         out = torch.zeros_like(vectors)
+        if 8 * self._numbers * len(self.rows) * len(vectors) > _BLOCK_BYTES:  # else one pass is all
+            keep_freed()
+        shared = self._vectors_at_once >= _SHARING and self._shares_passes
         for batch in self._batches():
-            product = self._product(batch, shared=self._shares_passes)
+            product = self._product(batch, shared=shared)
             for part in consecutive(len(vectors), self._vectors_at_once):
                 # Parameter by parameter, in place: joined first, the products would be written and read once more.
                 for there, g in zip(self._columns(out[part]), product(self._by_parameter(vectors[part])), strict=True):
@@ -166,7 +172,7 @@ class Hessian:
 
     @cached_property
     def _shares_passes(self) -> bool:
-        """Whether vectors share a pass, under ``vmap``.
+        """Whether vectors can share a pass, under ``vmap``.
 
         Torch has no rule for some second derivatives there (max pooling of images, for one), and that of group
         normalisation is wrong for some shapes, without a word.

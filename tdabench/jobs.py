@@ -8,7 +8,7 @@ import re
 import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from tdabench import provenance
 from tdabench.datasets import cache_folder
@@ -47,6 +47,8 @@ class Job:
     tune_s
         Seconds that choosing the options has cost; charged to the run. None if they were chosen on another machine
         class, whose seconds do not compare.
+    queries
+        Which are attributed: all, or for a candidate of a tuning those that it is judged on.
     """
 
     task: str
@@ -58,6 +60,7 @@ class Job:
     device: str = "cpu"
     data_folder: str | None = None
     tune_s: float | None = 0.0
+    queries: Literal["all", "tuning"] = "all"
 
     def to_json(self) -> str:
         """Return the job as the worker reads it."""
@@ -96,6 +99,7 @@ class Plan:
             "versions": self.versions,
             # A candidate of the tuning is not the tuned run: only the latter is charged for the tuning.
             **({"tune_s": self.job.tune_s} if self.job.tune_s != 0 else {}),
+            **({"queries": self.job.queries} if self.job.queries != "all" else {}),
         }
         return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:10]
 
@@ -119,12 +123,17 @@ class Plan:
 
     @property
     def command(self) -> str:
-        """What replays the run: every option, and what choosing them has cost, whatever is tuned by then."""
+        """What replays the run: every option, and what choosing them has cost, whatever is tuned by then.
+
+        A candidate is replayed with the others, by tuning again.
+        """
         words = ["tdabench", "run", shown(self.job.task), shown(self.job.method)]
-        for name, value in self.options.items():
-            words += ["--set", f"{name}={value}"]
-        if self.options_from is not None:
-            words += ["--tune-s", "unknown" if self.job.tune_s is None else str(self.job.tune_s)]
+        if self.job.queries == "tuning":
+            words[1] = "tune"
+        else:
+            words += [word for name, value in self.options.items() for word in ("--set", f"{name}={value}")]
+            if self.options_from is not None:
+                words += ["--tune-s", "unknown" if self.job.tune_s is None else str(self.job.tune_s)]
         if self.job.ensemble:
             words += ["--ensemble", self.job.ensemble]
         words += ["--seed", str(self.job.seed), "--threads", str(self.job.threads), "--device", self.job.device]

@@ -154,6 +154,11 @@ class TaskData:
         """Hash of names, types, shapes and values of the prepared arrays."""
         return sha256_arrays(self.arrays())
 
+    def asking(self, rows: Tensor) -> TaskData:
+        """Return the same with the queries at ``rows`` ``[r]`` int64 alone."""
+        some = self.queries.take(rows)
+        return TaskData(self.training, Examples(some.inputs, some.labels, some.split))
+
     def to(self, device: torch.device | str) -> TaskData:
         """Return the same data on another device."""
         return TaskData(self.training.to(device), self.queries.to(device))

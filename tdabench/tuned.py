@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ValidationError
 
@@ -56,6 +56,8 @@ class Tuned(Strict):
     """How many candidates could be measured; the same for all methods that are compared."""
     seed: int = 0
     """Of the runs that the candidates were measured in."""
+    attributed: Literal["all", "tuning"] = "all"
+    """Which queries the candidates attributed, and are charged for; all queries in choices that do not say."""
     candidates: list[Candidate]
 
     @property

@@ -1,8 +1,9 @@
 """Tuning: options chosen on the tuning queries, stored with the task, and charged for.
 
-The method's process never sees ground truth, so tuning happens around runs: every candidate is measured like any
-run, its scores are evaluated on the tuning queries alone, and the best one's options are kept. Candidates are no
-results: they lie in a folder that boards do not read, as the best of them on the reported queries must not be a row.
+The method's process never sees ground truth, so tuning happens around runs: every candidate is measured like any run,
+but attributes the tuning queries alone; its scores are evaluated, and the best one's options are kept. No score depends
+on what other queries there are, so these are what the run would give them. Candidates are no results: they lie in a
+folder that boards do not read.
 
 Every method has the same budget of candidates. Options are searched one after another, in the order in which the
 method declares them: all values of the first with the others at their defaults, then all values of the second with the
@@ -123,7 +124,7 @@ def tune(
     grid = _left(grid_of(find_method(job.method), job.method), fixed, job.method)
 
     def measure(options: dict[str, Any]) -> Candidate:
-        planned = plan(replace(base.job, options={**fixed, **options}))
+        planned = plan(replace(base.job, options={**fixed, **options}, queries="tuning"))
         folder, record = _measured(planned, runs / CANDIDATES_FOLDER, timeout_s)
         candidate = _scored(folder, record, truth, options)
         on_candidate(candidate, record)
@@ -144,6 +145,7 @@ def tune(
         machine_class=base.machine.machine_class,
         budget=budget,
         seed=job.seed,
+        attributed="tuning",
         candidates=candidates,
     )
 
@@ -177,7 +179,7 @@ def _scored(folder: Path, record: Record, truth: GroundTruth, options: dict[str,
 
     if record.costs is None or record.status != "ok":
         return Candidate(options=options, tuning_lds=None, charged_s=round(record.process_s, _DIGITS))
-    scores = read_run_scores(folder, record)[truth.tuning]
+    scores = read_run_scores(folder, record)
     rho, _ = lds_per_query(scores, truth.masks, truth.mean[:, truth.tuning])
     lds, charged_s = round(float(rho.mean()), _DIGITS), round(record.costs.serve_s, _DIGITS)
     return Candidate(options=options, tuning_lds=lds, charged_s=charged_s)

@@ -117,8 +117,10 @@ def _prepare(job: Job, key: str, events: Events) -> tuple[TaskView, Plan]:
     torch.set_num_threads(job.threads)
     planned = plan(job)
     _check_unchanged(planned, key)
-    data = planned.task.data(Path(job.data_folder) if job.data_folder else None).to(job.device)
-    view = TaskView(planned.task, data, planned.models_folder, seed=job.seed, meter=Meter(job.device))
+    data = planned.task.data(Path(job.data_folder) if job.data_folder else None)
+    if job.queries == "tuning":
+        data = data.asking(planned.task.tuning_queries)
+    view = TaskView(planned.task, data.to(job.device), planned.models_folder, seed=job.seed, meter=Meter(job.device))
     view.warm_up()
     memory = PeakMemory(job.device)
     view.meter = Meter(job.device, memory, lambda phase: events.send(phase=phase))

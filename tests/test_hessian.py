@@ -199,8 +199,10 @@ def test_the_matrix_where_torch_cannot_differentiate_for_many_vectors_at_once(sm
 
 
 @pytest.mark.parametrize("name", SEQUENCES)
-def test_the_matrix_of_a_transformer(member_of, name):
+@pytest.mark.parametrize("sharing", [1, 1_000])
+def test_the_matrix_of_a_transformer(member_of, name, sharing, monkeypatch):
     """The Hessian against differences: torch.func's own is not symmetric here, so it cannot be right."""
+    monkeypatch.setattr(hessian, "_SHARING", sharing)
     member = member_of(name, "per-sample")
     training = member.task.training
     found = member.hessian(training, "gauss-newton").explicit()
@@ -256,7 +258,8 @@ def test_the_gauss_newton_part_is_the_hessian_of_a_linear_model_and_positive_for
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("batch", "block_bytes"), [(1, 1), (2, 5_000), (3, 1 << 20)])
-def test_batches_and_blocks_do_not_change_results(member_of, monkeypatch, kind, batch, block_bytes):
+@pytest.mark.parametrize("sharing", [1, 1_000])
+def test_batches_and_blocks_do_not_change_results(member_of, monkeypatch, kind, batch, block_bytes, sharing):
     member = member_of("mlp", "per-sample")
     vectors = torch.randn(5, 155, generator=torch.Generator().manual_seed(1))
 
@@ -267,6 +270,7 @@ def test_batches_and_blocks_do_not_change_results(member_of, monkeypatch, kind, 
     wanted = results()
     monkeypatch.setattr(hessian, "_BATCH", batch)
     monkeypatch.setattr(hessian, "_BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(hessian, "_SHARING", sharing)
     for found, want in zip(results(), wanted, strict=True):
         torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-5)
 

@@ -23,7 +23,8 @@ from tdabench.records import read_record
 from tdabench.registry import METHODS as METHOD_GROUP
 from tdabench.registry import TASKS, find_method, find_task, names
 from tdabench.results import find_runs
-from tdabench.runner import find_run
+from tdabench.runner import find_run, run
+from tdabench.scores import read_run_scores, read_scores
 from tdabench.tuned import Candidate, Remark, Tuned, lines, read_tuned, with_tuned_options, write_tuned
 from tdabench.tuning import grid_of, search, tune
 
@@ -61,11 +62,28 @@ def test_every_value_is_tried_and_the_best_is_chosen(tuned, small):
 
 
 def test_candidates_are_where_no_board_reads_them(tuned, runs):
-    """Each has scores for the reported queries; the best of them there would be a free choice on what is reported."""
+    """They are of some of the queries, and cost what these do."""
     assert find_runs(runs) == []
     assert len(list((runs / ".tuning").glob("*/record.json"))) == 3
     with pytest.raises(UsageError, match=r"\.tuning holds what `tdabench tune` tried, which is no result. Give .*runs"):
         find_runs(runs / ".tuning")
+
+
+def test_candidates_attribute_the_tuning_queries_alone_and_score_them_as_a_run_does(
+    tuned, runs, small, small_reference, tmp_path
+):
+    folder, record = run(plan(Job(small_reference, GOOD, tuned.options)), tmp_path / "runs")
+    whole = read_run_scores(folder, record)
+    assert len(whole) == small.n_queries
+    (winner,) = (f for f in (runs / ".tuning").iterdir() if read_record(f).options == tuned.options)
+    np.testing.assert_allclose(read_scores(winner), whole[small.tuning_queries.numpy()], rtol=1e-4)
+    assert tuned.attributed == "tuning"
+    command = read_record(winner).command
+    assert command == f"tdabench tune small_task.py:TASK {SHOWN} --seed 0 --threads 1 --device cpu"
+
+
+def test_a_choice_that_does_not_say_which_queries_were_attributed_paid_for_all(tuned):
+    assert Tuned.model_validate(tuned.model_dump(exclude={"attributed"})).attributed == "all"
 
 
 def test_a_candidate_is_charged_with_its_serving_time(tuned, runs):
@@ -139,7 +157,7 @@ def test_choices_stored_at_the_same_time_are_all_kept(tuned, own_task, monkeypat
 def test_a_tuned_run_is_not_the_candidate_that_won(tuned, runs, own_task, small_reference):
     """The candidate was measured with nothing charged for tuning; taking it for the tuned run would be free tuning."""
     write_tuned(own_task, GOOD, tuned)
-    candidate = plan(Job(small_reference, GOOD, tuned.options))
+    candidate = plan(Job(small_reference, GOOD, tuned.options, queries="tuning"))
     assert find_run(candidate, runs / ".tuning") is not None
     job, _ = with_tuned_options(Job(small_reference, GOOD, {}), own_task)
     assert find_run(plan(job), runs / ".tuning") is None

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tdabench._version import __version__
 
 if TYPE_CHECKING:
+    from tdabench.budgets import block_bytes
     from tdabench.dropout import SequenceDropout
     from tdabench.errors import DataError, Declined, OptionError, TdabenchError, UsageError
     from tdabench.examples import Batch, Examples
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from tdabench.work import Counts, Work
 
 _HOME = {
+    "tdabench.budgets": ("block_bytes",),
     "tdabench.dropout": ("SequenceDropout",),
     "tdabench.errors": ("DataError", "Declined", "OptionError", "TdabenchError", "UsageError"),
     "tdabench.examples": ("Batch", "Examples"),
@@ -89,6 +91,7 @@ __all__ = [
     "UsageError",
     "Work",
     "__version__",
+    "block_bytes",
     "cross_entropy",
     "derive_seed",
     "eigenbases",

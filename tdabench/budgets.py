@@ -49,6 +49,7 @@ def budget_bytes() -> int:
 def block_bytes(on_cpu: int, device: torch.device) -> int:
     """Return what a block may take that may take ``on_cpu`` bytes of 2 GB on a CPU.
 
+    What a method works on in blocks of its own is sized by it, so that a run follows the memory that the user gives.
     On a GPU blocks of that size would keep little of it at work, so there it is a share of the device's memory.
     """
     if device.type != "cuda":

@@ -25,6 +25,7 @@ from tdabench.examples import Examples, consecutive
 from tdabench.layout import layout_of
 from tdabench.memory import keep_freed
 from tdabench.pieces import BLOCKS_AT_ONCE, Outer, Piece, Rows, add_products, cut, dot, in_order, is_one_product, joined
+from tdabench.precision import in_float32
 from tdabench.projections import Draw, Kind, Sketch, projection
 from tdabench.room import Room
 from tdabench.sizes import Layer
@@ -141,9 +142,10 @@ class Gradients:
     def short(self) -> bool:
         """Whether products of gradients that are sums over positions may be taken of numbers in bfloat16.
 
-        They are where the task's models were trained in it: the precision of its recipe, where the processor has it.
+        They are where the task's models were trained in it: the precision of its recipe, where the processor has it and
+        the user does not want float32.
         """
-        return self.member.task.trained_in == "bfloat16"
+        return self.member.task.trained_in == "bfloat16" and not in_float32()
 
     def _held(self, most_bytes: int, *, short: bool) -> Iterator[tuple[slice, list[Piece]]]:
         """Yield the pieces in the form whose dot products are cheap, of as many examples at once as may be held.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from functools import cache
@@ -10,7 +11,11 @@ from typing import Literal
 
 import torch
 
+from tdabench.errors import UsageError
+
 Precision = Literal["float32", "bfloat16"]
+
+PRODUCTS_VARIABLE = "TDABENCH_PRODUCTS"
 
 
 @cache
@@ -25,6 +30,23 @@ def has_bfloat16(kind: str) -> bool:
 def used(asked: Precision, device: torch.device) -> Precision:
     """Return the precision that a recipe's is carried out in on a device."""
     return "bfloat16" if asked == "bfloat16" and has_bfloat16(device.type) else "float32"
+
+
+def in_float32() -> bool:
+    """Return whether the user wants products of gradients in float32 on every task, as other libraries take them.
+
+    Raises
+    ------
+    UsageError
+        If ``TDABENCH_PRODUCTS`` says anything else.
+    """
+    said = os.environ.get(PRODUCTS_VARIABLE, "").strip()
+    if said not in ("", "float32"):
+        raise UsageError(
+            f"{PRODUCTS_VARIABLE} is {said!r}. Give float32, or leave it out: products are then in bfloat16 on the "
+            "tasks whose models are trained in it."
+        )
+    return said == "float32"
 
 
 def autocast(asked: Precision, device: torch.device) -> AbstractContextManager[object]:

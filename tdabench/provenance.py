@@ -11,6 +11,7 @@ import subprocess
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 from tdabench.budgets import BUDGET_BYTES, budget_bytes
 from tdabench.records import PACKAGES, Machine
@@ -47,8 +48,10 @@ def machine(threads: int, device: str) -> Machine:
     Raises
     ------
     UsageError
-        If the user gave a memory budget that is none.
+        If the user gave a memory budget that is none, or a precision.
     """
+    from tdabench.precision import in_float32
+
     device_name = None
     if device.startswith("cuda"):
         import torch
@@ -59,6 +62,9 @@ def machine(threads: int, device: str) -> Machine:
     text = "|".join([cpu_name(), str(cores), str(threads), device.split(":")[0], str(device_name)])
     if budget is not None:
         text += f"|{budget}"
+    products: Literal["float32"] | None = "float32" if in_float32() else None
+    if products is not None:
+        text += f"|{products}"
     return Machine(
         machine_class=hashlib.sha256(text.encode()).hexdigest()[:12],
         cpu=cpu_name(),
@@ -68,6 +74,7 @@ def machine(threads: int, device: str) -> Machine:
         device=device,
         device_name=device_name,
         budget_bytes=budget,
+        products=products,
     )
 
 

@@ -92,6 +92,8 @@ class Blocks:
         Of a pass.
     longest_side
         Of a layer, for its eigenvectors to be found.
+    scale
+        How large blocks are, in those of a CPU at the default memory budget.
     """
 
     block_bytes: int
@@ -99,6 +101,7 @@ class Blocks:
     kept_bytes: int
     most_examples: int
     longest_side: int
+    scale: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tdabench import UsageError, budgets, provenance
+from tdabench import Declined, UsageError, budgets, provenance
+from tdabench.baselines.influence import definition
+from tdabench.baselines.influence.conjugate_gradient import ConjugateGradientInfluence
 from tdabench.board.findings import describe_machine
 from tdabench.budgets import BUDGET_BYTES, BUDGET_VARIABLE, block_bytes, budget_bytes
 from tdabench.calibration import engine_blocks
+from tdabench.execution import execute
 from tdabench.jobs import Job, plan
 from tdabench.runner import run
 
@@ -79,3 +82,28 @@ def test_the_planner_knows_how_the_engine_cuts_on_either(gpu_of):
     gpu_of(40_000_000_000)
     cpu, gpu = engine_blocks(CPU), engine_blocks(CUDA)
     assert (gpu.block_bytes, gpu.held_bytes) == (10 * cpu.block_bytes, 10 * cpu.held_bytes)
+    assert (cpu.scale, gpu.scale) == (1, 10)
+
+
+@pytest.mark.parametrize(("said", "blocks"), [("1", 7), ("2", 4), ("8", 1)])
+def test_solvers_work_on_as_many_queries_as_the_budget_holds(view, monkeypatch, said, blocks):
+    """Of 40 queries with 2,410 parameters, twelve at 2 GB."""
+    monkeypatch.setattr(definition, "_BLOCK_BYTES", 12 * 4 * 2410)
+    monkeypatch.setenv(BUDGET_VARIABLE, said)
+    calls = []
+
+    class Counted(ConjugateGradientInfluence):
+        def solve(self, member, state, vectors):
+            calls.append(len(vectors))
+            return super().solve(member, state, vectors)
+
+    execute(Counted(iterations=1), None, view())
+    assert (len(calls), sum(calls)) == (blocks, 40)
+
+
+def test_a_larger_budget_holds_what_a_smaller_one_declines(view, monkeypatch):
+    monkeypatch.setattr(definition, "_MOST_BYTES", 40 * 4 * 2410 // 2)
+    with pytest.raises(Declined, match="gradients of 40 queries with respect to 2,410 parameters"):
+        execute(ConjugateGradientInfluence(iterations=1), None, view())
+    monkeypatch.setenv(BUDGET_VARIABLE, "4")
+    assert execute(ConjugateGradientInfluence(iterations=1), None, view()).isfinite().all()

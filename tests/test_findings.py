@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 import re
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tdabench import cli, results
-from tdabench.board.rows import AXES, TaskInfo, rows_of
+from tdabench.board.rows import AXES, TaskInfo, format_score, rows_of
 from tdabench.board.runs import Run
 from tdabench.board.seed_draws import over_seeds
 from tdabench.bootstrap import Draws
@@ -628,6 +629,29 @@ def test_growth_is_predicted_from_the_smallest_at_the_largest_s_seeds_and_never_
     (alone,) = growths(contest.families[0])
     assert alone.at_last is None
     assert alone.limit > alone.first.lds
+
+
+def test_more_members_of_a_model_and_more_models_are_two_ways_to_grow(run):
+    """Ten adapters, two of each of five models, are no longer a curve than ten of one: they are another."""
+
+    def lora(models, adapters, noise, between=None):
+        carried = {"within": 0.8, "between": between, "n_within_pairs": 10, "n_between_pairs": 10 * (models - 1)}
+        text = f"lora(models={models}, adapters={adapters})"
+        return run(ensemble=text, noise=noise, train=9.0, stream=models + adapters, correlations=carried)
+
+    rows = [lora(1, 5, 5.0), lora(5, 2, 2.0, between=0.4), lora(1, 10, 4.0)]
+    (contest,) = contests_of(rows, [TASK])
+    alone, several = growths(contest.families[0])
+    assert [(g.first.ensemble, g.last.ensemble) for g in (alone, several)] == [
+        ("lora(models=1, adapters=5)", "lora(models=1, adapters=10)"),
+        ("lora(models=1, adapters=5)", "lora(models=5, adapters=2)"),
+    ]
+    assert alone.at_last == predicted_lds(alone.first.lds, (1, 5), (1, 10), 0.8, None)
+    assert alone.limit == predicted_lds(alone.first.lds, (1, 5), (1, math.inf), 0.8, None)
+    assert several.at_last == predicted_lds(alone.first.lds, (1, 5), (5, 2), 0.8, 0.4)
+    text = render(rows, [TASK], SOURCE)
+    assert f"{format_score(several.last.lds)} at 10 of 5 models | {format_score(several.at_last)} |" in text
+    assert f"{format_score(alone.last.lds)} at 10 | {format_score(alone.at_last)} |" in text
 
 
 def test_members_correlate_by_their_mean_over_seeds(run):

@@ -19,6 +19,7 @@ from tdabench.examples import Examples
 from tdabench.execution import execute
 from tdabench.layout import numbers_out
 from tdabench.lora import adapter_names
+from tdabench.precision import PRODUCTS_VARIABLE
 from tdabench.targets import MEAN_LOG_PROBABILITY, token_cross_entropy
 from tdabench.task import Recipe
 from tdabench.tasks.networks import resnet9
@@ -421,6 +422,15 @@ def test_long_sums_are_multiplied_in_the_precision_that_the_task_was_trained_in(
     for short, exact, least in zip(found, products(short_member), OF_SPREAD, strict=True):
         assert short.dtype == torch.float32
         assert 0 < (short - exact).std() < least * exact.std()
+
+
+def test_the_user_can_have_them_in_float32(short_member, monkeypatch):
+    found = products(short_member)
+    monkeypatch.setenv(PRODUCTS_VARIABLE, "float32")
+    exact = products(short_member)
+    assert not any(torch.equal(a, b) for a, b in zip(found, exact, strict=True))
+    monkeypatch.setattr(TaskView, "trained_in", "float32")
+    assert all(torch.equal(a, b) for a, b in zip(products(short_member), exact, strict=True))
 
 
 def test_short_sums_are_multiplied_as_they_are(short_member, monkeypatch):

@@ -3,8 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tdabench import retraining
-from tdabench.precision import exact_float32
+from tdabench import UsageError, provenance, retraining
+from tdabench.board.findings import describe_machine
+from tdabench.precision import PRODUCTS_VARIABLE, exact_float32, in_float32
 from tdabench.retraining import retrain
 
 
@@ -19,6 +20,23 @@ def test_float32_is_exact_inside_and_what_it_was_outside():
     with exact_float32():
         assert switches() == (False, False, False)
     assert switches() == before
+
+
+def test_products_in_float32_are_another_machine_class_and_said(monkeypatch):
+    monkeypatch.delenv(PRODUCTS_VARIABLE, raising=False)
+    usual = provenance.machine(1, "cpu")
+    assert (usual.products, in_float32()) == (None, False)
+    monkeypatch.setenv(PRODUCTS_VARIABLE, "float32")
+    exact = provenance.machine(1, "cpu")
+    assert (exact.products, in_float32()) == ("float32", True)
+    assert exact.machine_class != usual.machine_class
+    assert describe_machine(exact) == f"{describe_machine(usual)}, products in float32"
+
+
+def test_a_precision_that_is_none_is_refused_with_what_to_write(monkeypatch):
+    monkeypatch.setenv(PRODUCTS_VARIABLE, "half")
+    with pytest.raises(UsageError, match=r"TDABENCH_PRODUCTS is 'half'\. Give float32, or leave it out"):
+        in_float32()
 
 
 def test_an_error_inside_leaves_the_switches_as_they_were():

@@ -35,9 +35,10 @@ from torch import Tensor
 
 import tdabench
 
-# The queries' gradients and their solutions are held up to this; solvers work on blocks of the second size.
+# The queries' gradients are held up to this; solvers work on blocks of the second size, and hold up to eight of them.
+# Both are of the default memory budget on a CPU, and grow with what there is.
 _MOST_BYTES = 1 << 30
-_BLOCK_BYTES = 128 << 20
+_BLOCK_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,8 @@ class Influence(tdabench.MemberMethod):
         """Add what all solvers do for the queries to what each says it does."""
         sizes = self.sizes(sizes)
         n, m = sizes.n_train, sizes.n_queries
-        cuts = -(-m // self._at_once(sizes.n_parameters))
-        self._check_held(m, sizes.n_parameters)
+        cuts = -(-m // self._at_once(sizes.n_parameters, sizes.blocks.scale))
+        self._check_held(m, sizes.n_parameters, sizes.blocks.scale)
         served = sizes.dense(m) + sizes.times(n, m, uses=cuts, flat=True)
         return self.solving(sizes) + tdabench.Work(attribute=served)
 
@@ -124,18 +125,19 @@ class Influence(tdabench.MemberMethod):
     def _query_gradients(self, member: tdabench.Member) -> tuple[Tensor, ...]:
         """Return the queries' gradients, ``[m, P]`` a block."""
         size = sum(p.numel() for p in member.parameters.values())
-        self._check_held(member.task.n_queries, size)
+        scale = tdabench.block_bytes(_MOST_BYTES, member.task.device) / _MOST_BYTES
+        self._check_held(member.task.n_queries, size, scale)
         gradients = member.gradients(member.task.queries, of="target").dense()  # [n_queries, P]
-        return gradients.split(self._at_once(size))
+        return gradients.split(self._at_once(size, scale))
 
-    def _at_once(self, size: int) -> int:
-        """Return how many queries a block has."""
-        return max(1, _BLOCK_BYTES // (4 * size))
+    def _at_once(self, size: int, scale: float = 1.0) -> int:
+        """Return how many queries a block has where blocks are ``scale`` times as large as by default."""
+        return max(1, int(scale * _BLOCK_BYTES) // (4 * size))
 
-    def _check_held(self, n_queries: int, size: int) -> None:
-        needed = 4 * size * n_queries
-        if needed > _MOST_BYTES:
+    def _check_held(self, n_queries: int, size: int, scale: float) -> None:
+        needed, most = 4 * size * n_queries, scale * _MOST_BYTES
+        if needed > most:
             raise tdabench.Declined(
                 f"gradients of {n_queries:,} queries with respect to {size:,} parameters take "
-                f"{needed / 1e9:,.1f} GB; up to {_MOST_BYTES / 1e9:.1f} GB are held. Take --set layers=last."
+                f"{needed / 1e9:,.1f} GB; up to {most / 1e9:.1f} GB are held. Take --set layers=last."
             )

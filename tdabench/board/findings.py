@@ -115,8 +115,9 @@ def seeds_used(configurations: Sequence[Collection[int]]) -> str:
 
 
 def describe_machine(machine: Machine) -> str:
-    """Name a machine class for people: processor, threads, device, memory budget where it is not the default."""
+    """Name a machine class for people: processor, threads, device; memory budget and precision if not the default."""
     device = "CPU only" if machine.device == "cpu" else (machine.device_name or machine.device)
     threads = "1 thread" if machine.threads == 1 else f"{machine.threads} threads"
     budget = "" if machine.budget_bytes is None else f", memory budget {format_bytes(machine.budget_bytes)}"
-    return f"{machine.cpu}, {threads}, {device}{budget}"
+    products = "" if machine.products is None else f", products in {machine.products}"
+    return f"{machine.cpu}, {threads}, {device}{budget}{products}"

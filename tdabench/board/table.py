@@ -31,7 +31,17 @@ _PRICED = [f"priced_{key}" for key in _AT_PRICE]
 _SIZES = ["peak_bytes", "peak_host_bytes", "peak_device_bytes", "reserved_device_bytes", "storage_bytes"]
 _INGREDIENTS = ["models_trained", "adapters_trained", "forward_examples", "backward_examples"]
 _FRONTS = [f"front_{axis.key}" for axis in AXES]
-_MACHINE = ["machine_class", "cpu", "cores", "threads", "memory_bytes", "budget_bytes", "device", "device_name"]
+_MACHINE = [
+    "machine_class",
+    "cpu",
+    "cores",
+    "threads",
+    "memory_bytes",
+    "budget_bytes",
+    "products",
+    "device",
+    "device_name",
+]
 _CODE = ["tdabench_version", "commit", "dirty", "method_sha256", "data_sha256", "command"]
 COLUMNS = (
     _IDENTITY + _METHOD + _ENSEMBLE + _MEMBERS + _QUALITY + _JOINED + _SIGNS + _COSTS + _PRICED + _SIZES + _INGREDIENTS

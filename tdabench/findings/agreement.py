@@ -24,7 +24,8 @@ class Growth:
     Attributes
     ----------
     first, last
-        The smallest and the largest measured.
+        The smallest measured and the largest of as many models (of any number for independent ensembles); where more
+        than one size in models was measured, the largest of each number in turn.
     within, between
         Mean correlations of the last one's members, of one model and of different ones, over run seeds; None without
         such pairs.
@@ -44,16 +45,28 @@ class Growth:
 
 
 def growths(family: Family) -> list[Growth]:
-    """Return how a method's ensembles grow, one for each flavour whose records carry correlations."""
+    """Return how a method's ensembles grow: for each flavour whose records carry correlations, and number of models.
+
+    More members of a model are one way to grow, more models another, so a curve has one of them fixed.
+    """
     groups: dict[str, list[Entry]] = defaultdict(list)
     for entry in family.entries:
         groups[INDEPENDENT if entry.kind == ONE_MODEL else entry.flavour].append(entry)
-    return [growth for flavour, entries in groups.items() if (growth := _growth(flavour, entries)) is not None]
+    found = [
+        _growth(flavour, entries[0], last)
+        for flavour, some in groups.items()
+        for entries in [sorted(some, key=lambda e: (e.models, e.members))]
+        for last in _largest(flavour, entries)
+    ]
+    return [growth for growth in found if growth is not None]
 
 
-def _growth(flavour: str, entries: list[Entry]) -> Growth | None:
-    ordered = sorted(entries, key=lambda e: (e.members, e.models))
-    first, last = ordered[0], ordered[-1]
+def _largest(flavour: str, entries: list[Entry]) -> list[Entry]:
+    """Return the last of sorted entries, of each number of models apart unless models are all there is."""
+    return entries[-1:] if flavour == INDEPENDENT else list({entry.models: entry for entry in entries}.values())
+
+
+def _growth(flavour: str, first: Entry, last: Entry) -> Growth | None:
     within, between = (_over_seeds(last, read) for read in (lambda c: c.within, lambda c: c.between))
     if within is None and between is None:
         return None

@@ -280,7 +280,7 @@ def _agreement(contest: Contest) -> list[str]:
         [
             code(family.name),
             flavour(growth.flavour),
-            *(f"{format_score(e.lds)} at {e.members}" for e in (growth.first, growth.last)),
+            *(f"{format_score(e.lds)} at {_counted(e)}" for e in (growth.first, growth.last)),
             *map(format_score, (growth.at_last, growth.limit, growth.within, growth.between)),
         ]
         for family in contest.families
@@ -294,11 +294,18 @@ def _agreement(contest: Contest) -> list[str]:
         "### How members agree",
         "",
         "Mean correlations of the scores of the largest ensemble's members, and the LDS that they predict from that of"
-        f" the smallest of the kind, fitted to nothing else. {NO_VALUE}: of one size alone nothing is predicted. Where"
+        " the smallest of the kind, fitted to nothing else; for members of several models that of the smallest of one."
+        f" {NO_VALUE}: of one size alone nothing is predicted. Where"
         " the two were run with different seeds, the prediction starts from the smallest at those that both have.",
         "",
         *table(columns, rows, left=2),
     ]
+
+
+def _counted(entry: Entry) -> str:
+    """Return how many members, and of how many models where both could vary."""
+    several = entry.models > 1 and entry.members > entry.models
+    return f"{entry.members} of {entry.models} models" if several else str(entry.members)
 
 
 def _without(contest: Contest) -> list[str]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tomllib
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -70,6 +71,20 @@ class Suite:
     def left_out_of(self, task: str) -> tuple[tuple[str, str], ...]:
         """Return what is left out of a task, and why."""
         return tuple((entry.what, entry.reason) for entry in self.left_out if task in entry.tasks)
+
+    def on(self, tasks: Collection[str]) -> Suite:
+        """Return the runs on some tasks only.
+
+        Raises
+        ------
+        UnknownNameError
+            If the suite has no run on one of them.
+        """
+        known = {job.task for job in self.jobs}
+        for task in tasks:
+            if task not in known:
+                raise UnknownNameError(f"task of the suite {self.name}", task, known)
+        return replace(self, jobs=tuple(job for job in self.jobs if job.task in tasks))
 
 
 def suite_names() -> list[str]:

@@ -28,6 +28,7 @@ from tdabench.records import read_record
 from tdabench.retraining import compute_slice
 from tdabench.scores import read_scores
 from tdabench.slices import Slice
+from tdabench.suites import find_suite
 from tdabench.task import TaskData
 from tdabench.verification import Check, Places
 
@@ -191,6 +192,22 @@ def test_a_suite_may_say_when_its_runs_are_stopped(
     done = tdabench("suite", path, "--runs", tmp_path / "runs", "--board", tmp_path / "board", *option)
     assert done.code == 0
     assert limits == [limit] * 3
+
+
+def test_a_suite_can_be_measured_task_by_task(tdabench, suite_file, tmp_path, launched):
+    both = tmp_path / "both.toml"
+    both.write_text(
+        suite_file.read_text() + '\n[[run]]\ntasks = ["digits-mlp"]\nmethods = ["random"]\nensembles = [""]\n'
+    )
+    small = next(job.task for job in find_suite(str(suite_file)).jobs)
+    words = ("suite", both, "--runs", tmp_path / "runs", "--board", tmp_path / "board")
+    done = tdabench(*words, "--task", small)
+    assert done.code == 0
+    assert "3 of 3 runs to measure" in done.err
+    assert launched == ["methods_for_runner.py:Good", "methods_for_runner.py:Raises", "random"]
+    done = tdabench(*words, "--task", "mnist-mpl")
+    assert done.code == 2
+    assert "Unknown task of the suite both 'mnist-mpl'." in done.err
 
 
 def test_failed_runs_are_tried_again_only_when_asked(tdabench, suite_file, runs, tmp_path, launched):

@@ -211,7 +211,7 @@ class Scaled(nn.Module):
 @pytest.mark.parametrize("method", [CaptumTracIn(), DattriGradDot()], ids=name_of)
 @pytest.mark.parametrize("model", ["statistics", "nested", "resnet", "transformer"])
 def test_parameters_of_every_kind_are_taken_once(view, small, network_task, method, model):
-    """Convolutions, normalisation, embeddings and attention too: captum takes some of these by hooks, others by loops."""
+    """Convolutions, norms, embeddings and attention, too: captum takes some by hooks, others an example at a time."""
     need(method)
     made = {"nested": replace(small, name="small-nested", make_model=Scaled), "statistics": with_statistics(small)}
     task = view(made[model]) if model in made else network_task(model)

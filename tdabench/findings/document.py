@@ -36,7 +36,8 @@ _HOW = (
     " as one.",
     "**Costs**: from the records, measured once for each run, so intervals hold no noise of costs. Every model is"
     " priced at the mean measured time of training one on the task; adapters and banks of models cost what they took,"
-    " and trainings that give checkpoints at least that mean. Tuning is not among the costs. Times are compared inside"
+    " and trainings that give checkpoints at least that mean. Tuning is paid once for a"
+    " task, stands beside all methods on one model and is in no comparison. Times are compared inside"
     " one machine class only.",
     "**Saved at equal LDS**: 1 - cost / cost of independent ensembles of the same method, code and options at the size"
     " that reaches the same LDS. Between measured sizes the LDS is linear in the logarithm of the size and the cost"

@@ -127,9 +127,17 @@ def _measured(contest: Contest) -> list[str]:
             lines += [f"**{code(family.name)}**", "", *table(["ensemble", *columns], rows)]
     alone = sorted((e for e in contest.entries if e.kind == ONE_MODEL), key=lambda e: (-e.lds, e.name))
     if len(alone) > 1 or not any(family.others for family in families):
-        rows = [[code(method(entry)), *_costs(entry)] for entry in alone]
-        lines += ["**All methods on one model**", "", *table(["method", *columns], rows)]
+        rows = [[code(method(entry)), *_costs(entry), _tuning(entry)] for entry in alone]
+        lines += ["**All methods on one model**", "", *table(["method", *columns, "tuning"], rows)]
     return lines
+
+
+def _tuning(entry: Entry) -> str:
+    """Return the time that choosing the options took; none where they were not chosen by tuning."""
+    costs = entry.record.costs
+    if costs is None or entry.record.options_from != "tuned":
+        return NO_VALUE
+    return "elsewhere" if costs.tune_s is None else format_seconds(costs.tune_s)
 
 
 def _costs(entry: Entry) -> list[str]:

@@ -51,6 +51,18 @@ def block_bytes(on_cpu: int, device: torch.device) -> int:
 
     What a method works on in blocks of its own is sized by it, so that a run follows the memory that the user gives.
     On a GPU blocks of that size would keep little of it at work, so there it is a share of the device's memory.
+
+    Parameters
+    ----------
+    on_cpu
+        Bytes of a block on a CPU, of a run that takes 2 GB.
+    device
+        Where the block will be.
+
+    Raises
+    ------
+    UsageError
+        If ``TDABENCH_MEMORY_GB`` is no number, or too small a one.
     """
     if device.type != "cuda":
         return int(on_cpu * budget_bytes() / BUDGET_BYTES)

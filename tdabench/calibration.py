@@ -259,7 +259,7 @@ def engine_blocks(device: torch.device) -> Blocks:
         block_bytes(gradients._KEPT_BYTES, device),
         gradients._BATCH,
         kronecker._LONGEST,
-        block_bytes(1 << 30, device) / (1 << 30),
+        block_bytes(gradients._BLOCK_BYTES, device) / gradients._BLOCK_BYTES,
     )
 
 

@@ -38,8 +38,8 @@ Pull = Callable[[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]], list[Ten
 _BLOCK_BYTES = 128 << 20
 # More examples at once do not multiply faster; fewer would write the products to memory too often.
 _BATCH = 256
-# Vectors that must fit into memory to share a pass: what fewer of them save is less than what ``vmap`` copies.
-_SHARING = 16
+# Vectors share passes where so many fit into a block: what fewer save is less than what ``vmap`` copies.
+_FEWEST_SHARING = 16
 # Of the estimate of the diagonal; its relative error is below sqrt(2 / 32) and typically a few percent.
 _PROBES = 32
 #: The largest explicit Hessian: 1.2 GB in float32, so that a process which factors it in place stays below 2 GB.
@@ -96,9 +96,9 @@ class Hessian:
     def times(self, vectors: Tensor) -> Tensor:
         """Return the products ``[m, P]`` with vectors ``[m, P]``."""
         out = torch.zeros_like(vectors)
-        if 8 * self._numbers * len(self.rows) * len(vectors) > _BLOCK_BYTES:  # else one pass is all
+        if 8 * self._numbers * len(self.rows) * len(vectors) > self._most_bytes:  # else little is freed and taken again
             keep_freed()
-        shared = self._vectors_at_once >= _SHARING and self._shares_passes
+        shared = self._vectors_at_once >= _FEWEST_SHARING and self._shares_passes
         for batch in self._batches():
             product = self._product(batch, shared=shared)
             for part in consecutive(len(vectors), self._vectors_at_once):

@@ -125,15 +125,13 @@ class Plan:
     def command(self) -> str:
         """What replays the run: every option, and what choosing them has cost, whatever is tuned by then.
 
-        A candidate is replayed with the others, by tuning again.
+        That of a candidate measures its options as a run does, on all queries.
         """
         words = ["tdabench", "run", shown(self.job.task), shown(self.job.method)]
-        if self.job.queries == "tuning":
-            words[1] = "tune"
-        else:
-            words += [word for name, value in self.options.items() for word in ("--set", f"{name}={value}")]
-            if self.options_from is not None:
-                words += ["--tune-s", "unknown" if self.job.tune_s is None else str(self.job.tune_s)]
+        for name, value in self.options.items():
+            words += ["--set", f"{name}={value}"]
+        if self.options_from is not None:
+            words += ["--tune-s", "unknown" if self.job.tune_s is None else str(self.job.tune_s)]
         if self.job.ensemble:
             words += ["--ensemble", self.job.ensemble]
         words += ["--seed", str(self.job.seed), "--threads", str(self.job.threads), "--device", self.job.device]

@@ -48,7 +48,7 @@ def machine(threads: int, device: str) -> Machine:
     Raises
     ------
     UsageError
-        If the user gave a memory budget that is none, or a precision.
+        If what ``TDABENCH_MEMORY_GB`` or ``TDABENCH_PRODUCTS`` says cannot be read.
     """
     from tdabench.precision import in_float32
 
@@ -62,9 +62,9 @@ def machine(threads: int, device: str) -> Machine:
     text = "|".join([cpu_name(), str(cores), str(threads), device.split(":")[0], str(device_name)])
     if budget is not None:
         text += f"|{budget}"
-    products: Literal["float32"] | None = "float32" if in_float32() else None
-    if products is not None:
-        text += f"|{products}"
+    precision: Literal["float32"] | None = "float32" if in_float32() else None
+    if precision is not None:
+        text += f"|{precision}"
     return Machine(
         machine_class=hashlib.sha256(text.encode()).hexdigest()[:12],
         cpu=cpu_name(),
@@ -74,7 +74,7 @@ def machine(threads: int, device: str) -> Machine:
         device=device,
         device_name=device_name,
         budget_bytes=budget,
-        products=products,
+        product_precision=precision,
     )
 
 

@@ -134,7 +134,7 @@ class Machine(Strict):
     device_name: str | None = None
     budget_bytes: int | None = None
     """What runs on a CPU were to stay below where that is not the default; part of the machine class."""
-    products: Literal["float32"] | None = None
+    product_precision: Literal["float32"] | None = None
     """Where the user wanted products of gradients in float32 on every task; part of the machine class."""
 
 

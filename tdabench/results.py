@@ -36,7 +36,7 @@ def evaluator_of(task: str) -> Evaluator:
 
 
 def refuse_candidate(folder: Path) -> None:
-    """Raise :class:`UsageError` if a run folder is of a tuning: its score on the reported queries must not be seen."""
+    """Raise :class:`UsageError` if a run folder is of a tuning: it attributes the tuning queries alone."""
     if folder.resolve().parent.name == CANDIDATES_FOLDER:
         raise UsageError(
             f"{folder} is what `tdabench tune` tried, which is no result: options are chosen on the tuning queries "
@@ -50,8 +50,7 @@ def find_runs(folder: Path) -> list[Path]:
     Raises
     ------
     UsageError
-        If there is no such folder, or it holds the candidates of tunings: the best of them on the reported queries
-        must not stand among results.
+        If there is no such folder, or it holds the candidates of tunings, which are no results.
     """
     if folder.resolve().name == CANDIDATES_FOLDER:
         raise UsageError(

@@ -93,7 +93,7 @@ class Blocks:
     longest_side
         Of a layer, for its eigenvectors to be found.
     scale
-        How large blocks are, in those of a CPU at the default memory budget.
+        Size of blocks as a multiple of those on a CPU at the default memory budget.
     """
 
     block_bytes: int

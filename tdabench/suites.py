@@ -72,7 +72,7 @@ class Suite:
         """Return what is left out of a task, and why."""
         return tuple((entry.what, entry.reason) for entry in self.left_out if task in entry.tasks)
 
-    def on(self, tasks: Collection[str]) -> Suite:
+    def only(self, tasks: Collection[str]) -> Suite:
         """Return the runs on some tasks only.
 
         Raises

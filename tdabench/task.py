@@ -154,8 +154,8 @@ class TaskData:
         """Hash of names, types, shapes and values of the prepared arrays."""
         return sha256_arrays(self.arrays())
 
-    def asking(self, rows: Tensor) -> TaskData:
-        """Return the same with the queries at ``rows`` ``[r]`` int64 alone."""
+    def with_queries(self, rows: Tensor) -> TaskData:
+        """Return the same with the queries at ``rows`` ``[r]`` int64, on the data's device, alone."""
         some = self.queries.take(rows)
         return TaskData(self.training, Examples(some.inputs, some.labels, some.split))
 

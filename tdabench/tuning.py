@@ -2,7 +2,7 @@
 
 The method's process never sees ground truth, so tuning happens around runs: every candidate is measured like any run,
 but attributes the tuning queries alone; its scores are evaluated, and the best one's options are kept. No score depends
-on what other queries there are, so these are what the run would give them. Candidates are no results: they lie in a
+on what other queries there are, so these are what a run of all queries gives. Candidates are no results: they lie in a
 folder that boards do not read.
 
 Every method has the same budget of candidates. Options are searched one after another, in the order in which the

@@ -119,7 +119,7 @@ def _prepare(job: Job, key: str, events: Events) -> tuple[TaskView, Plan]:
     _check_unchanged(planned, key)
     data = planned.task.data(Path(job.data_folder) if job.data_folder else None)
     if job.queries == "tuning":
-        data = data.asking(planned.task.tuning_queries)
+        data = data.with_queries(planned.task.tuning_queries)
     view = TaskView(planned.task, data.to(job.device), planned.models_folder, seed=job.seed, meter=Meter(job.device))
     view.warm_up()
     memory = PeakMemory(job.device)

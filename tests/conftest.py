@@ -33,6 +33,7 @@ def _own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TDABENCH_CACHE", str(tmp_path_factory.mktemp("session-cache")))
         patch.delenv("TDABENCH_MEMORY_GB", raising=False)
+        patch.delenv("TDABENCH_PRODUCTS", raising=False)
         patch.setenv("TDABENCH_TEST_TASK_FOLDER", str(tmp_path_factory.mktemp("small-task")))
         yield
 

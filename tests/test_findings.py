@@ -790,6 +790,24 @@ def test_the_document_says_what_spoils_a_comparison(run):
     assert "Times of 1 of 3 runs are too long: the machine did other work." in text
 
 
+def test_what_tuning_took_stands_beside_all_methods(run):
+    def charged(made, tune_s):
+        costs = made.record.costs.model_copy(update={"tune_s": tune_s})
+        return replace(made, record=made.record.model_copy(update={"costs": costs}))
+
+    rows = [
+        charged(run("here", noise=3.0), 90.0),
+        charged(run("there", noise=3.0), None),
+        charged(run("lazy", noise=3.0, options_from="defaults"), 0.0),
+        charged(run("nothing-to-tune", noise=3.0, options_from=None), 0.0),
+    ]
+    said = {}
+    for line in render(rows, [TASK], SOURCE).partition("**All methods on one model**")[2].splitlines()[4:8]:
+        name, *_, tuning = line.strip("| ").split(" | ")
+        said[name.strip("`")] = tuning
+    assert said == {"here": "1.5 min", "there": "elsewhere", "lazy": "–", "nothing-to-tune": "–"}
+
+
 def test_ensembles_that_were_measured_with_another_engine_are_named(run):
     """The engine sets serving time and memory, so a family of two engines may save what the engine has gained."""
     pair = [(None, {}), ("independent(models=2)", {"provenance": {"sources_sha256": "f" * 16}})]

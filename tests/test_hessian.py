@@ -202,7 +202,7 @@ def test_the_matrix_where_torch_cannot_differentiate_for_many_vectors_at_once(sm
 @pytest.mark.parametrize("sharing", [1, 1_000])
 def test_the_matrix_of_a_transformer(member_of, name, sharing, monkeypatch):
     """The Hessian against differences: torch.func's own is not symmetric here, so it cannot be right."""
-    monkeypatch.setattr(hessian, "_SHARING", sharing)
+    monkeypatch.setattr(hessian, "_FEWEST_SHARING", sharing)
     member = member_of(name, "per-sample")
     training = member.task.training
     found = member.hessian(training, "gauss-newton").explicit()
@@ -270,9 +270,19 @@ def test_batches_and_blocks_do_not_change_results(member_of, monkeypatch, kind, 
     wanted = results()
     monkeypatch.setattr(hessian, "_BATCH", batch)
     monkeypatch.setattr(hessian, "_BLOCK_BYTES", block_bytes)
-    monkeypatch.setattr(hessian, "_SHARING", sharing)
+    monkeypatch.setattr(hessian, "_FEWEST_SHARING", sharing)
     for found, want in zip(results(), wanted, strict=True):
         torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("at_once", "apart"), [(16, False), (15, True)])
+def test_vectors_share_passes_where_many_fit_into_a_block(member_of, monkeypatch, at_once, apart):
+    member = member_of("mlp", "per-sample")
+    pulled, calls = hessian._pulled_apart, []
+    monkeypatch.setattr(hessian, "_pulled_apart", lambda *given: calls.append(given) or pulled(*given))
+    monkeypatch.setattr(hessian.Hessian, "_vectors_at_once", at_once)
+    member.hessian(member.task.training, "gauss-newton").times(torch.ones(3, 155))
+    assert bool(calls) is apart
 
 
 def test_a_ridge_stands_on_the_diagonal_and_rows_average_over_some_examples(member_of):

@@ -101,12 +101,12 @@ def test_the_order_of_queries_does_not_change_scores(name, small, small_data, vi
     same(scores(name, view(small, turned)), expected[order])
 
 
-@pytest.mark.parametrize("name", [name for name in PER_MODEL if name != "random"])
+@pytest.mark.parametrize("name", [name for name in ALL if name != "random"])
 def test_other_queries_do_not_change_scores(name, small, small_data, view):
     """What tuning relies on, as its runs attribute the tuning queries alone."""
     rows = small.tuning_queries
     expected = scores(name, view(small, small_data))
-    same(scores(name, view(small, small_data.asking(rows))), expected[rows])
+    same(scores(name, view(small, small_data.with_queries(rows))), expected[rows])
 
 
 def scores_in_another_order(method, small, small_data, view):

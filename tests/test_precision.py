@@ -25,10 +25,10 @@ def test_float32_is_exact_inside_and_what_it_was_outside():
 def test_products_in_float32_are_another_machine_class_and_said(monkeypatch):
     monkeypatch.delenv(PRODUCTS_VARIABLE, raising=False)
     usual = provenance.machine(1, "cpu")
-    assert (usual.products, in_float32()) == (None, False)
+    assert (usual.product_precision, in_float32()) == (None, False)
     monkeypatch.setenv(PRODUCTS_VARIABLE, "float32")
     exact = provenance.machine(1, "cpu")
-    assert (exact.products, in_float32()) == ("float32", True)
+    assert (exact.product_precision, in_float32()) == ("float32", True)
     assert exact.machine_class != usual.machine_class
     assert describe_machine(exact) == f"{describe_machine(usual)}, products in float32"
 

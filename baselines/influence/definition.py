@@ -130,8 +130,10 @@ class Influence(tdabench.MemberMethod):
         gradients = member.gradients(member.task.queries, of="target").dense()  # [n_queries, P]
         return gradients.split(self._at_once(size, scale))
 
-    def _at_once(self, size: int, scale: float = 1.0) -> int:
-        """Return how many queries a block has where blocks are ``scale`` times as large as by default."""
+    def _at_once(self, size: int, scale: float | None = None) -> int:
+        """Return how many queries a block has; ``scale`` is that of blocks, a CPU's if none is given."""
+        if scale is None:
+            scale = tdabench.block_bytes(_MOST_BYTES, torch.device("cpu")) / _MOST_BYTES
         return max(1, int(scale * _BLOCK_BYTES) // (4 * size))
 
     def _check_held(self, n_queries: int, size: int, scale: float) -> None:

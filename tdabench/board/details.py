@@ -127,7 +127,7 @@ def _machine(r: Record) -> dict[str, object]:
         "threads": m.threads,
         "memory": format_bytes(m.memory_bytes),
         **({} if m.budget_bytes is None else {"memory budget": format_bytes(m.budget_bytes)}),
-        **({} if m.products is None else {"products": m.products}),
+        **({} if m.product_precision is None else {"products": m.product_precision}),
         "device": m.device_name or m.device,
         "matmul precision": r.provenance.matmul_precision,
     }

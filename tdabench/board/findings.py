@@ -119,5 +119,5 @@ def describe_machine(machine: Machine) -> str:
     device = "CPU only" if machine.device == "cpu" else (machine.device_name or machine.device)
     threads = "1 thread" if machine.threads == 1 else f"{machine.threads} threads"
     budget = "" if machine.budget_bytes is None else f", memory budget {format_bytes(machine.budget_bytes)}"
-    products = "" if machine.products is None else f", products in {machine.products}"
+    products = "" if machine.product_precision is None else f", products in {machine.product_precision}"
     return f"{machine.cpu}, {threads}, {device}{budget}{products}"

@@ -38,7 +38,7 @@ _MACHINE = [
     "threads",
     "memory_bytes",
     "budget_bytes",
-    "products",
+    "product_precision",
     "device",
     "device_name",
 ]

@@ -209,7 +209,7 @@ def _report_run(folder: Path, as_json: bool) -> None:
     show_default=True,
     help="Folder to write the page to.",
 )
-@click.option("--task", "tasks", multiple=True, help="Only the runs on this task; repeatable.")
+@click.option("--task", "tasks", multiple=True, help="Only the runs on this task, named as in the suite; repeatable.")
 @click.option("--retry-failed", is_flag=True, help="Try runs again that failed, timed out or ran out of memory.")
 @machine_options
 @click.pass_context
@@ -231,8 +231,8 @@ def suite(
     Interrupted and given again, the command does only what is missing. NAME may be a .toml file, and may itself say
     after how many seconds a run is stopped; --timeout goes before that.
 
-    Runs are measured one after another. Where there are cores for two, give two commands other tasks (--task) and the
-    same --runs, and then the command without --task, which writes the leaderboard of all.
+    Runs are measured one after another. Where there are cores for two, give two commands different tasks (--task), the
+    same --runs and a --board each, and then the command without --task, which writes the leaderboard of all.
     """
     from tdabench.cli.caveats import warn_of_busy
     from tdabench.cli.reports import finish_board
@@ -242,7 +242,7 @@ def suite(
 
     found = find_suite(name)
     if tasks:
-        found = found.on(tasks)
+        found = found.only(tasks)
     if found.timeout_s is not None and context.get_parameter_source("timeout_s") is ParameterSource.DEFAULT:
         timeout_s = found.timeout_s
     planned = [_plan_tuned(on_machine(job, threads, device, data_folder)) for job in found.jobs]

@@ -36,9 +36,10 @@ _HOW = (
     " as one.",
     "**Costs**: from the records, measured once for each run, so intervals hold no noise of costs. Every model is"
     " priced at the mean measured time of training one on the task; adapters and banks of models cost what they took,"
-    " and trainings that give checkpoints at least that mean. Tuning is paid once for a"
-    " task, stands beside all methods on one model and is in no comparison. Times are compared inside"
-    " one machine class only.",
+    " and trainings that give checkpoints at least that mean. Tuning is paid once"
+    " for a method on a task and is in no comparison; its time stands beside all methods on one model (`elsewhere`:"
+    " tuned on another machine class; –: not tuned; choices made earlier paid for all queries, later ones for those"
+    " that they are judged on). Times are compared inside one machine class only.",
     "**Saved at equal LDS**: 1 - cost / cost of independent ensembles of the same method, code and options at the size"
     " that reaches the same LDS. Between measured sizes the LDS is linear in the logarithm of the size and the cost"
     " linear in the size; a larger ensemble that scores lower counts as its best smaller one. `{worse}`: its LDS"

@@ -530,3 +530,9 @@ def test_estimates_stand_beside_measurements(capsys, small, tmp_path):
     code, _, err = call(capsys, "plan", "--against", str(tmp_path / "declined"))
     assert code == 2
     assert "None of these runs can be compared with an estimate" in err
+    candidate = tmp_path / ".tuning" / "candidate"
+    candidate.mkdir(parents=True)
+    (candidate / "record.json").write_text(record.to_json())
+    code, _, err = call(capsys, "plan", "--against", str(candidate))
+    assert code == 2
+    assert "is what `tdabench tune` tried, which is no result" in err

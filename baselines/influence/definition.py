@@ -125,7 +125,7 @@ class Influence(tdabench.MemberMethod):
     def _query_gradients(self, member: tdabench.Member) -> tuple[Tensor, ...]:
         """Return the queries' gradients, ``[m, P]`` a block."""
         size = sum(p.numel() for p in member.parameters.values())
-        scale = tdabench.block_bytes(_MOST_BYTES, member.task.device) / _MOST_BYTES
+        scale = _scale(member.task.device)
         self._check_held(member.task.n_queries, size, scale)
         gradients = member.gradients(member.task.queries, of="target").dense()  # [n_queries, P]
         return gradients.split(self._at_once(size, scale))
@@ -133,7 +133,7 @@ class Influence(tdabench.MemberMethod):
     def _at_once(self, size: int, scale: float | None = None) -> int:
         """Return how many queries a block has; ``scale`` is that of blocks, a CPU's if none is given."""
         if scale is None:
-            scale = tdabench.block_bytes(_MOST_BYTES, torch.device("cpu")) / _MOST_BYTES
+            scale = _scale(torch.device("cpu"))
         return max(1, int(scale * _BLOCK_BYTES) // (4 * size))
 
     def _check_held(self, n_queries: int, size: int, scale: float) -> None:
@@ -143,3 +143,8 @@ class Influence(tdabench.MemberMethod):
                 f"gradients of {n_queries:,} queries with respect to {size:,} parameters take "
                 f"{needed / 1e9:,.1f} GB; up to {most / 1e9:.1f} GB are held. Take --set layers=last."
             )
+
+
+def _scale(device: torch.device) -> float:
+    """Return the size of blocks on a device as a multiple of those on a CPU at the default memory budget."""
+    return tdabench.block_bytes(_MOST_BYTES, device) / _MOST_BYTES

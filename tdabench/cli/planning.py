@@ -179,11 +179,9 @@ def _print_against(folders: tuple[Path, ...], data_folder: Path | None, as_json:
     from tdabench.cli.reports import run_folders
     from tdabench.findings.markdown import table
     from tdabench.records import read_record
-    from tdabench.results import refuse_candidate
 
     pairs = []
     for folder in run_folders(folders):
-        refuse_candidate(folder)
         record = read_record(folder)
         estimate = _estimate_of(record, data_folder)
         if estimate is not None:

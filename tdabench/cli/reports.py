@@ -234,9 +234,11 @@ def findings(runs: tuple[Path, ...], out: Path, suites: tuple[str, ...], as_json
 
 def run_folders(given: Sequence[Path]) -> list[Path]:
     """Return the run folders among, or in, those that are given; each once."""
-    from tdabench.results import find_runs
+    from tdabench.results import find_runs, refuse_candidate
 
     folders = [f for path in given for f in ([path] if (path / RECORD_FILE).is_file() else find_runs(path))]
+    for folder in folders:
+        refuse_candidate(folder)
     if not folders:
         where = ", ".join(map(str, given))
         raise UsageError(f"There is no run in {where}. Run `tdabench suite quick` or `tdabench run` first.")

@@ -24,8 +24,8 @@ class Growth:
     Attributes
     ----------
     first, last
-        The smallest measured and the largest of as many models (of any number for independent ensembles); where more
-        than one size in models was measured, the largest of each number in turn.
+        The smallest measured of the flavour, and the largest measured with some number of models (with any, for
+        independent ensembles).
     within, between
         Mean correlations of the last one's members, of one model and of different ones, over run seeds; None without
         such pairs.
@@ -52,18 +52,12 @@ def growths(family: Family) -> list[Growth]:
     groups: dict[str, list[Entry]] = defaultdict(list)
     for entry in family.entries:
         groups[INDEPENDENT if entry.kind == ONE_MODEL else entry.flavour].append(entry)
-    found = [
-        _growth(flavour, entries[0], last)
-        for flavour, some in groups.items()
-        for entries in [sorted(some, key=lambda e: (e.models, e.members))]
-        for last in _largest(flavour, entries)
-    ]
+    found = []
+    for flavour, entries in groups.items():
+        entries.sort(key=lambda e: (e.models, e.members))
+        largest = {None if flavour == INDEPENDENT else entry.models: entry for entry in entries}
+        found += [_growth(flavour, entries[0], last) for last in largest.values()]
     return [growth for growth in found if growth is not None]
-
-
-def _largest(flavour: str, entries: list[Entry]) -> list[Entry]:
-    """Return the last of sorted entries, of each number of models apart unless models are all there is."""
-    return entries[-1:] if flavour == INDEPENDENT else list({entry.models: entry for entry in entries}.values())
 
 
 def _growth(flavour: str, first: Entry, last: Entry) -> Growth | None:

@@ -25,7 +25,7 @@ import torch
 
 import tdabench
 
-# Several copies of the queries' vectors are held during the iterations.
+# Several copies of the queries' vectors are held during the iterations; of the default memory budget on a CPU.
 _VECTOR_BYTES = 64 << 20
 
 
@@ -58,20 +58,23 @@ class Astra(tdabench.MemberMethod):
     step_size: float = tdabench.option(
         1.0, "the first step, in units of half the largest that does not diverge", low=0, high=2
     )
-    batch: int = tdabench.option(256, "training examples in a step's Gauss-Newton product", low=1)
+    batch: int = tdabench.option(
+        256, "training examples in a step's Gauss-Newton product; at most all", low=1, tune=(256, 1024)
+    )
 
     def work(self, sizes: tdabench.Sizes) -> tdabench.Work:
         """Do EK-FAC's, power iterations, and a product of the Gauss-Newton matrix per step and query."""
-        n, m, steps = sizes.n_train, sizes.n_queries, self.steps
-        cuts = sizes.layer_cuts(m, _VECTOR_BYTES)
+        n, m, steps, batch = sizes.n_train, sizes.n_queries, self.steps, min(self.batch, sizes.n_train)
+        vector_bytes = int(sizes.blocks.scale * _VECTOR_BYTES)
+        cuts = sizes.layer_cuts(m, vector_bytes)
         at_once = -(-m // cuts)
         # Splitting flat vectors by layer takes a look at one example, for every part of the queries.
         looks = tdabench.Counts(gradients=1 if steps else 0)
-        power = sizes.curvature(self.batch, _POWER_STEPS, at_once=1) * min(steps, 1)
-        refining = sizes.curvature(self.batch, m, at_once) * steps
+        power = sizes.curvature(batch, _POWER_STEPS, at_once=1) * min(steps, 1)
+        refining = sizes.curvature(batch, m, at_once) * steps
         return tdabench.Work(
             fit=tdabench.Counts(forward=n) + sizes.eigenbases(n) + power + looks,
-            attribute=sizes.by_layer(m, _VECTOR_BYTES)
+            attribute=sizes.by_layer(m, vector_bytes)
             + sizes.solve(m, at_once) * (steps + 1)
             + refining
             + looks * cuts
@@ -107,7 +110,8 @@ class Astra(tdabench.MemberMethod):
         task = member.task
         scores = torch.empty(task.n_queries, task.n_train, device=task.device)
         training = member.gradients(task.training, of="loss")
-        for rows, layers in member.gradients(task.queries, of="target").by_layer(_VECTOR_BYTES):
+        vector_bytes = tdabench.block_bytes(_VECTOR_BYTES, task.device)
+        for rows, layers in member.gradients(task.queries, of="target").by_layer(vector_bytes):
             scores[rows] = -training.times(self._solved(member, state, layers)).T
         return scores
 
@@ -128,7 +132,8 @@ class Astra(tdabench.MemberMethod):
     def _rows(self, member: tdabench.Member, step: int) -> torch.Tensor:
         """Return a batch of the training set: consecutive parts of a random order, begun anew where it ends."""
         task = member.task
-        random = tdabench.generator("astra", task.seed, member.number, step * self.batch // task.n_train)
+        size = min(self.batch, task.n_train)
+        random = tdabench.generator("astra", task.seed, member.number, step * size // task.n_train)
         order = torch.randperm(task.n_train, generator=random)
-        place = torch.arange(self.batch) + step * self.batch
+        place = torch.arange(size) + step * size
         return order[place % task.n_train].to(task.device)

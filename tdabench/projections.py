@@ -16,6 +16,9 @@ masked     a random part of the rows and columns, then sparse          what is k
 kronecker  both sides projected, the layer's numbers kept apart        (p + q) sqrt(size) per position
            (LoGra; Choe et al. 2024)
 ========== =========================================================== ====================================
+
+Where an example's gradient is a sum over many positions, ``kronecker`` forms it where that takes fewer multiply-adds
+than projecting every position (a convolution with few channels over many pixels, for one).
 """
 
 from __future__ import annotations

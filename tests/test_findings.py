@@ -401,7 +401,7 @@ def test_the_time_of_one_training_decides_no_verdict(run, first):
     assert [entry.costs["train"] for entry in contest.entries] == pytest.approx([mean, 5 * mean, mean])
 
 
-def test_adapters_checkpoints_and_banks_are_charged_as_measured(run):
+def test_adapters_and_banks_are_charged_as_measured_and_checkpoints_have_a_price_of_their_own(run):
     """An adapter costs what it took; a model does not give the checkpoints of its past; copying them is no price."""
     adapter = "adapter-0-0-0-rank-8-epochs-5"
     rows = [
@@ -418,6 +418,67 @@ def test_adapters_checkpoints_and_banks_are_charged_as_measured(run):
     assert costs["trak + lora(models=1, adapters=1)"] == pytest.approx((1.4, 0.4, 2.4))
     assert costs["trak + checkpoints(models=1, last=5)"] == pytest.approx((9.0, 9.0, 10.0))
     assert costs["a-bank"] == pytest.approx((70.0, 70.0, 71.0))
+
+
+@pytest.mark.parametrize(("seconds", "price"), [((1.0, 1.5, 0.8), 1.1), ((0.5, 0.7, 0.6), 1.0)])
+def test_a_slow_training_with_checkpoints_is_all_of_theirs_and_none_is_cheaper_than_one_without(run, seconds, price):
+    """Else noise would count against them alone: what is slow as measured, what is quick at the price of a model."""
+    names = [f"model_0_{i}" for i in range(len(seconds))]
+    rows = [
+        run(noise=6.0, trainings=trained(model_0_0=1.0)),
+        run(ensemble="checkpoints(models=1, last=2)", noise=5.0, trainings=trained(model_0_0=seconds[0])),
+        run(
+            ensemble="checkpoints(models=3, last=2)",
+            noise=4.0,
+            trainings=trained(**dict(zip(names, seconds, strict=True))),
+        ),
+    ]
+    (contest,) = contests_of(rows, [TASK])
+    assert [entry.costs["train"] for entry in contest.entries] == pytest.approx([1.0, price, 3 * price])
+
+
+def test_what_no_run_of_independent_models_could_show_is_told_from_what_intervals_leave_open(run):
+    """Ensembles of five models cost as many as were run, so nothing can be seen to be saved, whatever their LDS."""
+    curve = [run(noise=6.0), run(ensemble="independent(models=5)", noise=4.0, train=5.0, serve=5.0, storage=500)]
+    five = run(ensemble="dropout(models=5, masks=5)", noise=1.0, train=5.0, serve=25.0, storage=500)
+    (contest,) = contests_of([*curve, five], [TASK])
+    verdict = verdicts(contest)[0]
+    assert (verdict.axis, verdict.outcome, verdict.too_short) == ("train", "cannot be told", True)
+    assert not verdict.tried[0].could("train")
+    text = render([*curve, five], [TASK], SOURCE)
+    assert "open on 1). On 1 of the open ones more independent models would have to be run to tell" in text
+    assert "by 0 of 1 ensemble of dropout masks, of which 0 cost little enough for it (open for 1)" in text
+    one = run(ensemble="dropout(models=1, masks=5)", noise=4.0, serve=5.0, stream=3)
+    (contest,) = contests_of([*curve, five, one], [TASK])
+    verdict = verdicts(contest)[0]
+    assert verdict.outcome == "cannot be told"
+    assert not verdict.too_short, "an interval is at fault"
+    lines = render([*curve, one], [TASK], SOURCE).splitlines()
+    (training,) = (line for line in lines if line.startswith("- **Training time, claimed"))
+    assert "more independent models would have to be run" not in training
+
+
+def test_independent_models_win_where_nothing_else_had_several_models(run):
+    """With one model only, dropout could not use the budget."""
+    curve = [run(noise=6.0), run(ensemble="independent(models=5)", noise=1.0, train=5.0, serve=5.0, storage=500)]
+    one, five = (run(ensemble=f"dropout(models={n}, masks=2)", noise=6.0, train=1.0 * n, serve=2.0 * n) for n in (1, 5))
+    alone = "the best ensemble is independent models on 1 (on 1 of them no other ensemble of several models was run)."
+    assert alone in render([*curve, one], [TASK], SOURCE)
+    assert "no other ensemble of several" not in render([*curve, one, five], [TASK], SOURCE)
+
+
+def test_what_an_adapter_takes_is_said_in_models(run):
+    rows = [run(noise=6.0, trainings=trained(model_0_0=2.0))]
+    for epochs, seconds in ((1, 0.2), (5, 1.0)):
+        took = trained(model_0_0=2.0) | {
+            f"adapter-0-0-{i}-epochs-{epochs}": {"wall_s": seconds, "cpu_s": 1.0} for i in (0, 1)
+        }
+        rows.append(run(ensemble=f"lora(models=1, adapters=2, epochs={epochs})", noise=5.0, trainings=took))
+    text = render(rows, [TASK], SOURCE)
+    assert (
+        "Fine-tuning an adapter takes, in models (medians): 0.5 for LoRA adapters, 0.1 for LoRA adapters (1 epoch)."
+        in text
+    )
 
 
 def test_a_run_that_was_measured_again_sets_no_price(run):
@@ -599,8 +660,8 @@ def test_a_task_that_was_measured_on_two_machine_classes_counts_once(run):
     text = render(rows, [TASK], SOURCE)
     for said in (
         "of 1 pair of a task and a method, the best ensemble is one of dropout masks on 1. At the training time of as"
-        " many independent models of `trak`, another method is significantly better than all ensembles of `trak` on 1"
-        " of 1 task: `grad-dot` with one model on digits-mlp, on",
+        " many independent models of `trak`, another method is significantly better than all ensembles of `trak` that"
+        " cost no more on 1 of 1 task: `grad-dot` with one model on digits-mlp, on",
         "A pair counts once for each outcome on its machine classes.",
         "reached on 1 of 1 pair: digits-mlp (`trak`). It rests on one seed. Reached by 2 of 2 ensembles of dropout",
     ):

@@ -14,6 +14,8 @@ from tdabench import Examples, gradients, hessian, kronecker, pieces
 from tdabench.baselines import astra, data_inf, knn_shapley, representer_points
 from tdabench.baselines.ek_fac import EkFac
 from tdabench.baselines.influence import definition
+from tdabench.baselines.trak import Trak
+from tdabench.ensembles import parse_ensemble
 from tdabench.execution import execute
 from tdabench.options import make
 from tdabench.registry import METHODS, find_method, names
@@ -99,6 +101,27 @@ def test_the_order_of_queries_does_not_change_scores(name, small, small_data, vi
     turned = small_data.with_queries(order)
     expected = scores(name, view(small, small_data))
     same(scores(name, view(small, turned)), expected[order])
+
+
+ENSEMBLES = [
+    "independent(models=2)",
+    "dropout(models=1, masks=2)",
+    "lora(models=1, adapters=2)",
+    "checkpoints(models=1, last=2)",
+    "projections(models=1, seeds=2)",
+]
+
+
+@pytest.mark.parametrize("text", [*ENSEMBLES, "dropout(models=1, masks=2, mask=per-sample)"])
+def test_nor_does_it_under_ensembles_but_for_masks_of_an_example_s_own(text, small, small_data, view):
+    order = torch.randperm(len(small_data.queries), generator=torch.Generator().manual_seed(1))
+    method, ensemble = Trak(projection=16), parse_ensemble(text)
+    expected = execute(method, ensemble, view(small, small_data))[order]
+    turned = execute(method, ensemble, view(small, small_data.with_queries(order)))
+    if "per-sample" in text:
+        assert not torch.allclose(turned, expected, rtol=0.1), "they are drawn for its place"
+    else:
+        same(turned, expected)
 
 
 @pytest.mark.parametrize("name", [name for name in ALL if name != "random"])

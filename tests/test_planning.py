@@ -26,6 +26,7 @@ from tdabench.estimates import Total
 from tdabench.execution import execute
 from tdabench.jobs import Job
 from tdabench.options import make
+from tdabench.records import EnsembleRecord
 from tdabench.registry import METHODS, find_method, names
 from tdabench.sizes import Blocks, Layer, Sizes
 from tdabench.view import TaskView
@@ -512,6 +513,7 @@ def test_estimates_stand_beside_measurements(capsys, small, tmp_path):
         "other-machine": {"machine": record.machine.model_copy(update={"machine_class": "another"})},
         "other-task": {"task_version": "0123456789abcdef"},
         "declined": {"status": "declined", "reason": "so it is"},
+        "no-longer": {"method": "grad-dot", "ensemble": EnsembleRecord(kind="projections", members=1, options={})},
     }.items():
         (tmp_path / name).mkdir()
         changed = record.model_copy(update={"run_id": name, **change})
@@ -525,7 +527,12 @@ def test_estimates_stand_beside_measurements(capsys, small, tmp_path):
     assert {name.partition(",")[0] for name in summary} == {"training", "serving", "memory", "storage"}
     assert all(len(set(values)) == 1 for _, *values in summary.values()), "one run is its own least and most"
     assert summary["storage"] == ["1", *["1.00"] * 5]
-    for said in ("other-machine: it was measured on another", "other-task: its task has", "declined: it ended as"):
+    for said in (
+        "other-machine: it was measured on another",
+        "other-task: its task has",
+        "declined: it ended as",
+        "no-longer: it would be declined now: projections need a method that projects at random.",
+    ):
         assert f"Left out: {said}" in err
     code, _, err = call(capsys, "plan", "--against", str(tmp_path / "declined"))
     assert code == 2

@@ -30,7 +30,8 @@ from torch import Tensor
 import tdabench
 from tdabench.baselines.influence.definition import Influence
 
-_MOST_BYTES = 1 << 29  # of the basis; another of the kept directions stands beside it for a moment
+# Of the basis, at the default memory budget on a CPU; another of the kept directions stands beside it for a moment.
+_MOST_BYTES = 1 << 29
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,10 @@ class ArnoldiInfluence(Influence):
         low=0,
         tune=(1.0, 3.0, 10.0, 30.0, 100.0, 300.0),
     )
-    iterations: int = tdabench.option(200, "products with the Hessian; at most the number of parameters", low=1)
-    rank: int = tdabench.option(200, "directions that are kept; at most the iterations", low=1, tune=(100, 200))
+    iterations: int = tdabench.option(
+        200, "products with the Hessian; at most the number of parameters", low=1, tune=(200, 400)
+    )
+    rank: int = tdabench.option(200, "directions that are kept; at most the iterations", low=1, tune=(100, 200, 400))
 
     def work(self, sizes: tdabench.Sizes) -> tdabench.Work:
         """Find the directions and project the training gradients on them; then the queries'."""
@@ -60,7 +63,7 @@ class ArnoldiInfluence(Influence):
         n, m, size, seen = sizes.n_train, sizes.n_queries, sizes.n_parameters, self.seen(sizes)
         iterations = min(self.iterations, size)
         rank = min(self.rank, iterations)
-        self._check_basis(iterations, size)
+        self._check_basis(iterations, size, sizes.blocks.scale)
         # Twice orthogonal to all before: four products with half of the basis, on average.
         basis = tdabench.Counts(products=2 * iterations**2 * size + rank * iterations * size, held=iterations * size)
         found = sizes.curvature(seen, 1, at_once=1) * iterations + sizes.mean_diagonal(seen) + basis
@@ -92,7 +95,7 @@ class ArnoldiInfluence(Influence):
         task = member.task
         hessian = self.hessian(member)
         iterations = min(self.iterations, hessian.n_parameters)
-        self._check_basis(iterations, hessian.n_parameters)
+        self._check_basis(iterations, hessian.n_parameters, self.scale(member))
         random = tdabench.generator("if-arnoldi", task.seed, member.number)
         like = next(iter(member.parameters.values()))
         small, basis = lanczos(hessian.times, hessian.n_parameters, iterations, random, like)
@@ -100,12 +103,12 @@ class ArnoldiInfluence(Influence):
         kept = values.abs().argsort(descending=True)[: self.rank]
         return values[kept].to(like), vectors[:, kept].T.to(like) @ basis
 
-    def _check_basis(self, iterations: int, size: int) -> None:
-        needed = 4 * iterations * size
-        if needed > _MOST_BYTES:
+    def _check_basis(self, iterations: int, size: int, scale: float) -> None:
+        needed, most = 4 * iterations * size, scale * _MOST_BYTES
+        if needed > most:
             raise tdabench.Declined(
                 f"{iterations} directions of {size:,} parameters take {needed / 1e9:,.1f} GB; up to "
-                f"{_MOST_BYTES / 1e9:.1f} GB are held. Take fewer (--set iterations=N) or --set layers=last."
+                f"{most / 1e9:.1f} GB are held. Take fewer (--set iterations=N) or --set layers=last."
             )
 
 

@@ -122,10 +122,14 @@ class Influence(tdabench.MemberMethod):
         """Return what is added to the diagonal at a member."""
         return self.damping * self.hessian(member).mean_diagonal()
 
+    def scale(self, member: tdabench.Member) -> float:
+        """Return how large blocks may be, in those of a CPU at the default memory budget."""
+        return _scale(member.task.device)
+
     def _query_gradients(self, member: tdabench.Member) -> tuple[Tensor, ...]:
         """Return the queries' gradients, ``[m, P]`` a block."""
         size = sum(p.numel() for p in member.parameters.values())
-        scale = _scale(member.task.device)
+        scale = self.scale(member)
         self._check_held(member.task.n_queries, size, scale)
         gradients = member.gradients(member.task.queries, of="target").dense()  # [n_queries, P]
         return gradients.split(self._at_once(size, scale))

@@ -17,7 +17,16 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 import tdabench
-from tdabench.baselines.peers.library import PeerMethod, count_gradients, has_adapter, loader, model_of, optional, quiet
+from tdabench.baselines.peers.library import (
+    TRAK_DAMPING,
+    PeerMethod,
+    count_gradients,
+    has_adapter,
+    loader,
+    model_of,
+    optional,
+    quiet,
+)
 
 ExampleFunction = Callable[[Tensor, Tensor], Tensor]
 TASK = optional("dattri.task")
@@ -94,8 +103,10 @@ class DattriTrakState:
 class DattriTrak(DattriMethod):
     """dattri: TRAK, one checkpoint a member; members are averaged as the library averages checkpoints."""
 
-    projection: int = tdabench.option(512, "dimensions of the random projection", low=1)
-    damping: float = tdabench.option(0.0, "added to the kernel's diagonal; the library's default is 0", low=0)
+    projection: int = tdabench.option(512, "dimensions of the random projection", low=1, tune=(512, 1024))
+    damping: float = tdabench.option(
+        0.0, "added to the kernel's diagonal; the library's default is 0", low=0, tune=TRAK_DAMPING
+    )
     batch_size: int = tdabench.option(1000, "examples a batch", low=1)
 
     uses_projection = True

@@ -24,6 +24,7 @@ from torch.func import functional_call
 
 import tdabench
 from tdabench.baselines.peers.library import (
+    TRAK_DAMPING,
     Files,
     PeerMethod,
     count_gradients,
@@ -66,8 +67,10 @@ class TrakerState:
 class TrakerTrak(PeerMethod):
     """traker: TRAK, one checkpoint a member; members are averaged as the library averages checkpoints."""
 
-    projection: int = tdabench.option(512, "dimensions of the random projection", low=1)
-    damping: float = tdabench.option(0.0, "added to the kernel's diagonal; the library's default is 0", low=0)
+    projection: int = tdabench.option(512, "dimensions of the random projection", low=1, tune=(512, 1024))
+    damping: float = tdabench.option(
+        0.0, "added to the kernel's diagonal; the library's default is 0", low=0, tune=TRAK_DAMPING
+    )
     batch_size: int = tdabench.option(1000, "examples a batch", low=1)
 
     library = "traker"

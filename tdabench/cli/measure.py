@@ -352,5 +352,6 @@ def tune(
     }
     if as_json:
         return print_json(facts)
-    click.echo(f"Best: {chosen.options}; trying {len(chosen.candidates)} candidates took {chosen.tune_s:.2f} s.")
+    charged = f"charged with {chosen.tune_s:.2f} s, the serving time of {len(chosen.candidates)} candidates"
+    click.echo(f"Best: {chosen.options}; {charged}.")
     return click.echo(f"Stored in {where}" if where else f"Not stored (--dry-run). To measure it: {command}")

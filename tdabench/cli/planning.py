@@ -246,6 +246,8 @@ def _why_not(record: Record, estimate: Estimate | None) -> str | None:
         return "it was measured on another class of machine."
     if estimate.plan.task.version != record.task_version:
         return "its task has changed since."
+    if estimate.declined is not None:
+        return f"it would be declined now: {estimate.declined.rstrip('.')}."
     return None if estimate.work is not None else "its method does not say its work."
 
 

@@ -36,16 +36,19 @@ _HOW = (
     " as one.",
     "**Costs**: from the records, measured once for each run, so intervals hold no noise of costs. Every model is"
     " priced at the mean measured time of training one on the task; adapters and banks of models cost what they took,"
-    " and trainings that give checkpoints at least that mean. Tuning is paid once"
-    " for a method on a task and is in no comparison; its time stands beside all methods on one model (`elsewhere`:"
-    " tuned on another machine class; –: not tuned; choices made earlier paid for all queries, later ones for those"
-    " that they are judged on). Times are compared inside one machine class only.",
+    " and trainings that give checkpoints are priced at their own mean, at least that one. Serving is fitting, and"
+    " attributing all of a task's queries together: where fitting is most of it, more queries cost little more."
+    " Tuning is paid once for a method on a task and is in no comparison; its time stands beside all methods on one"
+    " model (`elsewhere`: tuned on another machine class; –: not tuned; choices made earlier paid for all queries,"
+    " later ones for those that they are judged on). Times are compared inside one machine class only.",
     "**Saved at equal LDS**: 1 - cost / cost of independent ensembles of the same method, code and options at the size"
     " that reaches the same LDS. Between measured sizes the LDS is linear in the logarithm of the size and the cost"
     " linear in the size; a larger ensemble that scores lower counts as its best smaller one. `{worse}`: its LDS"
     " is below that of one model, so there is nothing to save at; `{no_better}`: the same, but the interval leaves open"
     " that it is as good. Of a cost that more models have less of, the most up to a size counts. Without a run of one"
-    " model nothing is held against the curve. The interval recomputes curve and run in every resample.",
+    " model nothing is held against the curve. The interval recomputes curve and run in every resample, each widened"
+    " for itself, so it is somewhat wider than that of a difference. No saving can be larger than what the cost leaves"
+    " of the most independent models that were run, whatever the LDS.",
     "**Claim** ({claim}): reached where the whole interval of some dropout or LoRA ensemble is at or above it, not"
     " reached where those of all are below it, else it cannot be told; a cost may be {tolerance} above what the claim"
     " leaves, since measured times vary. The best of several is shown, not adjusted for the choice.",

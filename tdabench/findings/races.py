@@ -76,7 +76,7 @@ def won(axis: str, races: Sequence[Race]) -> str:
     for race in races:
         kinds[_outcome(race.winners[axis])].add(race.pair)
     ordered = sorted(((kind, len(found)) for kind, found in kinds.items()), key=lambda item: (-item[1], item[0]))
-    counted = listed([f"{kind} on {n}" for kind, n in ordered])
+    counted = listed([f"{kind} on {n}{_unrivalled(kind, axis, races)}" for kind, n in ordered])
     pairs = {race.pair for race in races}
     fewer = any(race.winners[axis].budget.members < BUDGET for race in races)
     most = f"{BUDGET} independent models" + (" (of fewer where the ladder ends before)" if fewer else "")
@@ -86,6 +86,13 @@ def won(axis: str, races: Sequence[Race]) -> str:
     )
     several = len(races) > len(pairs)
     return f"{text} A pair counts once for each outcome on its machine classes." if several else text
+
+
+def _unrivalled(kind: str, axis: str, races: Sequence[Race]) -> str:
+    """Say on how many pairs independent models win where nothing else was run that takes a budget of several models."""
+    won_by = [race for race in races if _outcome(race.winners[axis]) == kind == flavour(INDEPENDENT)]
+    alone = {race.pair for race in won_by if all(entry.models == 1 for entry in race.family.others)}
+    return f" (on {len(alone)} of them no other ensemble of several models was run)" if alone else ""
 
 
 def _outcome(winner: Winner) -> str:
@@ -118,7 +125,8 @@ def _overall(axis: str, races: Sequence[Race]) -> str:
     listed_names = listed(list(map(code, names)))
     return (
         f" At the {COSTS[axis]} of as many independent models of {listed_names}, another method is significantly better"
-        f" than all ensembles of {listed_names} on {tasks} of {count(all_tasks, 'task')}: {listing(others, 4, '; ')}."
+        f" than all ensembles of {listed_names} that cost no more on {tasks} of {count(all_tasks, 'task')}:"
+        f" {listing(others, 4, '; ')}."
     )
 
 

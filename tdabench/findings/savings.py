@@ -11,7 +11,7 @@ import numpy as np
 
 from tdabench.board.rows import AXES
 from tdabench.board.seed_draws import at_shared
-from tdabench.findings.curves import ABOVE, BELOW, Bounded, saving, size_reached
+from tdabench.findings.curves import ABOVE, BELOW, Bounded, least, saving, share_saved, size_reached
 from tdabench.findings.entries import Contest, Entry, Family
 
 CLAIMS: Mapping[str, float] = {"train": 0.80, "serve": 0.60, "storage": 0.80}
@@ -33,6 +33,8 @@ class Gain:
         Of the independent ensemble that reaches the same LDS.
     savings
         Share saved, by the keys of :data:`~tdabench.board.rows.AXES`.
+    most
+        Share that it could save, were it as good as the largest independent ensemble that was run.
     one_seed
         The ensemble and those that it is held against have no more than one seed in common, so that the intervals
         leave out how lucky that is.
@@ -41,7 +43,12 @@ class Gain:
     entry: Entry
     size: Bounded
     savings: Mapping[str, Bounded]
+    most: Mapping[str, float]
     one_seed: bool
+
+    def could(self, axis: str) -> bool:
+        """Return whether it costs so little that the independent ensembles that were run can show the claim."""
+        return self.most[axis] >= least(CLAIMS[axis])
 
     def reaches(self, axis: str) -> bool:
         """Return whether it surely saves what is claimed of a cost."""
@@ -127,6 +134,12 @@ class Verdict:
         reached = [gain for gain in self.tried if gain.savings[self.axis].place != BELOW]
         return max(reached, key=lambda gain: (*gain.rank(self.axis), gain.entry.lds), default=None)
 
+    @property
+    def too_short(self) -> bool:
+        """Whether it cannot be told as too few independent models were run: no open ensemble could show it."""
+        tried = [gain for gain in self.tried if gain.outcome(self.axis) == "cannot be told"]
+        return self.outcome == "cannot be told" and not any(gain.could(self.axis) for gain in tried)
+
 
 @lru_cache(maxsize=128)
 def gains(family: Family) -> tuple[Gain, ...]:
@@ -147,12 +160,13 @@ def _gain(entry: Entry, curve: Sequence[Entry]) -> Gain:
     lds = np.array([draws.estimate for draws in knots])
     draws = np.stack([found.corrected() for found in knots], axis=1)  # [n_resamples, n_sizes]
     target, targets = own.estimate, own.corrected()
-    savings = {}
+    savings, most = {}, {}
     for axis in AXES:
-        costs = [knot.costs[axis.key] for knot in curve]
-        savings[axis.key] = saving(sizes, lds, draws, costs, target, targets, entry.costs[axis.key])
+        costs, cost = [knot.costs[axis.key] for knot in curve], entry.costs[axis.key]
+        savings[axis.key] = saving(sizes, lds, draws, costs, target, targets, cost)
+        most[axis.key] = float(share_saved(cost, max(costs)))
     one_seed = any(len(found.by_seed) == 1 for found in (*knots, own))
-    return Gain(entry, size_reached(sizes, lds, draws, target, targets), savings, one_seed)
+    return Gain(entry, size_reached(sizes, lds, draws, target, targets), savings, most, one_seed)
 
 
 def claimed(family: Family) -> tuple[Gain, ...]:

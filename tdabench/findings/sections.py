@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from statistics import median
 
 from tdabench.board.findings import seeds_used
+from tdabench.board.prices import MODEL
 from tdabench.board.rows import AXES, NO_VALUE, format_score, format_seconds
 from tdabench.board.runs import Run
 from tdabench.findings.agreement import growths
@@ -64,7 +66,21 @@ def _price(contest: Contest) -> list[str]:
         return []
     mean = f"the mean over {price.n} models" if price.n > 1 else "as measured once"
     took = f"Training one model takes {format_seconds(price.seconds)}, {mean}"
-    return [f"{took}; every model is priced at that, and a training that gives checkpoints at no less."]
+    gives = any(entry.kind == "checkpoints" for entry in contest.entries)
+    copied = f", and at {format_seconds(price.copied)} where its training gives checkpoints" if gives else ""
+    return [f"{took}; every model is priced at that{copied}.", *_adapters(contest)]
+
+
+def _adapters(contest: Contest) -> list[str]:
+    """Say what an adapter takes of what a model does: whether it can save anything follows from that."""
+    times: dict[str, list[float]] = defaultdict(list)
+    for entry in contest.entries:
+        if entry.kind == "lora" and contest.price is not None:
+            for record in entry.records:
+                adapters = [t.wall_s for name, t in record.trainings.items() if not name.startswith(MODEL)]
+                times[entry.flavour] += [wall_s / contest.price.seconds for wall_s in adapters]
+    said = [f"{median(found):.2g} for {flavour(name)}" for name, found in sorted(times.items()) if found]
+    return [f"Fine-tuning an adapter takes, in models (medians): {', '.join(said)}."] if said else []
 
 
 def _busy(contest: Contest) -> list[str]:
@@ -303,6 +319,8 @@ def _agreement(contest: Contest) -> list[str]:
         "",
         "Mean correlations of the scores of the largest ensemble's members, and the LDS that they predict from that of"
         " the smallest of the kind, fitted to nothing else; for members of several models that of the smallest of one."
+        " The prediction takes members to be equally good and their scores to be averaged: early checkpoints are worse"
+        " than late ones, and TRAK multiplies two means, so there an LDS may come out above the limit."
         f" {NO_VALUE}: of one size alone nothing is predicted. Where"
         " the two were run with different seeds, the prediction starts from the smallest at those that both have.",
         "",

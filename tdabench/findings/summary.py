@@ -111,7 +111,10 @@ def _alone(axis: str, judged: Sequence[Verdict]) -> str:
     text += f" {count(len(pairs), 'pair')}{rest(found, _OF_PAIRS)}"
     if reached:
         text += f": {_named(set(map(_pair, reached)))}"
-    return f"{text}.{_seeds(reached)}{_by_kind(axis, judged)}{_worth(axis, reached)}{_at_best(axis, judged)}"
+    return (
+        f"{text}.{_seeds(reached)}{_too_short(axis, judged)}{_by_kind(axis, judged)}{_worth(axis, reached)}"
+        f"{_at_best(axis, judged)}"
+    )
 
 
 def _all(reached: Sequence[Verdict], holds: Callable[[Verdict], bool]) -> set[Pair]:
@@ -131,17 +134,31 @@ def _seeds(reached: Sequence[Verdict]) -> str:
     return f" {count(on_one, 'of them rests', 'of them rest')} on one seed."
 
 
+def _too_short(axis: str, judged: Sequence[Verdict]) -> str:
+    """Say on how many of the open pairs no interval is at fault, but how many independent models were run."""
+    pairs = _pairs(judged, axis)
+    able = {_pair(verdict) for verdict in judged if verdict.outcome == "cannot be told" and not verdict.too_short}
+    short = [pair for pair, outcome in pairs.items() if outcome == "cannot be told" and pair not in able]
+    if not short:
+        return ""
+    return (
+        f" On {len(short)} of the open ones more independent models would have to be run to tell: what is open there"
+        f" costs more than {percent(1 - CLAIMS[axis])} of the most that were."
+    )
+
+
 def _by_kind(axis: str, judged: Sequence[Verdict]) -> str:
-    """Say how many dropout and LoRA ensembles reach it."""
-    kinds: dict[str, list[Outcome]] = defaultdict(list)
+    """Say how many dropout and LoRA ensembles reach it, and how many could."""
+    kinds: dict[str, list[Gain]] = defaultdict(list)
     for verdict in judged:
         for gain in verdict.tried:
-            kinds[flavour(gain.entry.kind)].append(gain.outcome(axis))
+            kinds[flavour(gain.entry.kind)].append(gain)
     said = []
-    for name, outcomes in sorted(kinds.items()):
-        found = Counter(outcomes)
-        number = count(len(outcomes), "ensemble")
-        said.append(f"by {found['reached']} of {number} of {name}{rest(found, _OF_ENSEMBLES)}")
+    for name, tried in sorted(kinds.items()):
+        found = Counter(gain.outcome(axis) for gain in tried)
+        able, number = sum(gain.could(axis) for gain in tried), count(len(tried), "ensemble")
+        cheap = f", of which {able} cost little enough for it" if able < len(tried) else ""
+        said.append(f"by {found['reached']} of {number} of {name}{cheap}{rest(found, _OF_ENSEMBLES)}")
     return f" Reached {listed(said)}."
 
 
@@ -245,7 +262,8 @@ def _kinds(contests: Sequence[Contest]) -> str:
 def _beats(kind: str, group: Sequence[tuple[Family, Gain]], axis: str) -> str:
     """Count the ensembles of a kind that win their duel, of those that are no dearer than every independent one."""
     duels = [found for family, gain in group if (found := duel(gain.entry, family, axis)).place != ABOVE]
-    return f"{flavour(kind)} {sum(found.lds > 0 for found in duels)} of {len(duels)}" if duels else ""
+    better, worse = (sum(found.lds * sign > 0 for found in duels) for sign in (1, -1))
+    return f"{flavour(kind)} {better} of {len(duels)} (worse: {worse})" if duels else ""
 
 
 def _against(contests: Sequence[Contest]) -> str:

@@ -59,6 +59,18 @@ def test_runs_are_of_a_commit_without_changes():
     assert [record.run_id for record in RECORDS if record.provenance.dirty] == []
 
 
+def test_the_counts_in_the_readme_are_those_of_the_findings():
+    """Written by hand, so that they can be read; each stands in the findings, which are computed."""
+    readme, findings = (
+        " ".join((ROOT / name).read_text(encoding="utf-8").split()) for name in ("README.md", "docs/findings.md")
+    )
+    answer = readme.partition("## The answer so far")[2].partition("## What you get")[0]
+    counts = set(re.findall(r"\d+ of \d+|[\d.]+ × the cost|one of [A-Za-z ]+ on \d+", answer))
+    assert len(counts) > 10
+    assert sorted(count for count in counts if not re.search(rf"(?<!\d){re.escape(count)}(?!\d)", findings)) == []
+    assert f"{len(RECORDS):,} runs" in answer
+
+
 def test_no_method_takes_more_host_memory_than_the_budget():
     """What a run adds to its process and the process itself, together."""
     taken = {

@@ -401,7 +401,7 @@ def test_the_time_of_one_training_decides_no_verdict(run, first):
     assert [entry.costs["train"] for entry in contest.entries] == pytest.approx([mean, 5 * mean, mean])
 
 
-def test_adapters_and_banks_are_charged_as_measured_and_checkpoints_have_a_price_of_their_own(run):
+def test_adapters_and_banks_are_charged_as_measured_and_checkpoints_as_a_model(run):
     """An adapter costs what it took; a model does not give the checkpoints of its past; copying them is no price."""
     adapter = "adapter-0-0-0-rank-8-epochs-5"
     rows = [
@@ -416,25 +416,20 @@ def test_adapters_and_banks_are_charged_as_measured_and_checkpoints_have_a_price
     assert contest.price.seconds == 1.0
     costs = {e.name: (e.costs["train"], e.costs["extra"], e.costs["total"]) for e in contest.entries}
     assert costs["trak + lora(models=1, adapters=1)"] == pytest.approx((1.4, 0.4, 2.4))
-    assert costs["trak + checkpoints(models=1, last=5)"] == pytest.approx((9.0, 9.0, 10.0))
+    assert costs["trak + checkpoints(models=1, last=5)"] == pytest.approx((1.0, 1.0, 2.0))
     assert costs["a-bank"] == pytest.approx((70.0, 70.0, 71.0))
 
 
-@pytest.mark.parametrize(("seconds", "price"), [((1.0, 1.5, 0.8), 1.1), ((0.5, 0.7, 0.6), 1.0)])
-def test_a_slow_training_with_checkpoints_is_all_of_theirs_and_none_is_cheaper_than_one_without(run, seconds, price):
-    """Else noise would count against them alone: what is slow as measured, what is quick at the price of a model."""
-    names = [f"model_0_{i}" for i in range(len(seconds))]
+def test_what_the_machine_did_beside_a_training_does_not_count_against_those_for_checkpoints(run):
+    plain, copied = (trained(model_0_0=t, model_0_1=t) for t in (1.0, 1.2))
     rows = [
         run(noise=6.0, trainings=trained(model_0_0=1.0)),
-        run(ensemble="checkpoints(models=1, last=2)", noise=5.0, trainings=trained(model_0_0=seconds[0])),
-        run(
-            ensemble="checkpoints(models=3, last=2)",
-            noise=4.0,
-            trainings=trained(**dict(zip(names, seconds, strict=True))),
-        ),
+        run("trak", "independent(models=2)", noise=4.0, train=2.0, trainings=plain),
+        run(ensemble="checkpoints(models=2, last=2)", noise=3.0, train=2.4, trainings=copied),
     ]
     (contest,) = contests_of(rows, [TASK])
-    assert [entry.costs["train"] for entry in contest.entries] == pytest.approx([1.0, price, 3 * price])
+    costs = {entry.ensemble: entry.costs["train"] for entry in contest.entries}
+    assert costs["checkpoints(models=2, last=2)"] == costs["independent(models=2)"] == pytest.approx(2.0)
 
 
 def test_what_no_run_of_independent_models_could_show_is_told_from_what_intervals_leave_open(run):

@@ -66,9 +66,10 @@ def _price(contest: Contest) -> list[str]:
         return []
     mean = f"the mean over {price.n} models" if price.n > 1 else "as measured once"
     took = f"Training one model takes {format_seconds(price.seconds)}, {mean}"
-    gives = any(entry.kind == "checkpoints" for entry in contest.entries)
-    copied = f", and at {format_seconds(price.copied)} where its training gives checkpoints" if gives else ""
-    return [f"{took}; every model is priced at that{copied}.", *_adapters(contest)]
+    return [
+        f"{took}; every model is priced at that, whether its training gives checkpoints or not.",
+        *_adapters(contest),
+    ]
 
 
 def _adapters(contest: Contest) -> list[str]:

@@ -89,6 +89,7 @@ def left_out(suite, task):
 OWN_METHODS = {point.name for point in entry_points(group=METHODS) if ".peers." not in point.value}
 CPU_TASKS = [name for name in names(TASKS) if not find_task(name).needs_cuda]
 GPU_TASKS = [name for name in names(TASKS) if find_task(name).needs_cuda]
+LARGEST_SUITES = [*(("standard", task) for task in CPU_TASKS), *(("reference", task) for task in GPU_TASKS)]
 
 
 @pytest.mark.parametrize("task", CPU_TASKS)
@@ -100,24 +101,19 @@ def test_what_runs_on_the_lightest_task_runs_everywhere_or_is_left_out_with_a_re
     assert sorted(pair for pair in missing if not any(covers(*pair) for covers in entries)) == []
 
 
-@pytest.mark.parametrize(
-    ("name", "task"), [*(("standard", task) for task in CPU_TASKS), *(("reference", task) for task in GPU_TASKS)]
-)
+@pytest.mark.parametrize(("name", "task"), LARGEST_SUITES)
 def test_every_method_is_run_alone_and_under_every_kind_of_ensemble_or_left_out_with_a_reason(name, task):
     """Which the lightest task's runs do not say: what is missing there, too."""
     suite = find_suite(name)
     run = {(method, ensemble.partition("(")[0]) for method, ensemble in pairs_of(suite, task)}
-    wrapped = [name for name in OWN_METHODS if issubclass(find_method(name), MemberMethod)]
+    wrapped = [method for method in OWN_METHODS if issubclass(find_method(method), MemberMethod)]
     missing = {(method, kind) for method in wrapped for kind in KINDS} - run
     alone = OWN_METHODS - {"tracin"}  # which is Grad-Dot on one checkpoint
     missing |= {(method, "") for method in alone - {method for method, _ in run}}
     assert sorted(pair for pair in missing if not any(covers(*pair) for covers in left_out(suite, task))) == []
 
 
-@pytest.mark.parametrize(
-    ("name", "task"),
-    [*((name, task) for name in ("standard", "tasks") for task in CPU_TASKS), *(("reference", t) for t in GPU_TASKS)],
-)
+@pytest.mark.parametrize(("name", "task"), [*LARGEST_SUITES, *(("tasks", task) for task in CPU_TASKS)])
 def test_nothing_is_said_to_be_left_out_that_runs(name, task):
     suite = find_suite(name)
     assert [pair for pair in pairs_of(suite, task) if any(covers(*pair) for covers in left_out(suite, task))] == []

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from statistics import median
 
 from tdabench.board.findings import seeds_used
-from tdabench.board.prices import MODEL
+from tdabench.board.prices import MODEL, Price
 from tdabench.board.rows import AXES, NO_VALUE, format_score, format_seconds
 from tdabench.board.runs import Run
 from tdabench.findings.agreement import growths
@@ -68,18 +68,18 @@ def _price(contest: Contest) -> list[str]:
     took = f"Training one model takes {format_seconds(price.seconds)}, {mean}"
     return [
         f"{took}; every model is priced at that, whether its training gives checkpoints or not.",
-        *_adapters(contest),
+        *_adapters(contest, price),
     ]
 
 
-def _adapters(contest: Contest) -> list[str]:
+def _adapters(contest: Contest, price: Price) -> list[str]:
     """Say what an adapter takes of what a model does: whether it can save anything follows from that."""
     times: dict[str, list[float]] = defaultdict(list)
     for entry in contest.entries:
-        if entry.kind == "lora" and contest.price is not None:
+        if entry.kind == "lora":
             for record in entry.records:
                 adapters = [t.wall_s for name, t in record.trainings.items() if not name.startswith(MODEL)]
-                times[entry.flavour] += [wall_s / contest.price.seconds for wall_s in adapters]
+                times[entry.flavour] += [wall_s / price.seconds for wall_s in adapters]
     said = [f"{median(found):.2g} for {flavour(name)}" for name, found in sorted(times.items()) if found]
     return [f"Fine-tuning an adapter takes, in models (medians): {', '.join(said)}."] if said else []
 

@@ -112,7 +112,7 @@ def _alone(axis: str, judged: Sequence[Verdict]) -> str:
     if reached:
         text += f": {_named(set(map(_pair, reached)))}"
     return (
-        f"{text}.{_seeds(reached)}{_too_short(axis, judged)}{_by_kind(axis, judged)}{_worth(axis, reached)}"
+        f"{text}.{_seeds(reached)}{_too_short(axis, pairs, judged)}{_by_kind(axis, judged)}{_worth(axis, reached)}"
         f"{_at_best(axis, judged)}"
     )
 
@@ -134,9 +134,8 @@ def _seeds(reached: Sequence[Verdict]) -> str:
     return f" {count(on_one, 'of them rests', 'of them rest')} on one seed."
 
 
-def _too_short(axis: str, judged: Sequence[Verdict]) -> str:
+def _too_short(axis: str, pairs: Mapping[Pair, Outcome], judged: Sequence[Verdict]) -> str:
     """Say on how many of the open pairs no interval is at fault, but how many independent models were run."""
-    pairs = _pairs(judged, axis)
     able = {_pair(verdict) for verdict in judged if verdict.outcome == "cannot be told" and not verdict.too_short}
     short = [pair for pair, outcome in pairs.items() if outcome == "cannot be told" and pair not in able]
     if not short:

@@ -42,11 +42,11 @@ def archive_runs(folders: Sequence[Path], archive: Path, on_run: Callable[[Path]
     for folder in folders:
         refuse_candidate(folder)
     _refuse_taken(folders, archive)
-    new = {folder for folder in folders if not (archive / folder.name).exists()}
-    for task in sorted({task for folder in new if (task := _scored(folder)) is not None}):
+    new = {folder.name: folder for folder in folders if not (archive / folder.name).exists()}  # a copy is written once
+    for task in sorted({task for folder in new.values() if (task := _scored(folder)) is not None}):
         read_ground_truth(find_task(task))
     for folder in folders:
-        if folder in new:
+        if new.get(folder.name) is folder:
             _write(folder, archive / folder.name)
         on_run(folder)
     return len(new)

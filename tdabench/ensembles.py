@@ -125,7 +125,7 @@ class Lora:
 
     models: int = option(1, "independently trained models", low=1)
     adapters: int = option(5, "adapters per model", low=1)
-    rank: int = option(8, "rank of an adapter", low=1)
+    rank: int = option(8, "rank of an adapter, at most the smaller side of its layer", low=1)
     epochs: int = option(5, "epochs of fine-tuning, with the task's recipe", low=1)
 
     @property

@@ -9,7 +9,7 @@
     ├── FileFormatError       a file is unreadable, truncated or not what its name says
     │   ├── ScoresError           scores of the wrong shape or type, or not finite
     │   └── GroundTruthError      ground truth that is incomplete or does not match its manifest
-    │       └── MissingGroundTruthError   a task has none yet
+    │       └── MissingGroundTruthError   a task has none yet, or only that of another version of it
     ├── StorageError          the disk is full or not writable
     └── Declined              a method cannot run on a task, and says why (a status, not a failure)
 
@@ -85,7 +85,7 @@ class GroundTruthError(FileFormatError):
 
 
 class MissingGroundTruthError(GroundTruthError):
-    """A task has no ground truth yet."""
+    """A task has no ground truth yet, or only that of another version of it."""
 
 
 class StorageError(TdabenchError):

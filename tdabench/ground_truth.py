@@ -137,8 +137,18 @@ def ground_truth_folder(task: Task) -> Path:
 
 
 def has_ground_truth(task: Task) -> bool:
-    """Return whether a task's ground truth is complete; whether it is valid shows when it is read."""
-    return (ground_truth_folder(task) / MANIFEST_FILE).exists()
+    """Return whether this version of a task has ground truth; whether that is valid shows when it is read."""
+    folder = ground_truth_folder(task)
+    if not (folder / MANIFEST_FILE).exists():
+        return False
+    try:
+        return _is_of(read_manifest(folder, hint=""), task)
+    except GroundTruthError:
+        return True
+
+
+def _is_of(manifest: Manifest, task: Task) -> bool:
+    return (manifest.task, manifest.task_version) == (task.name, task.version)
 
 
 def read_ground_truth(task: Task, folder: Path | None = None) -> GroundTruth:
@@ -146,8 +156,10 @@ def read_ground_truth(task: Task, folder: Path | None = None) -> GroundTruth:
 
     Raises
     ------
+    MissingGroundTruthError
+        If there is none, or that of another version of the task.
     GroundTruthError
-        If it is missing, belongs to another version of the task, or does not match its manifest.
+        If it does not match its manifest.
     """
     folder = folder or ground_truth_folder(task)
     own = folder == ground_truth_folder(task)  # a hint must not have it replaced because a copy of it is damaged
@@ -156,8 +168,8 @@ def read_ground_truth(task: Task, folder: Path | None = None) -> GroundTruth:
     if not (folder / MANIFEST_FILE).exists():
         raise MissingGroundTruthError(f"{task.name} has no ground truth in {folder}. {hint}")
     manifest = read_manifest(folder, hint)
-    if (manifest.task, manifest.task_version) != (task.name, task.version):
-        raise GroundTruthError(
+    if not _is_of(manifest, task):
+        raise MissingGroundTruthError(
             f"The ground truth in {folder} belongs to {manifest.task} version {manifest.task_version}, "
             f"not to {task.name} version {task.version}. {hint}"
         )

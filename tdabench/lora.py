@@ -42,14 +42,22 @@ def adapted_model(model: nn.Module, parameters: Mapping[str, Tensor], rank: int)
     shared = {id(tensors[name]): value.detach() for name, value in parameters.items() if name in tensors}
     frozen = {id(p): nn.Parameter(shared[id(p)], requires_grad=False) for p in model.parameters() if id(p) in shared}
     model = copy.deepcopy(model, {**shared, **frozen})  # which takes these for copies it has made already
-    for module in list(model.modules()):
-        if isinstance(module, nn.Linear):
-            n_out, n_in = module.weight.shape
-            adapter = LowRank(n_out, n_in, min(rank, n_out, n_in)).to(module.weight.device)
-            # Unsafe is not to compute the weight once more, to see whether it has its shape.
-            parametrize.register_parametrization(module, "weight", adapter, unsafe=True)
-            _open_circle(module)
+    for module in _adaptable(model):
+        n_out, n_in = module.weight.shape
+        adapter = LowRank(n_out, n_in, min(rank, n_out, n_in)).to(module.weight.device)
+        # Unsafe is not to compute the weight once more, to see whether it has its shape.
+        parametrize.register_parametrization(module, "weight", adapter, unsafe=True)
+        _open_circle(module)
     return model.requires_grad_(False)
+
+
+def _adaptable(model: nn.Module) -> list[nn.Linear]:
+    return [module for module in model.modules() if isinstance(module, nn.Linear)]
+
+
+def highest_ranks(model: nn.Module) -> tuple[int, ...]:
+    """Return the highest rank that an adapter can have, for each layer that takes one."""
+    return tuple(min(layer.weight.shape) for layer in _adaptable(model))
 
 
 def _open_circle(layer: nn.Module) -> None:

@@ -5,6 +5,7 @@ A model trained once serves every run on this machine class, and every run that 
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -62,12 +63,19 @@ class ModelStore:
 
         Each is kept with the seconds of the whole run: what it takes to have any of them.
         """
+        self._try_to_write()
         self._synchronize()
         start, cpu_start = time.perf_counter(), time.process_time()
         checkpoints = train()
         self._synchronize()
         took = time.perf_counter() - start, time.process_time() - cpu_start
         return {name: self._keep(name, values, *took) for name, values in checkpoints.items()}
+
+    def _try_to_write(self) -> None:
+        """Raise :class:`StorageError` before hours of training, not after."""
+        with storage_errors(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=self.folder).close()
 
     def _keep(self, name: str, parameters: Parameters, seconds: float, cpu_seconds: float) -> Trained:
         metadata = {"seconds": repr(seconds), "cpu_seconds": repr(cpu_seconds)}

@@ -95,8 +95,15 @@ def make(cls: type[Any], what: str, given: dict[str, Any]) -> Any:
             raise UnknownNameError(f"option of {what}", name, known)
     _check_declared(cls, what, given)
     hints = typing.get_type_hints(cls)
-    parsed = {k: _check(_parse(v, hints[k], f"{what}'s {k}"), known[k], what) for k, v in given.items()}
+    # Defaults, too: where a number's is written as 1, its record must not differ from that of --set NAME=1.
+    chosen = {**_defaults(cls), **given}
+    parsed = {k: _check(_parse(v, hints[k], f"{what}'s {k}"), known[k], what) for k, v in chosen.items()}
     return cls(**parsed)
+
+
+def _defaults(cls: type[Any]) -> dict[str, Any]:
+    fields = dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ()
+    return {f.name: f.default for f in fields if f.init and f.default is not dataclasses.MISSING}
 
 
 def _check_declared(cls: type[Any], what: str, given: dict[str, Any]) -> None:

@@ -21,7 +21,7 @@ import torch
 
 from tdabench.calibration import Bench, Rates
 from tdabench.ensembles import Checkpoints, Independent, check_supported, parse_ensemble
-from tdabench.errors import Declined
+from tdabench.errors import DataError, Declined
 from tdabench.estimates import Estimate, Total, TrainingEstimate
 from tdabench.examples import FORWARD_BATCH
 from tdabench.grouping import threads
@@ -211,11 +211,17 @@ def estimate_jobs(jobs: Iterable[Job]) -> Total:
 
 def _total(jobs: list[Job]) -> Total:
     estimates: dict[int, Estimate | None] = {}
+    without_data: set[str] = set()  # a download is tried once, not for every run
     for i in sorted(range(len(jobs)), key=lambda i: jobs[i].task):  # so that each task is calibrated once
+        estimates[i] = None
+        if jobs[i].task in without_data:
+            continue
         try:
             estimates[i] = estimate_job(jobs[i])
-        except Exception:  # of the data, or of a method's own code
-            estimates[i] = None
+        except DataError:
+            without_data.add(jobs[i].task)
+        except Exception:  # of a method's own code
+            continue
     _bench.cache_clear()
     forget_masks()
     release_unused()

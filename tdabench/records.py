@@ -296,4 +296,6 @@ def parse_record(text: str, where: Path) -> Record:
         problems = "; ".join(
             f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors(include_url=False)
         )
-        raise FileFormatError(f"{where} is not a valid record ({problems}). Run the method again.") from error
+        raise FileFormatError(
+            f"{where} is not a valid record ({problems}). Remove its folder, and run the method again."
+        ) from error

@@ -39,7 +39,14 @@ def names(group: str) -> list[str]:
 def find_task(reference: str) -> Task:
     """Return the task called ``reference``, or the one that ``path.py:NAME`` points to.
 
-    A task found in a file is found by its name from then on, unless a registered one has that name.
+    A task found in a file is found by its name from then on.
+
+    Raises
+    ------
+    UnknownNameError
+        If there is none of that name.
+    UsageError
+        If it cannot be loaded, is no task, or has the name of a registered task but is another: results name tasks.
     """
     task = _find(TASKS, "task", reference, "tdabench tasks")
     from tdabench.task import Task
@@ -47,8 +54,19 @@ def find_task(reference: str) -> Task:
     if not isinstance(task, Task):
         raise UsageError(f"{reference} is a {type(task).__name__}, not a tdabench.Task. Name a Task object.")
     if split_reference(reference) is not None:
+        _refuse_taken(task, reference)
         _tasks_from_files[task.name], _typed[task.name] = task, reference
     return task
+
+
+def _refuse_taken(task: Task, reference: str) -> None:
+    if importlib.metadata.entry_points(group=TASKS, name=task.name):
+        registered = _find(TASKS, "task", task.name, "tdabench tasks")
+        if registered.version != task.version:
+            raise UsageError(
+                f"{reference} is called {task.name}, and is another than the registered task of that name. "
+                "Give it a name of its own (name=...)."
+            )
 
 
 def reference_to(task: Task) -> str:

@@ -13,6 +13,7 @@ from tdabench.errors import MissingGroundTruthError, OtherGroundTruthError, Unkn
 from tdabench.evaluation import Evaluation, Evaluator
 from tdabench.evidence import EVIDENCE_FILE, Evidence, read_evidence
 from tdabench.ground_truth import GroundTruth, read_ground_truth
+from tdabench.lora import highest_ranks
 from tdabench.records import RECORD_FILE, SCORES_FILE, Record, read_record
 from tdabench.registry import find_task
 from tdabench.scores import read_run_scores
@@ -155,4 +156,5 @@ def _without_truth(task: Task) -> TaskInfo:
         n_subsets=0,
         n_seeds=0,
         no_score="no LDS: this version of the task has no ground truth yet",
+        adapter_ranks=highest_ranks(task.initial_model("architecture")),
     )

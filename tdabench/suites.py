@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError, model_validator
 from tdabench.errors import FileFormatError, UnknownNameError
 from tdabench.jobs import Job
 from tdabench.records import Strict
+from tdabench.registry import find_task, split_reference
 
 _FOLDER = Path(__file__).parent / "suites"
 
@@ -54,6 +55,14 @@ class _File(Strict):
     run: list[_Block] = Field(min_length=1)
     left_out: list[LeftOut] = Field(default=[])
 
+    @model_validator(mode="after")
+    def _leaves_out_of_its_own_tasks(self) -> Self:
+        run = {task for block in self.run for task in block.tasks}
+        others = sorted({task for entry in self.left_out for task in entry.tasks} - run)
+        if others:
+            raise ValueError(f"left_out names {others[0]}, which is in no [[run]]")
+        return self
+
 
 @dataclass(frozen=True)
 class Suite:
@@ -69,8 +78,8 @@ class Suite:
     timeout_s: float | None = None
 
     def left_out_of(self, task: str) -> tuple[tuple[str, str], ...]:
-        """Return what is left out of a task, and why."""
-        return tuple((entry.what, entry.reason) for entry in self.left_out if task in entry.tasks)
+        """Return what is left out of a task, and why; the task by its name, also where the suite names its file."""
+        return tuple((entry.what, entry.reason) for entry in self.left_out if task in map(_task_name, entry.tasks))
 
     def only(self, tasks: Collection[str]) -> Suite:
         """Return the runs on some tasks only.
@@ -85,6 +94,10 @@ class Suite:
             if task not in known:
                 raise UnknownNameError(f"task of the suite {self.name}", task, known)
         return replace(self, jobs=tuple(job for job in self.jobs if job.task in tasks))
+
+
+def _task_name(reference: str) -> str:
+    return reference if split_reference(reference) is None else find_task(reference).name
 
 
 def suite_names() -> list[str]:

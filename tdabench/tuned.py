@@ -135,8 +135,8 @@ def with_tuned_options(job: Job, task: Task, defaults: bool = False) -> tuple[Jo
         silent = defaults or (tuned is None and bool(grid.keys() & job.options.keys()))
         return job, None if silent else Remark(f"{task.name}: {problem}", job.method, f"Choose with {_command(task)}.")
     options = job.options if defaults else {**tuned.options, **job.options}
-    made = values(make(method, job.method, options))
-    if any(made[name] != value for name, value in tuned.options.items()):
+    # Of all options: the best damping, say, was chosen with the others as they were.
+    if values(make(method, job.method, options)) != values(make(method, job.method, tuned.options)):
         what = f"{task.name}: --set differs from the tuned options, so none of these is used"
         return job, None if defaults else Remark(what, job.method, "")
     if defaults and not tuned.options.keys() & job.options.keys():

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,6 +104,12 @@ def fail_by_hang(task: tdabench.TaskView) -> None:
     pids.with_suffix(".aside").write_text(f"{os.getpid()} {child.pid}")
     pids.with_suffix(".aside").rename(pids)
     time.sleep(300)
+
+
+def fail_by_lingering(task: tdabench.TaskView) -> torch.Tensor:
+    """Leave a thread behind, for which the interpreter waits before it ends."""
+    threading.Thread(target=time.sleep, args=(300,)).start()
+    return zeros(task)
 
 
 def fail_by_nan(task: tdabench.TaskView) -> torch.Tensor:

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 
-from tdabench import building, cli, filling, registry, results, runner
+from tdabench import building, cli, filling, planning, registry, results, runner
 from tdabench.ceiling import noise_ceiling
 from tdabench.files import read_arrays, read_metadata, write_arrays
 from tdabench.ground_truth import ARRAYS_FILE, read_ground_truth, write_ground_truth
@@ -208,6 +208,20 @@ def test_a_suite_can_be_measured_task_by_task(tdabench, suite_file, tmp_path, la
     done = tdabench(*words, "--task", "mnist-mpl")
     assert done.code == 2
     assert "Unknown task of the suite both 'mnist-mpl'." in done.err
+
+
+@pytest.mark.usefixtures("cache")
+def test_data_that_are_not_there_are_named_before_anything_is_measured(
+    tdabench, small_reference, tmp_path, launched, monkeypatch
+):
+    monkeypatch.setattr(planning, "estimate_jobs", lambda _: pytest.fail("estimated"))
+    (tmp_path / "empty").mkdir()
+    block = '[[run]]\ntasks = ["{}"]\nmethods = ["random"]\nensembles = [""]\n'
+    suite = tmp_path / "two.toml"
+    suite.write_text('title = "Two tasks"\n' + block.format(small_reference) + block.format("mnist-mlp"))
+    done = tdabench("suite", suite, "--data", tmp_path / "empty", "--runs", tmp_path / "runs")
+    assert (done.code, launched) == (2, [])
+    assert "--data" in done.err
 
 
 def test_failed_runs_are_tried_again_only_when_asked(tdabench, suite_file, runs, tmp_path, launched):
@@ -834,6 +848,12 @@ def test_archiving_again_keeps_what_is_there_and_never_replaces_it(tdabench, sma
     done = tdabench(*words)
     assert done.code == 2
     assert "holds another run. Remove it, or choose another folder with --out." in done.err
+
+
+def test_two_copies_of_a_run_are_archived_once(tdabench, small_reference, runs, tmp_path):
+    copied = shutil.copytree(runs, tmp_path / "copied")
+    done = tdabench("archive", runs, copied, "--out", tmp_path / "kept", "--task", small_reference, "--json")
+    assert (done.code, done.json["kept"], done.json["there_before"]) == (0, 3, 0)
 
 
 def test_evidence_of_other_ground_truth_stops_no_board_of_the_others(tdabench, small_reference, runs, tmp_path):

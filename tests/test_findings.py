@@ -25,10 +25,21 @@ from tdabench.evaluation import Evaluator, compare
 from tdabench.files import write_arrays
 from tdabench.findings import Source, contests_of, document, numbers, render
 from tdabench.findings.agreement import growths
-from tdabench.findings.curves import ABOVE, BELOW, INSIDE, TOLERANCE, Bounded, cost_at, reach, saving, share_saved
+from tdabench.findings.curves import (
+    ABOVE,
+    BELOW,
+    INSIDE,
+    SERVING_TOLERANCE,
+    Bounded,
+    cost_at,
+    reach,
+    saving,
+    share_saved,
+)
 from tdabench.findings.entries import difference
-from tdabench.findings.kinds import PAIRS, matched
+from tdabench.findings.kinds import PAIRS, _bound, matched
 from tdabench.findings.markdown import share, signed
+from tdabench.findings.redrawn import redrawn
 from tdabench.findings.savings import CLAIMS, gains, verdicts
 from tdabench.findings.winners import best_so_far, duel, winners
 from tdabench.findings.words import ensemble, flavour
@@ -497,7 +508,14 @@ def test_winners_stay_within_the_budget_and_name_who_is_level(trak):
     assert third.level == (), "all others are significantly worse"
     serving = winners(trak.entries, trak.curve[:1], "serve")[0]
     assert serving.best.kind == "lora"
-    assert serving.n == 2, f"1.2 is more than {1 + TOLERANCE} times 1.0"
+    assert serving.n == 2, f"1.2 is more than {1 + SERVING_TOLERANCE} times 1.0"
+
+
+@pytest.mark.parametrize(("axis", "cost", "able"), [("serve", 1.08, 2), ("serve", 1.12, 1), ("train", 1.08, 1)])
+def test_serving_times_count_as_equal_within_what_the_same_work_differs_by(trak, axis, cost, able):
+    one = trak.curve[0]
+    slower = replace(trak.others[0], costs={**one.costs, axis: cost * one.costs[axis]})
+    assert winners([one, slower], [one], axis)[0].n == able
 
 
 def still(by_seed):
@@ -773,6 +791,63 @@ def test_flavours_are_compared_at_equal_size(trak):
     ]
 
 
+# --- the same ensemble, drawn anew
+
+
+@pytest.fixture(scope="module")
+def ranks(run):
+    """Return LoRA ensembles of three ranks, the two higher of which a task whose layers allow rank 4 cannot tell."""
+    made = [("", 3.0), (", rank=32", 3.2), (", rank=2", 6.0)]
+    lora = [run(ensemble=f"lora(models=1, adapters=5{text})", noise=noise, stream=4) for text, noise in made]
+    return [run(noise=9.0), run(ensemble="independent(models=5)", noise=2.0, train=5.0, serve=5.0), *lora]
+
+
+def test_ranks_that_no_layer_allows_are_the_same_ensemble(ranks):
+    shallow, unknown = replace(TASK, adapter_ranks=(4, 2)), TASK
+    (contest,) = contests_of(ranks, [shallow])
+    assert {entry.asked_rank: contest.rank(entry) for entry in contest.entries} == {None: None, 8: 4, 32: 4, 2: 2}
+    found = redrawn([contest])
+    assert [{a.asked_rank, b.asked_rank} for _, a, b in found.pairs] == [{8, 32}]
+    assert found.most == pytest.approx(abs(difference(*found.pairs[0][1:])[0]))
+    assert redrawn(contests_of(ranks, [unknown])).pairs == ()
+    assert redrawn(contests_of(ranks, [replace(TASK, adapter_ranks=(64,))])).pairs == ()
+
+
+def test_they_are_compared_as_luck_and_not_as_ranks(ranks):
+    text = render(ranks, [replace(TASK, adapter_ranks=(4, 2))], SOURCE)
+    assert "LoRA of rank 32 against rank 8" not in text
+    assert "LoRA of rank 2 against rank 8: better in 0, level in 0, worse in 1 of 1 pair" in text
+    assert "**Luck of the draw**: on digits-mlp (rank 4) no layer" in text
+    assert "Of 1 such pair, LDS differ by up to " in text
+    assert " of 1 pair of LoRA ensembles that differ in nothing but the draw have " in text
+    assert "- LoRA adapters of rank 8 and 32 are of rank 4 here: no layer that takes one allows more." in text
+    known = render(ranks, [replace(TASK, adapter_ranks=(64,))], SOURCE)
+    assert "LoRA of rank 32 against rank 8" in known
+    assert "Luck of the draw" not in known
+
+
+def test_adapters_of_the_last_layer_alone_are_counted_apart(ranks, run):
+    deep = [replace_task(row, "mnist-mlp") for row in ranks]
+    tasks = [replace(TASK, adapter_ranks=(64,)), replace(OTHER, adapter_ranks=(64, 10))]
+    lines = render([*ranks, *deep], tasks, SOURCE).partition("## Kinds of ensemble")[0].splitlines()
+    (line,) = [line for line in lines if line.startswith("- **Better than independent models**")]
+    count = r"LoRA adapters (\d) of 6 \(worse: (\d); where more layers than one take adapters (\d) of 3, worse: (\d)\)"
+    better, worse, deep_better, deep_worse = map(int, re.search(count, line).groups())
+    assert (better, worse) == (2 * deep_better, 2 * deep_worse)
+
+
+def replace_task(row, name):
+    return replace(row, record=row.record.model_copy(update={"task": name}))
+
+
+def test_the_middle_of_savings_is_a_bound_where_one_below_it_is():
+    exact, bound = Bounded(0.5, 0.4, 0.6), Bounded(0.3, 0.3, 0.3, ABOVE, ABOVE, ABOVE)
+    assert _bound([exact, replace(exact, value=0.7)]).place == INSIDE
+    assert _bound([bound, exact]) == replace(exact, place=ABOVE)
+    below = replace(exact, place=BELOW)
+    assert _bound([bound, below]) == below
+
+
 # --- the document
 
 
@@ -903,7 +978,7 @@ def test_without_a_single_model_nothing_is_held_against_the_curve(run):
     assert "No dropout or LoRA ensemble can be held against the claim." in text
     for untrue in ("**not reached**", "as good as a single model", "cheaper than one model", "at its own cost**"):
         assert untrue not in text
-    assert "Ensembles of `trak`**, within 5 %: the best at that cost" in section, (
+    assert "Ensembles of `trak`**, within 5 % (serving time: 10 %): the best at that cost" in section, (
         "who wins at a cost needs no single model"
     )
     (found,) = numbers(rows, [TASK])[0]["methods"]
@@ -988,6 +1063,8 @@ def test_a_saving_against_more_models_than_help_is_called_so(run):
     assert "reached on 0 of 1 pair" in said["five"]
     assert "reached on 1 of 1 pair" in said["ten"]
     assert "On 1 of these, digits-mlp (`trak`), fewer independent models are as good" in said["ten"]
+    assert "; 40 % against 5 independent models, more of which are not significantly better." in said["ten"]
+    assert "not significantly better." not in said["five"]
 
 
 def test_a_tie_of_two_kinds_is_not_counted_for_the_higher_estimate(run):

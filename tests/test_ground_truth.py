@@ -15,7 +15,14 @@ from safetensors.numpy import load, save
 
 from tdabench.errors import FileFormatError, GroundTruthError, MissingGroundTruthError
 from tdabench.files import json_bytes, sha256_arrays, write_arrays, write_json
-from tdabench.ground_truth import ARRAYS_FILE, MANIFEST_FILE, read_ground_truth, read_manifest, write_ground_truth
+from tdabench.ground_truth import (
+    ARRAYS_FILE,
+    MANIFEST_FILE,
+    has_ground_truth,
+    read_ground_truth,
+    read_manifest,
+    write_ground_truth,
+)
 
 KEEPS_FILES = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 SMALL_TASK = f"{Path(__file__).parent / 'small_task.py'}:TASK"
@@ -196,8 +203,9 @@ def test_numbers_that_are_none_are_refused_although_the_hash_matches(small, copy
 def test_ground_truth_of_another_version_is_refused(small, copy):
     other = replace(small, recipe=replace(small.recipe, lr=0.1))
     message = f"belongs to small version {small.version}, not to small version {other.version}"
-    with pytest.raises(GroundTruthError, match=message):
+    with pytest.raises(MissingGroundTruthError, match=message):
         read_ground_truth(other, copy)
+    assert (has_ground_truth(small), has_ground_truth(other)) == (True, False)
 
 
 def test_a_manifest_that_is_no_json_is_one_clear_error(small, copy):

@@ -105,6 +105,15 @@ def test_run_id_is_a_readable_file_name(job):
     assert len(plan(replace(job, ensemble="dropout(models=1, masks=1, scope=all, mask=shared)")).run_id) < 140
 
 
+def test_an_ensemble_has_one_folder_however_it_is_written(job):
+    written = ("dropout(models=1, masks=5)", "dropout(masks=5)", "dropout( masks=5,models=1, scope=all)")
+    plans = [plan(replace(job, ensemble=text)) for text in written]
+    assert {(p.key, p.run_id, p.label, p.command) for p in plans} == {
+        (plans[0].key, plans[0].run_id, plans[0].label, plans[0].command)
+    }
+    assert "dropout(models=1, masks=5)" in plans[2].label
+
+
 @pytest.mark.parametrize(
     ("options", "tune_s", "options_from"),
     [

@@ -221,7 +221,7 @@ def test_a_broken_record(mistake, run_folder, command):
     place = run_folder if command == "score" else run_folder.parent
     line = mistake(command, place)
     assert f"{record} is not a valid record" in line
-    assert line.endswith("Run the method again.")
+    assert line.endswith("Remove its folder, and run the method again.")
 
 
 def test_a_broken_suite(mistake, tmp_path):

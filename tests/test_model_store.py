@@ -80,10 +80,12 @@ def test_a_failing_training_leaves_nothing(store):
     with pytest.raises(ZeroDivisionError):
         store.train("model-0-0", lambda: 1 / 0)
     assert store.load("model-0-0") is None
-    assert not store.folder.exists()
+    assert list(store.folder.iterdir()) == []
 
 
-def test_a_folder_that_cannot_be_made_is_a_clear_error(tmp_path):
+def test_a_folder_that_cannot_be_made_is_a_clear_error_before_the_training(tmp_path):
     (tmp_path / "file").write_text("")
+    trained = []
     with pytest.raises(StorageError, match=r"Cannot write .*Choose a folder that you can write to"):
-        ModelStore(tmp_path / "file" / "models", torch.device("cpu")).train("m", lambda: PARAMETERS)
+        ModelStore(tmp_path / "file" / "models", torch.device("cpu")).train("m", lambda: trained.append(1))
+    assert trained == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Literal
 
@@ -91,6 +92,19 @@ def test_a_wrong_value_says_what_is_right(given, message):
     with pytest.raises(OptionError) as caught:
         make(Thing, "thing", given)
     assert str(caught.value) == message
+
+
+@dataclass(frozen=True)
+class Careless:
+    power: float = option(1, "a whole number where any is meant", low=0)
+    share: float = option(2, "out of its own bounds", low=0, high=1)
+
+
+def test_defaults_are_of_the_declared_type_and_within_bounds():
+    made = make(Careless, "careless", {"share": "0.5"})
+    assert json.dumps(values(made)) == json.dumps(values(make(Careless, "careless", {"power": "1", "share": "0.5"})))
+    with pytest.raises(OptionError, match="careless's share must be between 0 and 1; got 2"):
+        make(Careless, "careless", {})
 
 
 def test_an_unknown_option_is_guessed_at():

@@ -21,7 +21,7 @@ from tdabench.baselines import astra, data_inf
 from tdabench.baselines.influence import definition
 from tdabench.calibration import Bench, Rates, Training, sizes_of
 from tdabench.ensembles import parse_ensemble
-from tdabench.errors import Declined
+from tdabench.errors import DataError, Declined
 from tdabench.estimates import Total
 from tdabench.execution import execute
 from tdabench.jobs import Job
@@ -386,6 +386,20 @@ def test_several_runs_are_charged_for_a_model_once(small, cache, monkeypatch):
     assert total.each[0] == pytest.approx(2.0 + alone.serve_s + alone.train_s)
     assert sum(total.each[:2]) == pytest.approx(4.0 + total.serve_s + total.train_s), "one training for both"
     assert total.each[2:] == pytest.approx([sum(total.each[:2]) / 2] * 2), "what is not known is as the others are"
+
+
+def test_data_that_are_not_there_are_looked_for_once(small, monkeypatch):
+    monkeypatch.setattr(planning, "start_s", lambda _: 2.0)
+    asked = []
+
+    def absent(job):
+        asked.append(job.task)
+        raise DataError("no data")
+
+    monkeypatch.setattr(planning, "estimate_job", absent)
+    jobs = [Job(task, method, {}) for method in ("trak", "random") for task in ("mnist-mlp", "mnist-lr")]
+    assert planning.estimate_jobs(jobs).unknown == 4
+    assert asked == ["mnist-lr", "mnist-mlp"]
 
 
 def test_estimating_several_runs_leaves_nothing_behind(small, monkeypatch):

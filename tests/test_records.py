@@ -74,7 +74,7 @@ def test_every_problem_is_listed():
         parse_record(json.dumps(value), WHERE)
     message = str(caught.value)
     assert message.startswith("run/record.json is not a valid record (")
-    assert message.endswith("Run the method again.")
+    assert message.endswith("Remove its folder, and run the method again.")
     assert "\n" not in message
     for field in ("surprise:", "seed:", "status:", "costs.train_s:", "costs.wall_s:", "task: Field required"):
         assert field in message

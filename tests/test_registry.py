@@ -67,6 +67,21 @@ def test_a_task_from_a_file_is_found_by_its_name_from_then_on(small, small_refer
     assert find_task("small") is small
 
 
+def test_another_task_of_a_registered_name_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(registry, "_tasks_from_files", {})
+    mine = tmp_path / "mine.py"
+    text = """
+from dataclasses import replace
+from tdabench.tasks import digits_mlp
+SAME = digits_mlp.TASK
+OTHER = replace(SAME, recipe=replace(SAME.recipe, epochs=1))
+"""
+    mine.write_text(text)
+    assert find_task(f"{mine}:SAME").name == "digits-mlp"
+    with pytest.raises(UsageError, match=r"mine.py:OTHER is called digits-mlp, .*Give it a name of its own"):
+        find_task(f"{mine}:OTHER")
+
+
 def test_an_edited_file_is_a_new_method_with_another_hash(mine):
     first = find_method(f"{mine}:Mine")
     assert find_method(f"{mine}:Mine") is first

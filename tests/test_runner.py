@@ -328,6 +328,11 @@ def test_a_method_that_hangs_is_stopped_with_its_children(hanging, runs, monkeyp
     assert all(dies(int(pid)) for pid in pids.read_text().split())
 
 
+def test_a_thread_that_a_method_leaves_behind_does_not_hold_the_run(planned, tmp_path):
+    _, record = run(planned("Fails", how="lingering"), tmp_path, timeout_s=200)
+    assert (record.status, record.reason) == ("ok", None)
+
+
 def test_interrupting_the_launcher_ends_the_worker_and_leaves_nothing(hanging, tmp_path):
     job, pids = hanging
 

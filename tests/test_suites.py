@@ -54,6 +54,12 @@ def test_what_is_left_out_is_known_by_task(tmp_path):
     assert suite.left_out_of("digits-mlp") == ()
 
 
+def test_what_is_left_out_of_a_task_in_a_file_is_known_by_the_name_of_the_task(tmp_path, small_reference):
+    text = TEXT.replace('"mnist-mlp"', f'"{small_reference}"')
+    left_out = f'[[left_out]]\ntasks = ["{small_reference}"]\nwhat = "datamodels"\nreason = "they take long"\n'
+    assert find_suite(write(tmp_path, text + left_out)).left_out_of("small") == (("datamodels", "they take long"),)
+
+
 @pytest.mark.parametrize("name", suite_names())
 def test_shipped_suites_name_what_exists_and_no_run_twice(name):
     suite = find_suite(name)
@@ -141,9 +147,12 @@ def test_the_luck_of_a_model_is_measured_where_ensembles_are_compared(task, n_se
 
 
 def test_tasks_without_ground_truth_are_named_before_a_suite_starts(small, small_truth_folder, tmp_path, capsys):
-    note_without_truth([small, replace(small, name="unbuilt", folder=tmp_path)])
-    said = capsys.readouterr().err
-    assert said == "unbuilt has no ground truth yet: its runs will have costs, and no LDS until it is built.\n"
+    changed = replace(small, recipe=replace(small.recipe, lr=0.1))
+    for task in (replace(small, name="unbuilt", folder=tmp_path), changed):
+        note_without_truth([small, task])
+        start, _, said = capsys.readouterr().err.partition(": ")
+        assert start == f"{task.name} has no ground truth of this version"
+        assert said == "its runs will have costs, and no LDS until it has.\n"
 
 
 def test_unknown_suite():
@@ -166,6 +175,11 @@ def test_unknown_suite():
         ("seeds = [0, 1]", "options = {}", "run.0.options: "),
         ('methods = ["trak"]', "methods = []", "run.1.methods: "),
         ('methods = ["trak"]', 'methods = "trak"', "run.1.methods: "),
+        (
+            'ensembles = [""]\n',
+            'ensembles = [""]\n[[left_out]]\ntasks = ["mnist-lr"]\nwhat = "all"\nreason = "none"\n',
+            "left_out names mnist-lr, which is in no [[run]]",
+        ),
         ("[[run]]", "[[run", "is not a suite: "),
     ],
 )

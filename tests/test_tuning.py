@@ -224,6 +224,18 @@ def test_a_choice_is_used_whole_or_not_at_all(tuned, own_task, small_reference):
         assert (again.options, again.tune_s) == (options, tuned.tune_s if charged else 0)
 
 
+def test_a_choice_is_not_used_beside_another_value_of_an_option_that_is_not_tuned(tuned, own_task, small_reference):
+    job = Job(small_reference, "ek-fac", {})
+    grid = {k: list(v) for k, v in grid_of(find_method("ek-fac"), "ek-fac").items()}
+    changed = {"method_sha256": plan(job).method_sha256, "grid": grid, "options": {"damping": 0.3}}
+    write_tuned(own_task, "ek-fac", tuned.model_copy(update=changed))
+    again, remark = with_tuned_options(replace(job, options={"labels": "true"}), own_task)
+    assert (again.options, again.tune_s) == ({"labels": "true"}, 0)
+    assert "none of these is used" in remark.what
+    again, remark = with_tuned_options(replace(job, options={"labels": "sampled"}), own_task)
+    assert (again.options, again.tune_s, remark) == ({"damping": 0.3, "labels": "sampled"}, tuned.tune_s, None)
+
+
 @pytest.mark.parametrize(
     ("change", "problem"),
     [

@@ -35,6 +35,8 @@ class TaskInfo:
         What a suite did not run on the task, and why.
     no_score
         Why runs of the task have no LDS; empty where it has ground truth.
+    adapter_ranks
+        The highest rank that a LoRA adapter can have, for each layer of the model that takes one; empty if not known.
     """
 
     name: str
@@ -49,6 +51,7 @@ class TaskInfo:
     reliability: float | None = None
     left_out: tuple[tuple[str, str], ...] = ()
     no_score: str = ""
+    adapter_ranks: tuple[int, ...] = ()
 
     @property
     def has_truth(self) -> bool:

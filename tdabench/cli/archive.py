@@ -29,7 +29,8 @@ def archive(runs: tuple[Path, ...], out: Path, as_json: bool) -> None:
     folders = run_folders(runs)
     with Live(len(folders), "runs") as live:
         kept = archive_runs(folders, out, on_run=lambda _: live.skip(1))
-    facts = {"kept": kept, "there_before": len(folders) - kept, "folder": str(out)}
+    before = len({folder.name for folder in folders}) - kept
+    facts = {"kept": kept, "there_before": before, "folder": str(out)}
     if as_json:
         return print_json(facts)
-    return click.echo(f"{kept} runs kept in {out}; {len(folders) - kept} were there before.")
+    return click.echo(f"{kept} runs kept in {out}; {before} were there before.")

@@ -252,6 +252,7 @@ def suite(
     if missing:
         note(f"Suite {found.name}: {len(missing)} of {len(plans)} runs to measure.")
         note_without_truth({p.task.name: p.task for p in missing}.values())
+        _find_data(missing)
         expected = note_estimate([p.job for p in missing])
         _measure(missing, runs, timeout_s, done_before=len(plans) - len(missing), expected=expected)
     else:
@@ -261,13 +262,20 @@ def suite(
     warn_of_busy([read_record(folder) for folder in folders])
 
 
+def _find_data(plans: Sequence[Plan]) -> None:
+    """Read the data of every task once, so that what is absent is said before hours are spent on other tasks."""
+    for planned in {p.task.name: p for p in plans}.values():
+        folder = planned.job.data_folder
+        planned.task.data(None if folder is None else Path(folder))
+
+
 def note_without_truth(tasks: Iterable[Task]) -> None:
     """Say of which tasks only costs can be told, before hours are spent on them."""
     from tdabench.ground_truth import has_ground_truth
 
     for task in tasks:
         if not has_ground_truth(task):
-            note(f"{task.name} has no ground truth yet: its runs will have costs, and no LDS until it is built.")
+            note(f"{task.name} has no ground truth of this version: its runs will have costs, and no LDS until it has.")
 
 
 def note_estimate(jobs: Sequence[Job]) -> tuple[float, ...]:

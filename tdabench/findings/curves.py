@@ -20,6 +20,8 @@ Places = npt.NDArray[np.int8]
 
 TOLERANCE = 0.05
 """A cost that exceeds a bound by this share keeps it: measured times vary by some per cent."""
+SERVING_TOLERANCE = 0.10
+"""The same of a serving time, which is measured once: 19 of 20 pairs of runs of the same work agree within this."""
 
 BELOW, INSIDE, ABOVE = -1, 0, 1
 """Where an LDS lies: below the smallest ensemble's, on the curve, above the largest's."""
@@ -51,6 +53,11 @@ class Bounded:
     def surely_misses(self, claim: float) -> bool:
         """Return whether the whole interval is below ``claim``, or below the curve: no quality to save at."""
         return self.high_place == BELOW or (self.high_place != ABOVE and self.high < least(claim))
+
+
+def tolerance(axis: str) -> float:
+    """Return the share by which two costs may differ and count as equal; ``axis`` is the cost's key."""
+    return SERVING_TOLERANCE if axis == "serve" else TOLERANCE
 
 
 def least(claim: float) -> float:

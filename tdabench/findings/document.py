@@ -12,7 +12,7 @@ from tdabench.board.rows import TaskInfo, in_order
 from tdabench.board.runs import Run
 from tdabench.bootstrap import RESAMPLE_SEED
 from tdabench.ensembles import format_ensemble, kind_of, parse_ensemble
-from tdabench.findings.curves import TOLERANCE
+from tdabench.findings.curves import SERVING_TOLERANCE, TOLERANCE
 from tdabench.findings.entries import Contest, contests_of
 from tdabench.findings.kinds import kinds
 from tdabench.findings.markdown import NO_BETTER, WORSE, code, count, listing, percent, plain, table
@@ -53,7 +53,8 @@ _HOW = (
     "**Claim** ({claim}): reached where the whole interval of some dropout or LoRA ensemble is at or above it, not"
     " reached where those of all are below it, else it cannot be told; a cost may be {tolerance} above what the claim"
     " leaves, since measured times vary. The best of several is shown, not adjusted for the choice.",
-    "**Winner at equal cost**: among runs that cost at most as much, within {tolerance}, the highest LDS of those that"
+    "**Winner at equal cost**: among runs that cost at most as much, within {tolerance} ({serving} of serving time,"
+    " within which 19 of 20 pairs of runs of the same work agree), the highest LDS of those that"
     " no other is significantly better than at the seeds that both were run with. Level: the paired interval of the"
     " difference holds 0, unadjusted for the number of comparisons. At its own cost, an ensemble"
     " is held against independent ones between measured sizes; beyond the largest nothing was measured at that cost.",
@@ -129,6 +130,7 @@ def _how_to_read(contests: Sequence[Contest]) -> list[str]:
         "seed": RESAMPLE_SEED,
         "claim": ", ".join(f"up to {percent(share)} of {COSTS[axis]}" for axis, share in CLAIMS.items()),
         "tolerance": percent(TOLERANCE),
+        "serving": percent(SERVING_TOLERANCE),
         "worse": WORSE,
         "no_better": NO_BETTER,
     }

@@ -104,6 +104,12 @@ class Entry:
         return models if isinstance(models, int) and models >= 1 else 1
 
     @property
+    def asked_rank(self) -> int | None:
+        """The rank that was asked for of its adapters; None for what has none."""
+        rank = self.record.ensemble.options.get("rank") if self.record.ensemble is not None else None
+        return rank if isinstance(rank, int) and self.kind == "lora" else None
+
+    @property
     def lds(self) -> float:
         """The LDS."""
         return self.draws.estimate
@@ -178,6 +184,14 @@ class Contest:
     place: str
     title: str
     price: Price | None = None
+
+    def rank(self, entry: Entry) -> int | None:
+        """Return the rank that an entry's adapters have, which no layer lets be larger than its smaller side.
+
+        None for what has no adapters, and where the model is not known.
+        """
+        asked, highest = entry.asked_rank, max(self.task.adapter_ranks, default=None)
+        return None if asked is None or highest is None else min(asked, highest)
 
     @cached_property
     def families(self) -> list[Family]:

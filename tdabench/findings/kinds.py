@@ -5,14 +5,17 @@ from __future__ import annotations
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 
+from tdabench.board.rows import format_score
 from tdabench.ensembles import KINDS
-from tdabench.findings.curves import BELOW, Bounded
+from tdabench.findings.curves import ABOVE, BELOW, INSIDE, Bounded
 from tdabench.findings.entries import Contest, Entry, Family, ahead, difference
-from tdabench.findings.markdown import bare, count, percent, signed, table
+from tdabench.findings.markdown import bare, count, percent, plain, signed, table
+from tdabench.findings.redrawn import Match, Redrawn, is_redrawn, redrawn
 from tdabench.findings.savings import CLAIMED_KINDS, CLAIMS, Gain, gains
 from tdabench.findings.winners import duel
-from tdabench.findings.words import COSTS, flavour, tally
+from tdabench.findings.words import COSTS, flavour, listed, tally
 
 PAIRS = (
     ("dropout(scope=q-only)", "dropout", "Dropout for the Q factor alone against dropout everywhere"),
@@ -81,11 +84,19 @@ def _savings(groups: Sequence[tuple[str, Group]]) -> list[str]:
 
 def _saved(found: Sequence[Gain], axis: str) -> str:
     ranked = sorted((gain.savings[axis] for gain in found), key=_rank)
-    least, half, most = (bare(ranked[i]) for i in (0, len(ranked) // 2, -1))
+    middle = len(ranked) // 2
+    least, half, most = (bare(found) for found in (ranked[0], _bound(ranked[: middle + 1]), ranked[-1]))
     ends = "" if len(ranked) == 1 else f" [{least} to {most}]"
     if found[0].entry.kind not in CLAIMED_KINDS:
         return f"{half}{ends}"
     return f"{half}{ends}; claim reached by {sum(gain.reaches(axis) for gain in found)}"
+
+
+def _bound(ranked: Sequence[Bounded]) -> Bounded:
+    """Return the last, as a bound where one before it is: that might be the larger, and another then the last."""
+    last = ranked[-1]
+    more = last.place == INSIDE and any(found.place == ABOVE for found in ranked)
+    return replace(last, place=ABOVE) if more else last
 
 
 def _rank(found: Bounded) -> tuple[bool, bool, float, int]:
@@ -107,7 +118,9 @@ def _duels(groups: Sequence[tuple[str, Group]]) -> list[str]:
 
 
 def _pairs(contests: Sequence[Contest]) -> list[str]:
-    said = [text for pair in PAIRS if (text := _pair(contests, *pair)) is not None]
+    luck = redrawn(contests)
+    said = [text for pair in PAIRS if (text := _pair(contests, luck, *pair)) is not None]
+    said += [luck.text()] if luck.pairs else []
     lead = [
         "**With as many models and members**, against each other. Where a method projects at random, every dropout mask"
         " has a projection of its own, too, as every member has; with dropout for the Q factor alone, all masks of a"
@@ -124,26 +137,40 @@ def matched(family: Family, first: str, second: str) -> list[tuple[Entry, Entry]
     return [(a, b) for a, b in pairs if b is not None]
 
 
-def _all_matched(contests: Sequence[Contest], first: str, second: str) -> list[tuple[Entry, Entry]]:
-    return [p for c in contests for family in c.families for p in matched(family, first, second)]
+def matches(contests: Sequence[Contest], first: str, second: str) -> list[Match]:
+    """Return these pairs of all methods and tasks, but for those that are the same ensemble drawn anew."""
+    pairs = [(c, a, b) for c in contests for family in c.families for a, b in matched(family, first, second)]
+    return [pair for pair in pairs if not is_redrawn(*pair)]
 
 
-def outcomes_of(contests: Sequence[Contest], first: str, second: str) -> Counter[int]:
-    """Count where one flavour's entries are better (1), level (0) and worse (-1) than another's of the same size."""
-    return Counter(ahead(a, b) for a, b in _all_matched(contests, first, second))
+def outcomes(pairs: Sequence[Match]) -> Counter[int]:
+    """Count where the first of a pair is better (1), level (0) and worse (-1) than the second."""
+    return Counter(ahead(a, b) for _, a, b in pairs)
 
 
-def _pair(contests: Sequence[Contest], first: str, second: str, title: str) -> str | None:
-    pairs = _all_matched(contests, first, second)
+def worse_on(pairs: Sequence[Match]) -> str:
+    """Say on which tasks the first of a pair is worse, and on how many of their pairs."""
+    tried = Counter(contest.title for contest, _, _ in pairs)
+    lost = Counter(contest.title for contest, a, b in pairs if ahead(a, b) < 0)
+    return f" (worse on {listed([f'{plain(title)}: {n} of {tried[title]}' for title, n in sorted(lost.items())])})"
+
+
+def _pair(contests: Sequence[Contest], luck: Redrawn, first: str, second: str, title: str) -> str | None:
+    pairs = matches(contests, first, second)
     if not pairs:
         return None
-    values = sorted(difference(a, b)[0] for a, b in pairs)
-    outcomes = outcomes_of(contests, first, second)
+    values = sorted(difference(a, b)[0] for _, a, b in pairs)
+    found = outcomes(pairs)
     span = " to ".join(dict.fromkeys(map(_signed, (values[0], values[-1]))))
-    return (
-        f"{title}: better in {outcomes[1]}, level in {outcomes[0]}, worse in {outcomes[-1]} of"
-        f" {count(len(pairs), 'pair')}; LDS differences {span}{_serving(pairs)}."
+    text = (
+        f"{title}: better in {found[1]}, level in {found[0]}, worse in {found[-1]} of"
+        f" {count(len(pairs), 'pair')}; LDS differences {span}"
     )
+    if luck.pairs:
+        sizes = [(ahead(a, b), abs(difference(a, b)[0]) > luck.most) for _, a, b in pairs]
+        text += f", by more than {format_score(luck.most)} better in {sizes.count((1, True))}"
+        text += f" and worse in {sizes.count((-1, True))}"
+    return f"{text}{_serving([(a, b) for _, a, b in pairs])}."
 
 
 def _signed(value: float) -> str:

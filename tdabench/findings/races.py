@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tdabench.board.rows import format_score
-from tdabench.findings.curves import TOLERANCE
+from tdabench.findings.curves import tolerance
 from tdabench.findings.entries import INDEPENDENT, ONE_MODEL, Contest, Entry, Family, ahead, difference
 from tdabench.findings.markdown import code, count, listing, percent, plain, signed, table
 from tdabench.findings.savings import CLAIMS
 from tdabench.findings.winners import Winner, best_of, strongest, winners, within
-from tdabench.findings.words import COSTS, contender, ensemble, flavour, listed
+from tdabench.findings.words import COSTS, SLACK, contender, ensemble, flavour, listed
 
 BUDGET = 5
 """Models whose cost is the budget: the largest size that every ladder of the suites has."""
@@ -81,7 +81,7 @@ def won(axis: str, races: Sequence[Race]) -> str:
     fewer = any(race.winners[axis].budget.members < BUDGET for race in races)
     most = f"{BUDGET} independent models" + (" (of fewer where the ladder ends before)" if fewer else "")
     text = (
-        f"**At equal {COSTS[axis]}**, at most that of {most} of the same method, within {percent(TOLERANCE)}: of"
+        f"**At equal {COSTS[axis]}**, at most that of {most} of the same method, within {percent(tolerance(axis))}: of"
         f" {count(len(pairs), 'pair')} of a task and a method, the best ensemble is {counted}.{_overall(axis, races)}"
     )
     several = len(races) > len(pairs)
@@ -145,10 +145,11 @@ def race_table(races: Sequence[Race]) -> list[str]:
     columns = ["task and method", *(f"best at equal {COSTS[axis]}" for axis in CLAIMS)]
     rows = [[_title(race), *(_cell(race, axis) for axis in CLAIMS)] for race in found]
     return [
-        f"### What is best at the cost of {BUDGET} independent models",
+        f"### What is best of one method at the cost of its {BUDGET} independent models",
         "",
-        f"The best ensemble of the method among those that cost no more than its {BUDGET} independent models, within"
-        f" {percent(TOLERANCE)}, its LDS, and how far it is from the best independent ensemble among them, with the"
+        "Of the method with the most ensembles on the task; where another method is better at that cost is said above."
+        f" The best ensemble among those that cost no more than its {BUDGET} independent models, within"
+        f" {SLACK}, its LDS, and how far it is from the best independent ensemble among them, with the"
         " 95 % interval. Level: other kinds of ensemble whose difference from the best is not significant.",
         "",
         *table(columns, rows, left=len(columns)),

@@ -11,12 +11,11 @@ from tdabench.board.prices import MODEL, Price
 from tdabench.board.rows import AXES, NO_VALUE, format_score, format_seconds
 from tdabench.board.runs import Run
 from tdabench.findings.agreement import growths
-from tdabench.findings.curves import TOLERANCE
 from tdabench.findings.entries import ONE_MODEL, Contest, Entry, Family
 from tdabench.findings.markdown import code, count, listing, percent, plain, score, share, signed, size, table
 from tdabench.findings.savings import CLAIMS, Gain, Verdict, gains, verdicts
 from tdabench.findings.winners import Duel, Winner, duel, strongest, winners
-from tdabench.findings.words import AXIS, COSTS, contender, ensemble, flavour, listed, method, rest
+from tdabench.findings.words import AXIS, COSTS, SLACK, contender, ensemble, flavour, listed, method, rest
 
 SAVED = ("train", "serve", "total", "memory", "storage")
 """The costs whose saving is shown; the rest are in the numbers that the command prints as JSON."""
@@ -45,6 +44,7 @@ def _facts(contest: Contest) -> list[str]:
         f"Machine class {code(contest.machine.machine_class)}: {plain(contest.place)}.",
         *([seeds_used([entry.seeds for entry in contest.entries])] if contest.entries else []),
         *_price(contest),
+        *_ranks(contest),
         *_busy(contest),
         *_options(contest),
         *_codes(contest),
@@ -82,6 +82,17 @@ def _adapters(contest: Contest, price: Price) -> list[str]:
                 times[entry.flavour] += [wall_s / price.seconds for wall_s in adapters]
     said = [f"{median(found):.2g} for {flavour(name)}" for name, found in sorted(times.items()) if found]
     return [f"Fine-tuning an adapter takes, in models (medians): {', '.join(said)}."] if said else []
+
+
+def _ranks(contest: Contest) -> list[str]:
+    """Say which ranks no layer of the model allows."""
+    ranks = {(entry.asked_rank, contest.rank(entry)) for entry in contest.entries}
+    above = {asked: rank for asked, rank in ranks if asked is not None and rank is not None and asked > rank}
+    if not above:
+        return []
+    asked = listed([str(asked) for asked in sorted(above)])
+    rank = next(iter(above.values()))
+    return [f"LoRA adapters of rank {asked} are of rank {rank} here: no layer that takes one allows more."]
 
 
 def _busy(contest: Contest) -> list[str]:
@@ -264,8 +275,7 @@ def _ladder(family: Family, entries: Sequence[Entry], whole: bool) -> list[str]:
     ]
     columns = ["at most the cost of", *(f"equal {COSTS[axis]}" for axis in CLAIMS)]
     return [
-        f"**{who}**, within {percent(TOLERANCE)}: the best at that cost, its LDS with the 95 % interval, and what is"
-        " level with it.",
+        f"**{who}**, within {SLACK}: the best at that cost, its LDS with the 95 % interval, and what is level with it.",
         "",
         *table(columns, rows, left=len(columns)),
     ]

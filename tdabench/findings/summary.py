@@ -7,21 +7,24 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from tdabench.board.findings import seeds_used
+from tdabench.board.rows import format_score
 from tdabench.ensembles import KINDS
-from tdabench.findings.curves import ABOVE, least, share_saved
+from tdabench.findings.curves import ABOVE, INSIDE, least, share_saved
 from tdabench.findings.entries import ONE_MODEL, Contest, Entry, Family, ahead
-from tdabench.findings.kinds import PAIRS, all_gains, outcomes_of
-from tdabench.findings.markdown import code, count, listing, percent, plain, share
+from tdabench.findings.kinds import PAIRS, Group, all_gains, matches, outcomes, worse_on
+from tdabench.findings.markdown import code, count, listing, percent, plain, saved, share
 from tdabench.findings.races import race_table, races_of, won
+from tdabench.findings.redrawn import redrawn
 from tdabench.findings.savings import CLAIMS, Gain, Outcome, Verdict, claimed, verdicts
-from tdabench.findings.winners import duel
-from tdabench.findings.words import COSTS, contender, flavour, listed, rest
+from tdabench.findings.winners import Duel, duel
+from tdabench.findings.words import COSTS, contender, ensemble, flavour, listed, rest
 
 _OPEN: Mapping[Outcome, str] = {"cannot be told": "open:"}
 _OF_PAIRS: Mapping[Outcome, str] = {"not reached": "not on", "cannot be told": "open on"}
 _OF_ENSEMBLES: Mapping[Outcome, str] = {"not reached": "not by", "cannot be told": "open for"}
 _NO_CORRECTION = (
-    "Intervals and differences are judged one by one, without a correction for their number, and costs were measured"
+    "What is not reached is so by the ensembles that were run, of which some pairs have few."
+    " Intervals and differences are judged one by one, without a correction for their number, and costs were measured"
     " once for each run."
 )
 Pair = tuple[str, str]
@@ -54,8 +57,21 @@ def summary(contests: Sequence[Contest]) -> list[str]:
     said += [_at_once(trials)] if trials else []
     said += [text for text in (_kinds(contests), _against(contests)) if text]
     said += [won(axis, races) for axis in CLAIMS if races]
-    said += [f"**How sure**: {seeds_used([e.seeds for e in entries])} {_NO_CORRECTION}"] if entries else []
+    said += (
+        [f"**How sure**: {seeds_used([e.seeds for e in entries])} {_luck(contests)}{_NO_CORRECTION}"] if entries else []
+    )
     return ["## The answer", "", lead, "", *(f"- {text}" for text in said), "", *race_table(races)]
+
+
+def _luck(contests: Sequence[Contest]) -> str:
+    """Say how much, where the same ensemble was drawn several times."""
+    found = redrawn(contests)
+    if not found.pairs:
+        return ""
+    return (
+        f"{found.n_apart} of {count(len(found.pairs), 'pair')} of LoRA ensembles that differ in nothing but the draw"
+        f" have significantly different LDS, by up to {format_score(found.most)}. "
+    )
 
 
 def _lead(trials: Sequence[Trial], judged: Sequence[Verdict]) -> str:
@@ -65,8 +81,11 @@ def _lead(trials: Sequence[Trial], judged: Sequence[Verdict]) -> str:
         found = Counter(_pairs(judged, axis).values())
         counts.append(f"{COSTS[axis]} on {found['reached']} of {found.total()}{rest(found, _OPEN)}")
     whole = Counter(trial.gain.whole for trial in trials)
+    pairs = {_pair(verdict) for verdict in judged}
+    masked = {_pair(v) for v in judged if any(gain.entry.kind == "dropout" for gain in v.tried)}
+    without = f" ({len(pairs - masked)} of them without dropout)" if pairs - masked else ""
     return (
-        f"Saved as claimed, by pairs of a task and a method: {listed(counts)}. All three at once: by"
+        f"Saved as claimed, by pairs of a task and a method{without}: {listed(counts)}. All three at once: by"
         f" {whole['reached']} of {count(len(trials), 'ensemble')}{rest(whole, _OPEN)}."
     )
 
@@ -226,7 +245,18 @@ def _at_best(axis: str, judged: Sequence[Verdict]) -> str:
         return " No ensemble is as good as a single model."
     best = max(found, key=lambda trial: trial.gain.rank(axis))
     those = "At best" if not best.gain.reaches(axis) else "At best, of those that reach it,"
-    return f" {those} {share(best.gain.savings[axis])}: {best}{' (one seed)' * best.gain.one_seed}."
+    seed = " (one seed)" if best.gain.one_seed else ""
+    return f" {those} {share(best.gain.savings[axis])}: {best}{seed}{_enough_for(best, axis)}."
+
+
+def _enough_for(trial: Trial, axis: str) -> str:
+    """Say what is saved against fewer models, where more than these do not help: the bound says how many were run."""
+    curve = trial.family.curve
+    enough = _enough(curve)
+    if trial.gain.savings[axis].place != ABOVE or enough is curve[-1]:
+        return ""
+    left = saved(float(share_saved(trial.gain.entry.costs[axis], enough.costs[axis])), INSIDE)
+    return f"; {left} against {ensemble(enough)}, more of which are not significantly better"
 
 
 def _at_once(trials: Sequence[Trial]) -> str:
@@ -245,9 +275,9 @@ def _at_once(trials: Sequence[Trial]) -> str:
 
 def _kinds(contests: Sequence[Contest]) -> str:
     """Say how often each kind beats independent models that cost as much."""
-    groups: dict[str, list[tuple[Family, Gain]]] = defaultdict(list)
-    for _, family, gain in all_gains(contests):
-        groups[gain.entry.kind].append((family, gain))
+    groups: dict[str, Group] = defaultdict(list)
+    for contest, family, gain in all_gains(contests):
+        groups[gain.entry.kind].append((contest, family, gain))
     said = []
     for axis in CLAIMS:
         counts = [text for kind in KINDS if (text := _beats(kind, groups[kind], axis))]
@@ -255,21 +285,41 @@ def _kinds(contests: Sequence[Contest]) -> str:
     if not said:
         return ""
     lead = "**Better than independent models** of the same method at the same cost"
-    return f"{lead}, of those that cost no more than the largest such ensemble: {'; '.join(said)}."
+    return f"{lead}, of those that cost as much as one to the most that were run: {'; '.join(said)}."
 
 
-def _beats(kind: str, group: Sequence[tuple[Family, Gain]], axis: str) -> str:
-    """Count the ensembles of a kind that win their duel, of those that are no dearer than every independent one."""
-    duels = [found for family, gain in group if (found := duel(gain.entry, family, axis)).place != ABOVE]
+def _beats(kind: str, group: Group, axis: str) -> str:
+    """Count the ensembles of a kind that win their duel, of those for which models of the same cost were run."""
+    duels = [(contest, found) for contest, family, gain in group if (found := _even(gain, family, axis)) is not None]
+    if not duels:
+        return ""
+    deep = [found for contest, found in duels if len(contest.task.adapter_ranks) != 1]
+    better, worse = _won([found for _, found in duels])
+    text = f"{flavour(kind)} {better} of {len(duels)} (worse: {worse}"
+    if kind == "lora" and len(deep) < len(duels):
+        better, worse = _won(deep)
+        text += f"; where more layers than one take adapters {better} of {len(deep)}, worse: {worse}"
+    return f"{text})"
+
+
+def _even(gain: Gain, family: Family, axis: str) -> Duel | None:
+    found = duel(gain.entry, family, axis)
+    return found if found.place == INSIDE else None
+
+
+def _won(duels: Sequence[Duel]) -> tuple[int, int]:
+    """Return how many of an ensemble's duels are won, and how many are lost."""
     better, worse = (sum(found.lds * sign > 0 for found in duels) for sign in (1, -1))
-    return f"{flavour(kind)} {better} of {len(duels)} (worse: {worse})" if duels else ""
+    return better, worse
 
 
 def _against(contests: Sequence[Contest]) -> str:
     """Say how kinds compare with dropout masks, at as many models and members."""
     said = []
     for first, second, _ in PAIRS:
-        found = outcomes_of(contests, first, second)
-        if second == "dropout" and found.total() and first in KINDS:
-            said.append(f"{flavour(first)} better in {found[1]} and worse in {found[-1]} of {found.total()}")
+        pairs = matches(contests, first, second)
+        if second == "dropout" and pairs and first in KINDS:
+            found = outcomes(pairs)
+            told = f"{flavour(first)} better in {found[1]} and worse in {found[-1]} of {found.total()}"
+            said.append(f"{told}{worse_on(pairs) if found[1] > found[-1] > 0 else ''}")
     return f"**Against as many dropout masks**: {'; '.join(said)} comparisons." if said else ""

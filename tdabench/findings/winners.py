@@ -10,7 +10,7 @@ import numpy as np
 
 from tdabench.board.seed_draws import SeedDraws, at_shared, combined
 from tdabench.board.seed_draws import best_of as first_of
-from tdabench.findings.curves import ABOVE, BELOW, INSIDE, TOLERANCE
+from tdabench.findings.curves import ABOVE, BELOW, INSIDE, tolerance
 from tdabench.findings.entries import Entry, Family, ahead
 
 AHEAD, LEVEL, BEHIND = 1, 0, -1
@@ -90,8 +90,8 @@ _MEANING = {
 
 
 def within(entries: Sequence[Entry], axis: str, budget: float) -> list[Entry]:
-    """Return the entries that cost at most the budget, within :data:`TOLERANCE`."""
-    return [entry for entry in entries if entry.costs[axis] <= budget * (1 + TOLERANCE)]
+    """Return the entries that cost at most the budget, within :func:`~tdabench.findings.curves.tolerance`."""
+    return [entry for entry in entries if entry.costs[axis] <= budget * (1 + tolerance(axis))]
 
 
 def best_of(entries: Sequence[Entry]) -> Entry:
@@ -146,7 +146,8 @@ def duel(entry: Entry, family: Family, axis: str) -> Duel:
     size = float(np.interp(cost, costs, sizes))
     draws = own - _at(best_so_far(knots), np.interp(np.log(size), np.log(sizes), np.arange(len(sizes))))
     low, high = draws.interval()
-    place = BELOW if cost * (1 + TOLERANCE) < costs[0] else ABOVE if cost > costs[-1] * (1 + TOLERANCE) else INSIDE
+    slack = 1 + tolerance(axis)
+    place = BELOW if cost * slack < costs[0] else ABOVE if cost > costs[-1] * slack else INSIDE
     reference = float(np.interp(size, sizes, costs))
     excess = cost / reference if reference > 0 else math.inf
     return Duel(int(low > 0) - int(high < 0), place, size, (draws.estimate, low, high), excess)

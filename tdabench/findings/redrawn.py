@@ -1,0 +1,67 @@
+"""The same ensemble drawn anew: what the luck of a draw does to an LDS, which an interval of one seed leaves out.
+
+A LoRA adapter's rank is at most the smaller side of its layer. Where no layer lets two ranks differ, ensembles of them
+are the same but for their random numbers, on the same trained models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+from tdabench.board.rows import format_score
+from tdabench.findings.entries import Contest, Entry, ahead, difference
+from tdabench.findings.markdown import count, plain
+from tdabench.findings.words import listed
+
+Match = tuple[Contest, Entry, Entry]
+
+
+@dataclass(frozen=True, eq=False)
+class Redrawn:
+    """Pairs of entries that differ in nothing but the draw."""
+
+    pairs: tuple[Match, ...]
+
+    @property
+    def n_apart(self) -> int:
+        """In how many the interval of the difference leaves out 0."""
+        return sum(ahead(a, b) != 0 for _, a, b in self.pairs)
+
+    @property
+    def most(self) -> float:
+        """The largest difference of their LDS."""
+        return max(abs(difference(a, b)[0]) for _, a, b in self.pairs)
+
+    def text(self) -> str:
+        """Say what follows for differences of one seed."""
+        highest = {contest.title: contest.rank(a) for contest, a, _ in self.pairs}
+        where = listed([f"{plain(title)} (rank {rank})" for title, rank in sorted(highest.items())])
+        return (
+            f"**Luck of the draw**: on {where} no layer that takes an adapter lets it have a higher rank, so that LoRA"
+            " ensembles of that rank and of higher ones are the same, drawn anew on the same models. They are left out"
+            f" above. Of {count(len(self.pairs), 'such pair')}, LDS differ by up to {format_score(self.most)}, and the"
+            f" interval of the difference leaves out 0 in {self.n_apart}: where both were run with one seed, a"
+            " difference that is no larger may be luck, though its interval leaves out 0."
+        )
+
+
+def is_redrawn(contest: Contest, a: Entry, b: Entry) -> bool:
+    """Return whether two entries of one family differ in the rank that was asked for, and in nothing that was made."""
+    if contest.rank(a) is None or contest.rank(a) != contest.rank(b):
+        return False
+    asked, other = (entry.record.ensemble.options if entry.record.ensemble else {} for entry in (a, b))
+    return asked != other and {**asked, "rank": None} == {**other, "rank": None}
+
+
+def redrawn(contests: Sequence[Contest]) -> Redrawn:
+    """Find such pairs among all methods and tasks."""
+    found = [
+        (contest, a, b)
+        for contest in contests
+        for family in contest.families
+        for a, b in combinations(family.others, 2)
+        if is_redrawn(contest, a, b)
+    ]
+    return Redrawn(tuple(found))

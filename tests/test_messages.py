@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from tdabench import cli, results
+from tdabench.cli.output import print_table
 from tdabench.errors import UnknownNameError
 from tdabench.files import write_arrays
 from tdabench.records import SCORES_FILE, parse_record
@@ -328,3 +329,12 @@ def test_an_unknown_name_is_told_across_processes():
     there = pickle.loads(pickle.dumps(error))
     assert (type(there), str(there)) == (UnknownNameError, str(error))
     assert "Did you mean 'tracin'" in str(there)
+
+
+def test_a_title_is_printed_as_it_is(capsys):
+    print_table(
+        ("method",), [["[b]trak[/b], which has a name as long as the title"]], title="MNIST [small] with [/brackets]"
+    )
+    title, *rest = capsys.readouterr().out.splitlines()
+    assert title.rstrip() == "MNIST [small] with [/brackets]"
+    assert "[b]trak[/b]" in rest[-1]

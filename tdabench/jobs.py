@@ -106,21 +106,14 @@ class Plan:
     @property
     def run_id(self) -> str:
         """Name of the run folder: readable first, unique by the key."""
-        parts = [self.task.name, self.method, *([self.ensemble_text] if self.ensemble else [])]
+        parts = [self.task.name, self.method, *([self.ensemble.text] if self.ensemble else [])]
         words = [re.sub(r"[^A-Za-z0-9.]+", "-", p).strip("-") for p in parts]
         return f"{'--'.join(words)[:120]}--{self.key}"
 
     @property
     def label(self) -> str:
         """Method and ensemble, for progress lines."""
-        return self.method if self.ensemble is None else f"{self.method} + {self.ensemble_text}"
-
-    @property
-    def ensemble_text(self) -> str:
-        """The ensemble in one way of writing it, however it was given; empty for a single model."""
-        from tdabench.ensembles import format_ensemble
-
-        return "" if self.ensemble is None else format_ensemble(self.ensemble.kind, self.ensemble.options)
+        return self.method if self.ensemble is None else f"{self.method} + {self.ensemble.text}"
 
     @property
     def models_folder(self) -> Path:
@@ -140,7 +133,7 @@ class Plan:
         if self.options_from is not None:
             words += ["--tune-s", "unknown" if self.job.tune_s is None else str(self.job.tune_s)]
         if self.ensemble is not None:
-            words += ["--ensemble", self.ensemble_text]
+            words += ["--ensemble", self.ensemble.text]
         words += ["--seed", str(self.job.seed), "--threads", str(self.job.threads), "--device", self.job.device]
         return shlex.join(words)
 

@@ -101,6 +101,11 @@ class EnsembleRecord(Strict):
     options: dict[str, OptionValue]
     members: int = Field(ge=1)
 
+    @property
+    def text(self) -> str:
+        """The ensemble in the one way that it is written, however it was given."""
+        return format_ensemble(self.kind, self.options)
+
 
 class CorrelationsRecord(Strict):
     """How the members' scores correlate: Pearson over training examples, averaged over queries and pairs."""
@@ -206,7 +211,7 @@ class Record(Strict):
         """Method and ensemble in one line, as the board and the terminal print them."""
         if self.ensemble is None:
             return self.method
-        return f"{self.method} + {format_ensemble(self.ensemble.kind, self.ensemble.options)}"
+        return f"{self.method} + {self.ensemble.text}"
 
     @property
     def members(self) -> int:

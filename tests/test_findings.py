@@ -803,13 +803,12 @@ def ranks(run):
 
 
 def test_ranks_that_no_layer_allows_are_the_same_ensemble(ranks):
-    shallow, unknown = replace(TASK, adapter_ranks=(4, 2)), TASK
-    (contest,) = contests_of(ranks, [shallow])
+    (contest,) = contests_of(ranks, [replace(TASK, adapter_ranks=(4, 2))])
     assert {entry.asked_rank: contest.rank(entry) for entry in contest.entries} == {None: None, 8: 4, 32: 4, 2: 2}
     found = redrawn([contest])
     assert [{a.asked_rank, b.asked_rank} for _, a, b in found.pairs] == [{8, 32}]
     assert found.most == pytest.approx(abs(difference(*found.pairs[0][1:])[0]))
-    assert redrawn(contests_of(ranks, [unknown])).pairs == ()
+    assert redrawn(contests_of(ranks, [TASK])).pairs == ()
     assert redrawn(contests_of(ranks, [replace(TASK, adapter_ranks=(64,))])).pairs == ()
 
 
@@ -826,7 +825,7 @@ def test_they_are_compared_as_luck_and_not_as_ranks(ranks):
     assert "Luck of the draw" not in known
 
 
-def test_adapters_of_the_last_layer_alone_are_counted_apart(ranks, run):
+def test_adapters_of_the_last_layer_alone_are_counted_apart(ranks):
     deep = [replace_task(row, "mnist-mlp") for row in ranks]
     tasks = [replace(TASK, adapter_ranks=(64,)), replace(OTHER, adapter_ranks=(64, 10))]
     lines = render([*ranks, *deep], tasks, SOURCE).partition("## Kinds of ensemble")[0].splitlines()

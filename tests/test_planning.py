@@ -388,7 +388,7 @@ def test_several_runs_are_charged_for_a_model_once(small, cache, monkeypatch):
     assert total.each[2:] == pytest.approx([sum(total.each[:2]) / 2] * 2), "what is not known is as the others are"
 
 
-def test_data_that_are_not_there_are_looked_for_once(small, monkeypatch):
+def test_data_that_are_not_there_are_looked_for_once(monkeypatch):
     monkeypatch.setattr(planning, "start_s", lambda _: 2.0)
     asked = []
 

@@ -252,11 +252,10 @@ def _why_not(record: Record, estimate: Estimate | None) -> str | None:
 
 
 def _job_of(record: Record, data_folder: Path | None) -> Job:
-    from tdabench.ensembles import format_ensemble
     from tdabench.jobs import Job
 
     made = record.ensemble
-    ensemble = None if made is None else format_ensemble(made.kind, made.options)
+    ensemble = None if made is None else made.text
     job = Job(record.task, record.method, dict(record.options), ensemble, record.seed)
     return on_machine(job, record.machine.threads, record.machine.device, data_folder)
 

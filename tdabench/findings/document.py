@@ -213,8 +213,7 @@ def _run(planned: _Planned) -> str:
 
 
 def _ensemble(record: Record) -> str:
-    ensemble = record.ensemble
-    return "" if ensemble is None else format_ensemble(ensemble.kind, ensemble.options)
+    return "" if record.ensemble is None else record.ensemble.text
 
 
 def _planned(job: Job) -> _Planned:

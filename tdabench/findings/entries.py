@@ -90,7 +90,7 @@ class Entry:
     def ensemble(self) -> str:
         """The ensemble in full."""
         made = self.record.ensemble
-        return ONE_MODEL if made is None else format_ensemble(made.kind, made.options)
+        return ONE_MODEL if made is None else made.text
 
     @property
     def members(self) -> int:

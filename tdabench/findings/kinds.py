@@ -170,13 +170,13 @@ def _pair(contests: Sequence[Contest], luck: Redrawn, first: str, second: str, t
         sizes = [(ahead(a, b), abs(difference(a, b)[0]) > luck.most) for _, a, b in pairs]
         text += f", by more than {format_score(luck.most)} better in {sizes.count((1, True))}"
         text += f" and worse in {sizes.count((-1, True))}"
-    return f"{text}{_serving([(a, b) for _, a, b in pairs])}."
+    return f"{text}{_serving(pairs)}."
 
 
 def _signed(value: float) -> str:
     return signed((value, value, value)).partition(" ")[0]
 
 
-def _serving(pairs: Sequence[tuple[Entry, Entry]]) -> str:
-    ratios = [a.costs["serve"] / b.costs["serve"] for a, b in pairs if b.costs["serve"] > 0]
+def _serving(pairs: Sequence[Match]) -> str:
+    ratios = [a.costs["serve"] / b.costs["serve"] for _, a, b in pairs if b.costs["serve"] > 0]
     return f"; serving takes {statistics.median(ratios):.2g} times as long (median)" if ratios else ""

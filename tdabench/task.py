@@ -54,7 +54,7 @@ class Recipe:
     warmup
         Share of the steps, at the start, over which the rate rises linearly from zero.
     precision
-        ``bfloat16``: autocast where the processor computes in it, else as ``float32``. What was used is recorded.
+        ``bfloat16``: autocast where the processor is faster in it, else as ``float32``. What was used is recorded.
     """
 
     lr: float

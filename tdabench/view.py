@@ -107,7 +107,7 @@ class TaskView:
 
     @property
     def trained_in(self) -> Precision:
-        """The number format of training: the recipe's, where the processor has it."""
+        """The number format of training: the recipe's, where the processor is no slower in it."""
         return precision.used(self._task.recipe.precision, self.device)
 
     def learning_rate(self, epoch: int) -> float:

@@ -67,10 +67,10 @@ def recurrent() -> nn.Module:
 
 @pytest.mark.parametrize("device", [CPU, CUDA])
 def test_replicas_that_are_passed_one_by_one_are_not_grouped(small, monkeypatch, device):
-    monkeypatch.setattr(precision, "has_bfloat16", lambda kind: True)
+    monkeypatch.setattr(precision, "bfloat16_pays", lambda kind: True)
     assert candidates(replace(small, recipe=replace(small.recipe, precision="bfloat16")), device) == [1]
     assert candidates(replace(small, make_model=recurrent), device) == [1]
-    monkeypatch.setattr(precision, "has_bfloat16", lambda kind: False)
+    monkeypatch.setattr(precision, "bfloat16_pays", lambda kind: False)
     assert len(candidates(replace(small, recipe=replace(small.recipe, precision="bfloat16")), device)) > 1
 
 

@@ -5,7 +5,7 @@ import torch
 
 from tdabench import UsageError, provenance, retraining
 from tdabench.board.findings import describe_machine
-from tdabench.precision import PRODUCTS_VARIABLE, exact_float32, in_float32
+from tdabench.precision import PRODUCTS_VARIABLE, bfloat16_pays, exact_float32, in_float32
 from tdabench.retraining import retrain
 
 
@@ -52,3 +52,24 @@ def test_replicas_are_retrained_in_exact_float32(small, small_data, monkeypatch)
     monkeypatch.setattr(retraining, "train_replicas", lambda *a, **k: seen.append(switches()) or train(*a, **k))
     retrain(small, small_data, 0, [0], 1)
     assert seen == [(False, False, False)]
+
+
+AMD = {"cpu_name": "AMD EPYC", "avx512_f": True}
+INTEL = {"cpu_name": "Intel Xeon", "avx512_f": True}
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "pays"),
+    [
+        (AMD, False),
+        (AMD | {"avx512_bf16": True}, True),
+        (INTEL | {"avx512_bf16": True}, False),
+        (INTEL | {"avx512_bf16": True, "amx_bf16": True}, True),
+        ({"cpu_name": "Neoverse V2", "bf16": True}, True),
+        ({"avx512_bf16": True}, True),
+        ({}, False),
+    ],
+)
+def test_bfloat16_is_used_where_the_processor_is_faster_in_it(monkeypatch, capabilities, pays):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert bfloat16_pays.__wrapped__("cpu") is pays

@@ -407,7 +407,7 @@ def half_precise(request, small, small_data, counting):
 
 
 def trained_in(task, data, asked, monkeypatch, *, available: bool):
-    monkeypatch.setattr(precision, "has_bfloat16", lambda kind: available)
+    monkeypatch.setattr(precision, "bfloat16_pays", lambda kind: available)
     recipe = replace(task.recipe, precision=asked)
     return train_replicas(task, data, task.subset_masks()[:2], "x", recipe=recipe)
 
@@ -418,7 +418,7 @@ def test_bfloat16_is_float32_where_the_processor_lacks_it(half_precise, monkeypa
 
 
 def test_replicas_in_bfloat16_do_not_depend_on_who_trains_beside(half_precise, monkeypatch):
-    monkeypatch.setattr(precision, "has_bfloat16", lambda kind: True)
+    monkeypatch.setattr(precision, "bfloat16_pays", lambda kind: True)
     task, data = half_precise
     masks = task.subset_masks()[:3]
     together = train_replicas(task, data, masks, "x")

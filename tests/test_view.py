@@ -464,6 +464,6 @@ def test_a_loaded_model_has_the_order_of_a_trained_one(view, normalised, small_d
 def test_the_precision_of_training_is_that_of_the_recipe_where_the_processor_has_it(
     small, small_data, view, monkeypatch, asked, available
 ):
-    monkeypatch.setattr(precision, "has_bfloat16", lambda kind: available)
+    monkeypatch.setattr(precision, "bfloat16_pays", lambda kind: available)
     task = view(replace(small, recipe=replace(small.recipe, precision=asked)), small_data)
     assert task.trained_in == (asked if available else "float32")

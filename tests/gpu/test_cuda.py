@@ -98,7 +98,7 @@ def test_the_steps_of_an_epoch_wait_for_nothing(setting, watched, name, replicas
 
 @pytest.mark.parametrize("name", MODELS)
 def test_bfloat16_is_computed_in_where_the_recipe_asks_for_it(setting, monkeypatch, name):
-    if not precision.has_bfloat16("cuda"):
+    if not precision.bfloat16_pays("cuda"):
         pytest.skip("this CUDA device does not multiply bfloat16 in hardware")
     task, data = setting(name)
     there, masks, make_model = data.to("cuda"), task.subset_masks()[:2], task.make_model

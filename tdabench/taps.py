@@ -158,9 +158,10 @@ def _passed(member: Member, layout: Layout, batch: Batch, of: Quantity) -> Tappe
     leaves = leaves_of(member)
     with torch.enable_grad(), hooked(member.model, layout.layers, note):
         values = member.function(of)(member.logits(leaves, batch), batch.labels)  # [B]
+        total = values.sum()  # in here: a method may have switched gradients off
     _check_called(member, layout, seen)
     starts: list[Any] = [*(edges[name] for name in layout.layers), *(leaves[name] for name in layout.loose)]
-    found = torch.autograd.grad(values.sum(), starts, allow_unused=True)
+    found = torch.autograd.grad(total, starts, allow_unused=True)
     shapes = [*((len(batch) * s[0], *s[1:]) for s in layout.layers.values()), *(leaves[k].shape for k in layout.loose)]
     # What an example does not use has no part in its gradient.
     full = [values.new_zeros(shape) if g is None else g for g, shape in zip(found, shapes, strict=True)]
@@ -200,7 +201,8 @@ def _mapped(member: Member, layout: Layout, batch: Batch, of: Quantity) -> Tappe
     leaves = [t.requires_grad_() for t in (*copies.values(), *zeros.values())]
     with torch.enable_grad():
         values, seen = vmap(one)(copies, zeros, batch.inputs, batch.labels, member.mask_rows(batch))
-    found = torch.autograd.grad(values.sum(), leaves)
+        total = values.sum()
+    found = torch.autograd.grad(total, leaves)
     split = len(copies)
     return (
         seen,

@@ -705,6 +705,22 @@ def test_gradients_of_adapters_on_ordinary_models(network_view, name):
     check_against_explicit(network_view(name).adapter_member(0, 0, number=0, rank=2, epochs=2))
 
 
+@pytest.mark.parametrize(("name", "way"), [("resnet", "together"), ("attention", "mapped"), ("GRU", "alone")])
+def test_a_method_may_have_switched_gradients_off(network_view, name, way):
+    member = network_view(name).member()
+
+    def results():
+        training, queries = (member.gradients(part, "loss") for part in (member.task.training, member.task.queries))
+        hessian = member.hessian(member.task.training, ridge=0.1)
+        return training.layout.way, training.dot(queries), hessian.times(queries.dense()[:2])
+
+    expected = results()
+    with torch.no_grad():
+        found = results()
+    assert found[0] == expected[0] == way
+    torch.testing.assert_close(found[1:], expected[1:])
+
+
 def test_a_model_that_mixes_examples_is_declined(network_view):
     member = network_view("over the batch").member()
     with pytest.raises(Declined, match=r"another output when others are passed with it, .* without batch_first=True"):

@@ -67,14 +67,18 @@ class Eigenbasis:
         return 1.0 / (self.values + max(ridge, torch.finfo(self.values.dtype).tiny))
 
 
-def eigenbases(gradients: Gradients) -> dict[str, Eigenbasis]:
+def eigenbases(gradients: Gradients, *, values_of: Gradients | None = None) -> dict[str, Eigenbasis]:
     """Return each layer's eigenbasis from the gradients' second moments; two passes over the gradients.
 
     Parameters
     ----------
     gradients
         Usually those of the loss at sampled labels (:func:`tdabench.fisher.with_sampled_labels`).
+    values_of
+        Gradients whose second moments along the eigenvectors are the eigenvalues; by default the same. Those at labels
+        drawn anew do not take for curvature what the first draw's eigenvectors fitted of its noise.
     """
+    measured = gradients if values_of is None else values_of
     sides = {key: (_eigenvectors(left), _eigenvectors(right)) for key, (left, right) in _moments(gradients).items()}
     values: dict[str, Tensor] = {}
 
@@ -84,9 +88,9 @@ def eigenbases(gradients: Gradients) -> dict[str, Eigenbasis]:
             squares = _sum_of_squares(turned.part(some))
             values[piece.key] = squares.add_(values[piece.key]) if piece.key in values else squares
 
-    for _ in gradients.blocks(add, short=gradients.short):
+    for _ in measured.blocks(add, short=measured.short):
         pass
-    return {key: Eigenbasis(*sides[key], values[key] / len(gradients)) for key in sides}
+    return {key: Eigenbasis(*sides[key], values[key] / len(measured)) for key in sides}
 
 
 def solved_dot(

@@ -262,9 +262,12 @@ class Sizes:
             drawn += of_layer
         return total + Counts(moved=drawn, held=2 * n * size, blocks=total.blocks + drawn + formed)
 
-    def eigenbases(self, n: int) -> Counts:
-        """Count :func:`tdabench.eigenbases` of ``n`` gradients: moments, eigenvectors, and the values along them."""
-        total = self.passes(n, 2)
+    def eigenbases(self, n: int, *, apart: bool = False) -> Counts:
+        """Count :func:`tdabench.eigenbases` of ``n`` gradients: moments, eigenvectors, and the values along them.
+
+        ``apart`` where the values are those of other gradients, as many, so that none are kept from the first pass.
+        """
+        total = self.passes(n) + self.passes(n) if apart else self.passes(n, 2)
         for layer in self.layers:
             sides = self._eigen_sides(layer)
             # A side's moment and rotation: of every position's factor, or of the other side's length of rows.

@@ -116,6 +116,24 @@ def test_eigenvalues_are_the_second_moments_of_the_gradients_in_the_basis(view_o
             assert basis.values.sum().item() == pytest.approx(values.square().sum((1, 2)).mean().item(), rel=1e-4)
 
 
+@pytest.mark.parametrize("make", [two_layers, on_tokens])
+def test_eigenvalues_may_be_those_of_other_gradients(view_of, make):
+    task = view_of(make)
+    vectors_of, values_of = (task.member().gradients(part, "loss") for part in (task.training, task.queries))
+    own, bases = eigenbases(vectors_of), eigenbases(vectors_of, values_of=values_of)
+    for _, layers in values_of.by_layer():
+        for key, values in layers.items():
+            left, right = (torch.eye(size) if side is None else side for size, side in sides(values, bases[key]))
+            torch.testing.assert_close(left, torch.eye(len(left)) if own[key].left is None else own[key].left)
+            rotated = left.T @ values @ right
+            torch.testing.assert_close(bases[key].values, rotated.square().mean(0), rtol=1e-3, atol=1e-7)
+            assert not torch.allclose(bases[key].values, own[key].values)
+
+
+def sides(values, basis):
+    return zip(values.shape[1:], (basis.left, basis.right), strict=True)
+
+
 def test_solving_in_the_basis_is_multiplying_with_the_inverse_matrix(view_of):
     task = view_of(two_layers)
     bases = eigenbases(task.member().gradients(task.training, "loss"))

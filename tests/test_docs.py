@@ -18,6 +18,7 @@ from tdabench.tuned import TUNED_FILE
 
 ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "docs" / "examples" / "my_method.py"
+VARIANT = ROOT / "docs" / "examples" / "ek_fac_redrawn.py"
 
 
 def tdabench(*words: str, cwd: Path) -> dict:
@@ -56,6 +57,16 @@ def test_example_runs_from_outside_the_repository_alone_and_wrapped(tmp_path):
     wrapped = tdabench("run", "digits-mlp", reference, "--ensemble", "dropout(models=1, masks=2)", cwd=tmp_path)
     compared = tdabench("compare", wrapped["folder"], alone["folder"], cwd=tmp_path)
     assert compared["difference"] == pytest.approx(wrapped["evaluation"]["lds"] - alone["evaluation"]["lds"])
+
+
+def test_variant_runs_from_outside_the_repository_and_declines_what_it_cannot_vary(tmp_path):
+    (tmp_path / "variant.py").write_text(VARIANT.read_text())
+    redrawn = tdabench("run", "digits-mlp", "./variant.py:EkFacRedrawn", "--set", "damping=0.03", cwd=tmp_path)
+    plain = tdabench("run", "digits-mlp", "ek-fac", "--set", "damping=0.03", cwd=tmp_path)
+    assert redrawn["evaluation"]["lds"] > plain["evaluation"]["lds"] > 0.3
+    options = ("--set", "labels=true")
+    declined = tdabench("run", "digits-mlp", "./variant.py:EkFacRedrawn", *options, cwd=tmp_path)["record"]
+    assert (declined["status"], declined["reason"]) == ("declined", "labels=true are not drawn, so not drawn anew")
 
 
 def test_the_walk_names_the_file_that_tuning_changes():

@@ -61,6 +61,9 @@ ENSEMBLES = [
 ]
 
 
+VARIANT = f"{Path(__file__).parent.parent / 'docs' / 'examples' / 'ek_fac_redrawn.py'}:EkFacRedrawn"
+
+
 class Silent(MemberMethod):
     """A third party's method, without counts."""
 
@@ -136,6 +139,10 @@ def test_every_method_under_every_ensemble_counts_what_its_run_counts(name, ense
     agree_or_decline(name, ensemble, bench, view())
 
 
+def test_a_documents_variant_counts_what_its_run_counts(bench, view):
+    agree(VARIANT, None, bench, view())
+
+
 @pytest.mark.parametrize("name", ["datamodels", "empirical-influence"])
 def test_methods_that_retrain_count_what_their_runs_count(name, bench, view):
     agree(name, None, bench, view())
@@ -143,7 +150,7 @@ def test_methods_that_retrain_count_what_their_runs_count(name, bench, view):
 
 
 WAYS = {"data-inf by pairs": True, "data-inf by sums": False}
-CUT = ["grad-dot", "grad-cos", "gradient-norm", "trak", "ek-fac", "astra", *WAYS, "if-cg", "logra"]
+CUT = ["grad-dot", "grad-cos", "gradient-norm", "trak", "ek-fac", "astra", *WAYS, "if-cg", "logra", VARIANT]
 
 
 def gone(name: str, monkeypatch: pytest.MonkeyPatch) -> str:
@@ -154,7 +161,7 @@ def gone(name: str, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.mark.parametrize("kept", [True, False])
-@pytest.mark.parametrize("name", CUT)
+@pytest.mark.parametrize("name", CUT, ids=lambda name: name.rpartition(":")[2])
 def test_counts_follow_the_engine_when_it_cuts_its_work_small(name, kept, small, small_data, view, monkeypatch):
     monkeypatch.setattr(gradients, "_BLOCK_BYTES", 40_000)
     monkeypatch.setattr(gradients, "_HELD_BYTES", 20_000 if name in ("grad-dot", "grad-cos") else 60_000)

@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 
 from tdabench.datasets import cache_folder
 from tdabench.errors import UsageError
+from tdabench.files import check_writable
 from tdabench.filling import OnProgress, Options, fill, work_of
 from tdabench.ground_truth import (
     ARRAYS_FILE,
@@ -98,11 +99,15 @@ def build(
         If ``out`` exists and ``replace`` is not given, unless only a share is built into a folder of slices that is
         named; or if ``out`` holds other files, or another build into the same folder of slices is running; or if a
         worker was killed.
+    StorageError
+        If ``out`` cannot be written; said before anything is trained.
     """
     task, options = find_task(reference), options or Options()
     out = out or ground_truth_folder(task)
     _refuse_existing(out, replace, options)
     _mislabelled(task, options)  # what is wrong with them is said now, not after all is trained
+    if options.shard is None:
+        check_writable(out.parent, "Pass --out DIR to build into another folder.")
     folder = options.slices or work_folder(task)
     folder.mkdir(parents=True, exist_ok=True)
     try:

@@ -220,11 +220,11 @@ def _open(url: str, offset: int, part: Path) -> HTTPResponse:
 
 
 def _receive(response: HTTPResponse) -> bytes:
-    """Read on; only what the network does is an attempt that failed, a full disk is not."""
+    """Read what has come; only what the network does is an attempt that failed, a full disk is not."""
     import http.client
 
     try:
-        return response.read(_CHUNK_BYTES)
+        return response.read1(_CHUNK_BYTES)  # read() waits for all of them, and loses what came before a failure
     except (OSError, http.client.HTTPException) as error:
         raise _Failed(error) from error
 

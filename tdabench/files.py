@@ -66,6 +66,30 @@ def storage_errors(path: Path) -> Iterator[None]:
         raise
 
 
+def check_writable(folder: Path, instead: str) -> None:
+    """Refuse a folder in which nothing could be written in the end, before long work that is for it.
+
+    Parameters
+    ----------
+    folder
+        It need not exist yet: then the nearest one above it counts.
+    instead
+        A sentence that says what to do instead.
+
+    Raises
+    ------
+    StorageError
+        If nothing can be written there.
+    """
+    nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    try:
+        with tempfile.TemporaryFile(dir=nearest):
+            pass
+    except OSError as error:
+        why = {**FULL, **_CLOSED}.get(error.errno or 0, error.strerror)
+        raise StorageError(f"Cannot write to {folder}: {why}. Nothing was begun. {instead}") from error
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a whole file or none of it: aside, flushed, renamed."""
     with storage_errors(path):

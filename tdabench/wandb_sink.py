@@ -12,8 +12,12 @@ from typing import Any, Literal
 from tdabench.board.rows import AXES
 from tdabench.board.runs import Run
 from tdabench.errors import UsageError
+from tdabench.files import check_writable
 
 Mode = Literal["offline", "online"]
+
+_LONGEST_TAG = 64
+"""W&B refuses longer ones."""
 
 
 def send(runs: Sequence[Run], project: str, folder: Path, mode: Mode = "offline") -> int:
@@ -33,28 +37,44 @@ def send(runs: Sequence[Run], project: str, folder: Path, mode: Mode = "offline"
     Raises
     ------
     UsageError
-        If the ``wandb`` extra is not installed.
+        If the ``wandb`` extra is not installed, or W&B refuses a run: its project's name, a missing login.
+    StorageError
+        If ``folder`` cannot be written: W&B would write elsewhere.
     """
     try:
         import wandb
     except ImportError:
         raise UsageError("Weights & Biases is not installed. Type: pip install 'tdabench[wandb]'.") from None
+    check_writable(folder, "Name another folder with --dir.")
     folder.mkdir(parents=True, exist_ok=True)
-    for one in runs:
-        record = one.record
-        run = wandb.init(
-            project=project,
-            name=record.run_id,
-            group=record.task,
-            tags=[record.method, record.ensemble.kind if record.ensemble else "none", record.status],
-            config=configuration(one),
-            dir=str(folder),
-            mode=mode,
-            settings=wandb.Settings(console="off", silent=True, disable_git=True, x_disable_stats=True),
-        )
-        run.summary.update(summary(one))
-        run.finish()
+    for sent, one in enumerate(runs):
+        try:
+            _send(one, project, folder, mode)
+        except (wandb.Error, ValueError) as error:  # of settings that it checks itself, pydantic's
+            why = " ".join(str(error).split())
+            raise UsageError(
+                f"Weights & Biases refuses {one.record.run_id}: {why}. {sent} of {len(runs)} runs were sent before it."
+            ) from error
     return len(runs)
+
+
+def _send(one: Run, project: str, folder: Path, mode: Mode) -> None:
+    import wandb
+
+    record = one.record
+    tags = [record.method, record.ensemble.kind if record.ensemble else "none", record.status]
+    run = wandb.init(
+        project=project,
+        name=record.run_id,
+        group=record.task,
+        tags=[tag[:_LONGEST_TAG] for tag in tags],  # the whole name is in the configuration
+        config=configuration(one),
+        dir=str(folder),
+        mode=mode,
+        settings=wandb.Settings(console="off", silent=True, disable_git=True, x_disable_stats=True),
+    )
+    run.summary.update(summary(one))
+    run.finish()
 
 
 def configuration(run: Run) -> dict[str, Any]:

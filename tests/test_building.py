@@ -589,6 +589,16 @@ def test_wrong_labels_that_tell_nothing_are_refused_before_anything_is_trained(
         assert executor.slices == []
 
 
+def test_a_place_that_cannot_be_written_is_refused_before_anything_is_trained(small_reference, cache, tmp_path):
+    (tmp_path / "file").write_text("")
+    with InlineExecutor() as executor:
+        with pytest.raises(
+            StorageError, match=r"Cannot write to .*file: a part of the path is a file.* Pass --out DIR"
+        ):
+            build(small_reference, tmp_path / "file" / "truth", executor=executor)
+        assert executor.slices == []
+
+
 def test_an_old_one_that_a_kill_left_aside_stays_until_the_new_one_stands(
     small_reference, small, undisturbed, tmp_path, monkeypatch
 ):

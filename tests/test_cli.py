@@ -22,6 +22,7 @@ import torch
 
 from tdabench import building, cli, filling, planning, registry, results, runner
 from tdabench.ceiling import noise_ceiling
+from tdabench.errors import StorageError
 from tdabench.files import read_arrays, read_metadata, write_arrays
 from tdabench.ground_truth import ARRAYS_FILE, read_ground_truth, write_ground_truth
 from tdabench.records import read_record
@@ -381,6 +382,17 @@ def test_board_is_the_same_bytes_each_time(tdabench, runs, tmp_path):
 
 
 # --- tune
+
+
+def test_tuning_that_could_not_be_stored_is_refused_before_it_measures(tdabench, small, small_reference, monkeypatch):
+    def refuse(folder: Path, instead: str) -> None:
+        raise StorageError(f"Cannot write to {folder}. {instead}")
+
+    monkeypatch.setattr("tdabench.files.check_writable", refuse)
+    monkeypatch.setattr("tdabench.tuning.tune", None)
+    done = tdabench("tune", small_reference, GOOD)
+    assert done.code == 2
+    assert f"Cannot write to {small.folder}. Tune with --dry-run, and run with the options that it prints." in done.err
 
 
 def test_tuned_options_are_stored_used_charged_and_replayed(

@@ -158,6 +158,20 @@ def test_a_damaged_file_in_the_cache_says_what_to_remove(mnist_server, cache):
         datasets.mnist(None)
 
 
+@pytest.mark.parametrize("content", [b"", b"no archive"])
+def test_what_an_old_torchvision_left_damaged_is_named(mnist_server, tmp_path, content):
+    (tmp_path / "MNIST" / "raw").mkdir(parents=True)
+    for name, array in MNIST_FILES.items():
+        (tmp_path / "MNIST" / "raw" / name).write_bytes(idx(array))
+    assert datasets.mnist(tmp_path)[1].targets.tolist() == [1, 2]
+    old = tmp_path / "MNIST" / "processed"
+    old.mkdir()
+    for name in ("training.pt", "test.pt"):
+        (old / name).write_bytes(content)
+    with pytest.raises(DataError, match=rf"No readable MNIST in .* Remove {old}, which torchvision reads first"):
+        datasets.mnist(tmp_path)
+
+
 def test_a_named_folder_is_read_and_never_written(mnist_server, tmp_path, cache):
     empty = tmp_path / "data"
     empty.mkdir()
@@ -305,6 +319,36 @@ def test_an_npz_of_another_shape_says_what_was_expected(packed):
         datasets.cats_and_dogs(packed)
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"y": lambda y: y[:, None], "index": lambda i: i[:, None]}, r"labels y \[n\] and integer positions"),
+        ({"index": lambda i: i.astype(float)}, "integer positions"),
+        ({"index": lambda i: i + 50_000}, "positions index from 0 to 49,999"),
+        ({"y": np.zeros_like}, "labels y of 3 and 5"),
+    ],
+)
+def test_an_npz_of_something_else_says_what_was_expected(packed, change, said):
+    path = packed / "cifar10" / "cat_dog_train.npz"
+    with np.load(path) as arrays:
+        held = dict(arrays)
+    np.savez(path, **{name: change.get(name, np.asarray)(array) for name, array in held.items()})
+    with pytest.raises(DataError, match=rf"cat_dog_train\.npz does not hold .*{said}.* Point --data or"):
+        datasets.cats_and_dogs(packed)
+
+
+@pytest.mark.parametrize(
+    "header", [b"{'descr': '|u1', 'fortran_order': False, 'shape': (4,", b"{'descr: (" + b" " * 40]
+)
+def test_an_array_whose_header_is_damaged_is_the_same_error(packed, header):
+    path = packed / "cifar10" / "cat_dog_test.npz"
+    array = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header) + 1) + header + b"\n"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x.npy", array)
+    with pytest.raises(DataError, match=r"cat_dog_test\.npz is not a readable \.npz file"):
+        datasets.cats_and_dogs(packed)
+
+
 def test_half_of_the_packed_files_is_not_enough(packed):
     (packed / "cifar10" / "cat_dog_test.npz").unlink()
     with pytest.raises(DataError, match=r"There is no .*cat_dog_test\.npz\. Point --data or TDABENCH_DATA"):
@@ -353,7 +397,7 @@ def test_both_real_layouts_give_the_same_cats_and_dogs(data, tmp_path):
 def human_labels() -> dict[str, np.ndarray]:
     random = np.random.default_rng(1)
     names = ("clean_label", "worse_label", "aggre_label", "random_label1", "random_label2", "random_label3")
-    return {name: random.integers(0, 10, 20) for name in names}
+    return {name: random.integers(0, 10, 50_000) for name in names}
 
 
 def saved(value: object, module: str = "numpy._core.multiarray") -> bytes:
@@ -380,6 +424,20 @@ def test_the_published_human_labels_are_read_from_folder_and_download(server, tm
         for name, array in read.items():
             assert array.dtype == np.uint8
             np.testing.assert_array_equal(array, labels[name])
+
+
+@pytest.mark.parametrize("labels", [np.zeros(10, np.uint8), np.zeros((50_000, 2), np.uint8), np.zeros(50_000)])
+def test_human_labels_of_another_shape_or_type_say_what_was_expected(tmp_path, labels):
+    (tmp_path / "cifar10").mkdir()
+    np.savez(tmp_path / "cifar10" / "cifar10n.npz", **dict.fromkeys(human_labels(), labels))
+    with pytest.raises(DataError, match=r"cifar10n\.npz does not hold CIFAR-10N: expected uint8 \[50000\] for"):
+        datasets.cifar10n(tmp_path)
+
+
+def test_human_labels_that_are_a_folder_are_one_clear_error(tmp_path):
+    (tmp_path / "CIFAR-10_human.pt").mkdir()
+    with pytest.raises(DataError, match=r"CIFAR-10_human\.pt cannot be read \(Is a directory\)\. Point --data"):
+        datasets.cifar10n(tmp_path)
 
 
 def test_other_human_labels_are_refused_before_they_are_loaded(tmp_path, monkeypatch):

@@ -19,6 +19,7 @@ from tdabench.downloads import Source, fetch
 from tdabench.errors import DataError, StorageError
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB: several reads
+STALLED = 100_000
 
 
 @dataclass
@@ -29,6 +30,7 @@ class Site:
     content: bytes = CONTENT
     script: list[str] = field(default_factory=list)
     ranges: list[str | None] = field(default_factory=list)
+    over: threading.Event = field(default_factory=threading.Event)
 
     def source(self, **changes: object) -> Source:
         values = {
@@ -65,6 +67,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         rest = site.content[start:]
         with contextlib.suppress(ConnectionError):  # the client may have seen enough
+            if step == "stall":  # less than the client reads at once, and then silence
+                self.wfile.write(rest[:STALLED])
+                self.wfile.flush()
+                site.over.wait(5)
+                return
             self.wfile.write(rest[: len(rest) // 2] if step in ("cut", "no-length") else rest)
 
 
@@ -78,6 +85,7 @@ def site(monkeypatch):
         server.site = Site(f"http://127.0.0.1:{server.server_port}/set.bin")
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield server.site
+        server.site.over.set()
         server.shutdown()
 
 
@@ -104,6 +112,13 @@ def test_a_cut_connection_is_resumed_where_it_broke(site, tmp_path):
     site.script = ["cut"]
     assert fetch(site.source(), tmp_path).read_bytes() == CONTENT
     assert site.ranges == [None, f"bytes={len(CONTENT) // 2}-"]
+
+
+def test_what_came_before_a_server_fell_silent_is_kept(site, tmp_path, monkeypatch):
+    monkeypatch.setattr(downloads, "TIMEOUT_S", 0.3)
+    site.script = ["stall", "stall"]
+    assert fetch(site.source(), tmp_path).read_bytes() == CONTENT
+    assert site.ranges == [None, f"bytes={STALLED}-", f"bytes={2 * STALLED}-"]
 
 
 def test_what_an_earlier_call_left_is_resumed(site, tmp_path):

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from tdabench.errors import FileFormatError, StorageError
 from tdabench.files import (
+    check_writable,
     new_folder,
     read_arrays,
     read_json,
@@ -271,3 +272,21 @@ def check_reads_or_says_what_to_do(read, path):
     except FileFormatError as raised:
         error = raised
     assert error is None or str(error).endswith("Make it.")
+
+
+@pytest.mark.parametrize("below", ["", "not/there/yet"])
+def test_a_folder_that_can_be_written_is_left_as_it_is(tmp_path, below):
+    check_writable(tmp_path / below, "Never.")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.ENOSPC])
+def test_a_folder_that_cannot_be_written_says_why_and_what_to_do(tmp_path, monkeypatch, number):
+    def refuse(**given):
+        raise OSError(number, "no")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    why = {errno.EACCES: "permission denied", errno.EROFS: "the disk is read-only", errno.ENOSPC: "the disk is full"}
+    with pytest.raises(StorageError) as caught:
+        check_writable(tmp_path / "x", "Go elsewhere.")
+    assert str(caught.value) == f"Cannot write to {tmp_path / 'x'}: {why[number]}. Nothing was begun. Go elsewhere."

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import struct
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -232,6 +233,20 @@ def test_files_that_are_something_else_are_a_clear_error(tmp_path, cache, conten
             (raw / f"{part}-{kind}-ubyte").write_bytes(content)
     with pytest.raises(DataError, match=r"No readable MNIST in .*\((AssertionError|TypeError|KeyError|[^)]+)\)"):
         find_task("mnist-mlp").data(tmp_path)
+
+
+def test_readable_files_of_another_size_are_not_the_loader_s_fault(tmp_path, cache):
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for part in ("train", "t10k"):
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(struct.pack(">4B3I", 0, 0, 8, 3, 6, 28, 28) + bytes(6 * 784))
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">4BI", 0, 0, 8, 1, 7) + bytes(7))
+    with pytest.raises(DataError) as caught:
+        find_task("mnist-lr").data(tmp_path)
+    assert str(caught.value) == (
+        "The inputs of the training examples of mnist-lr have shape [6, 784], their labels [7]; expected [n, ...] for "
+        "both, with the same n above 0. Remove the files and fetch the original data set again."
+    )
 
 
 def test_a_model_is_made_without_touching_the_generators_of_accelerators(small, monkeypatch):

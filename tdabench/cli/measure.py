@@ -337,12 +337,15 @@ def tune(
     tuning. The candidates are no results: they go into a folder .tuning among the runs, which boards do not read.
     """
     from tdabench.cli.caveats import warn_of_busy_candidates
+    from tdabench.files import check_writable
     from tdabench.jobs import Job, plan
     from tdabench.registry import find_task
     from tdabench.tuned import write_tuned
     from tdabench.tuning import tune as tune_job
 
     job = on_machine(Job(task, method, parse_settings(settings), None, seed), threads, device, data_folder)
+    if not dry_run:
+        check_writable(find_task(task).folder, "Tune with --dry-run, and run with the options that it prints.")
     records: list[Record] = []
 
     def tried(candidate: Candidate, record: Record) -> None:

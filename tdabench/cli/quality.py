@@ -158,14 +158,10 @@ def _print_comparison(facts: dict[str, Any]) -> None:
 @json_option
 def board(runs: Path, out: Path, suite_name: str | None, as_json: bool) -> None:
     """Write the leaderboard of the run folders in RUNS as one self-contained page."""
-    from tdabench.cli.reports import finish_board
-    from tdabench.results import find_runs
+    from tdabench.cli.reports import finish_board, run_folders
     from tdabench.suites import find_suite
 
-    folders = find_runs(runs)
-    if not folders:
-        raise UsageError(f"There is no run in {runs}. Run `tdabench suite quick` or `tdabench run` first.")
-    finish_board(folders, out, as_json, find_suite(suite_name) if suite_name else None)
+    finish_board(run_folders([runs]), out, as_json, find_suite(suite_name) if suite_name else None)
 
 
 @click.command("wandb")
@@ -183,10 +179,13 @@ def board(runs: Path, out: Path, suite_name: str | None, as_json: bool) -> None:
 @json_option
 def wandb(runs: Path, project: str, mode: Literal["offline", "online"], folder: Path, as_json: bool) -> None:
     """Copy the results of the run folders in RUNS to Weights & Biases; needs the wandb extra."""
-    from tdabench.results import find_runs, read_runs
+    from tdabench.cli.reports import run_folders
+    from tdabench.results import read_runs
     from tdabench.wandb_sink import send
 
-    found, _ = read_runs(find_runs(runs))
+    if not project.strip():
+        raise UsageError("The project has no name. Give one with --project, or leave it out.")
+    found, _ = read_runs(run_folders([runs]))
     count = send(found, project, folder, mode)
     if as_json:
         return print_json({"runs": count, "project": project, "mode": mode})

@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import hashlib
 import io
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 CAT, DOG = 3, 5
+_N_TRAIN = 50_000
 
 BATCHES = "cifar-10-batches-py"
 CAT_DOG_TRAIN, CAT_DOG_TEST = "cifar10/cat_dog_train.npz", "cifar10/cat_dog_test.npz"
@@ -34,6 +36,9 @@ HUMAN_LABELS = "cifar10/cifar10n.npz"
 
 LABEL_SETS = ("clean_label", "aggre_label", "worse_label", "random_label1", "random_label2", "random_label3")
 """The label sets of CIFAR-10N; ``clean_label`` is CIFAR-10's own."""
+
+# NumPy reads an array's header as a Python literal.
+_BAD_HEADERS = (SyntaxError, tokenize.TokenError)
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +126,7 @@ def cifar10n(folder: Path | None) -> dict[str, np.ndarray]:
     if (root / source.file).exists():
         return _human_labels(root / source.file, folder)
     if (root / HUMAN_LABELS).exists():
-        return _npz(root / HUMAN_LABELS, LABEL_SETS, what_next(folder, HUMAN_LABELS, source.urls[0]))
+        return _packed_labels(root / HUMAN_LABELS, what_next(folder, HUMAN_LABELS, source.urls[0]))
     raise DataError(
         f"No CIFAR-10N labels in {root}: expected {root / HUMAN_LABELS} or {root / source.file}. "
         f"{what_next(folder, source.file, source.urls[0])}"
@@ -162,12 +167,31 @@ def _packed(path: Path, hint: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Read images, labels and positions of one split from an .npz file."""
     arrays = _npz(path, ("x", "y", "index"), hint)
     x, y, index = arrays["x"], arrays["y"], arrays["index"]
-    if x.shape != (len(y), 3, 32, 32) or x.dtype != "uint8" or y.dtype != "uint8" or index.shape != y.shape:
+    shapes = x.shape[1:] == (3, 32, 32) and x.shape[:1] == y.shape == index.shape
+    if not shapes or (x.dtype, y.dtype, index.dtype.kind) != ("uint8", "uint8", "i"):
         raise DataError(
-            f"{path} does not hold CIFAR-10: expected uint8 images x [n, 3, 32, 32], uint8 labels y [n] and positions "
-            f"index [n], got {x.dtype} {list(x.shape)}, {y.dtype} {list(y.shape)} and {list(index.shape)}. {hint}"
+            f"{path} does not hold CIFAR-10: expected uint8 images x [n, 3, 32, 32], uint8 labels y [n] and integer "
+            f"positions index [n], got {x.dtype} {list(x.shape)}, {y.dtype} {list(y.shape)} and {index.dtype} "
+            f"{list(index.shape)}. {hint}"
+        )
+    if not ((y == CAT) | (y == DOG)).any() or not ((index >= 0) & (index < _N_TRAIN)).all():
+        raise DataError(
+            f"{path} does not hold the cats and dogs of CIFAR-10: expected labels y of {CAT} and {DOG} and positions "
+            f"index from 0 to {_N_TRAIN - 1:,}. {hint}"
         )
     return x, y, index.astype("int32")
+
+
+def _packed_labels(path: Path, hint: str) -> dict[str, np.ndarray]:
+    """Read all label sets from an .npz file."""
+    found = _npz(path, LABEL_SETS, hint)
+    for name, labels in found.items():
+        if labels.shape != (_N_TRAIN,) or labels.dtype != "uint8":
+            raise DataError(
+                f"{path} does not hold CIFAR-10N: expected uint8 [{_N_TRAIN}] for {name}, got {labels.dtype} "
+                f"{list(labels.shape)}. {hint}"
+            )
+    return found
 
 
 def _npz(path: Path, names: tuple[str, ...], hint: str) -> dict[str, np.ndarray]:
@@ -179,7 +203,7 @@ def _npz(path: Path, names: tuple[str, ...], hint: str) -> dict[str, np.ndarray]
             return {name: arrays[name] for name in names}
     except FileNotFoundError:
         raise DataError(f"There is no {path}. {hint}") from None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, *_BAD_HEADERS) as error:
         raise DataError(f"{path} is not a readable .npz file with {', '.join(names)} ({error}). {hint}") from error
 
 
@@ -188,7 +212,12 @@ def _human_labels(path: Path, folder: Path | None) -> dict[str, np.ndarray]:
     import numpy as np
     import torch
 
-    source, content = sources.CIFAR10N, path.read_bytes()
+    source = sources.CIFAR10N
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        hint = what_next(folder, source.file, source.urls[0])
+        raise DataError(f"{path} cannot be read ({error.strerror}). {hint}") from error
     got = hashlib.sha256(content).hexdigest()
     if got != source.sha256:
         raise DataError(

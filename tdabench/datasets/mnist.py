@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import pickle
 from pathlib import Path
 
 from filelock import FileLock
@@ -15,7 +16,18 @@ from tdabench.errors import DataError
 from tdabench.files import storage_errors, write_bytes
 
 # torchvision has no error of its own for a file that is something else: what stumbles first depends on its bytes.
-_UNREADABLE = (RuntimeError, OSError, ValueError, AssertionError, TypeError, KeyError)
+# Beside the raw files it may find those that its old versions left in MNIST/processed, which it then prefers: it loads
+# them by torch.load, which since torch 2.6 calls nothing in them (weights_only).
+_UNREADABLE = (
+    RuntimeError,
+    OSError,
+    ValueError,
+    AssertionError,
+    TypeError,
+    KeyError,
+    EOFError,
+    pickle.UnpicklingError,
+)
 
 
 def mnist(folder: Path | None) -> tuple[object, object]:
@@ -39,10 +51,14 @@ def mnist(folder: Path | None) -> tuple[object, object]:
     try:
         return datasets.MNIST(str(root), train=True), datasets.MNIST(str(root), train=False)
     except _UNREADABLE as error:
+        old = root / "MNIST" / "processed"
+        # torch's own words advise to load such a file in a way that runs what is in it.
+        why = "" if isinstance(error, pickle.UnpicklingError) else str(error)
+        remove = f"Remove {old}, which torchvision reads first. " if old.exists() else ""
         raise DataError(
             f"No readable MNIST in {root}: expected {root / 'MNIST' / 'raw' / 'train-images-idx3-ubyte'} and the three "
-            f"files beside it ({str(error) or type(error).__name__}). "
-            f"{what_next(folder, 'MNIST/raw', sources.MNIST[0].urls[0])}"
+            f"files beside it ({why or type(error).__name__}). "
+            f"{remove}{what_next(folder, 'MNIST/raw', sources.MNIST[0].urls[0])}"
         ) from error
 
 

@@ -78,7 +78,7 @@ class CorrelationMeter:
             self._begin(model_number)
         for start in range(0, self.shape[0], _ROWS):
             rows = slice(start, start + _ROWS)
-            short = self._shortened(scores[rows].detach().to("cpu", torch.float32), self._signs[rows])
+            short = self._shortened(scores[rows].detach().cpu(), self._signs[rows])
             self._model[rows] += short
             self._squares += _square(short)
         self._sizes[-1] += 1
@@ -92,12 +92,14 @@ class CorrelationMeter:
 
     def _shortened(self, scores: Tensor, signs: Tensor) -> Tensor:
         """Return centred scores of length one, projected: ``[n, size]``. Constant scores correlate with nothing."""
-        centred = scores - scores.mean(1, keepdim=True)
-        lengths = torch.linalg.vector_norm(centred, dim=1, keepdim=True)
+        precise = scores.to(torch.promote_types(scores.dtype, torch.float32))
+        centred = precise - precise.mean(1, keepdim=True)
+        # Squares of small numbers would be nothing in float32, those of large ones infinite.
+        scaled = (centred / centred.abs().amax(1, keepdim=True)).float()
         # By the extremes: the mean of equal numbers is off by their rounding.
-        constant = scores.amax(1, keepdim=True) == scores.amin(1, keepdim=True)
+        constant = precise.amax(1, keepdim=True) == precise.amin(1, keepdim=True)
         self._rows += int((~constant).sum())
-        unit = torch.where(constant, 0.0, centred / lengths)
+        unit = torch.where(constant, 0.0, scaled / torch.linalg.vector_norm(scaled, dim=1, keepdim=True))
         if self.size == self.shape[1]:
             return unit
         padding = -self.shape[1] % self.size

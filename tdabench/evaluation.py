@@ -200,7 +200,7 @@ class Evaluator:
         sums[:, constant] = 0.0
         draws = bootstrap_lds(sums, _ranked(self))
         lds = draws.estimate
-        low, high = draws.interval(LEVEL)
+        low, high = (max(-1.0, min(1.0, end)) for end in draws.interval(LEVEL))
         ceiling = self.ceiling.value
         return Evaluation(
             lds=lds,

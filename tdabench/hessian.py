@@ -191,7 +191,7 @@ class Hessian:
     def _product(self, batch: Batch, *, shared: bool) -> Product:
         """Return what multiplies vectors, by parameter, with the sum over a batch's examples."""
         pull = _pulled if shared else _pulled_apart
-        with differentiable(self.member.model, attention=True):
+        with differentiable(self.member.model, plain=True):
             return (_gauss_newton if self.curvature == "gauss-newton" else _whole)(self.member, batch, pull)
 
     def _by_parameter(self, flat: Tensor) -> list[Tensor]:

@@ -2,35 +2,43 @@
 
 Torch takes a fused kernel where it can, and some cannot be differentiated as the engine does: that of attention modules
 in evaluation not at all, those of attention itself not twice and under ``vmap`` only one example after another, cuDNN's
-of recurrent layers in training mode only.
+of recurrent layers in training mode only. That of weight normalisation has a wrong second derivative.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils.parametrizations import _WeightNorm
+from torch.overrides import TorchFunctionMode
 
 
 @contextlib.contextmanager
-def differentiable(model: nn.Module, *, attention: bool = False) -> Iterator[None]:
+def differentiable(model: nn.Module, *, plain: bool = False) -> Iterator[None]:
     """Pass a model forward through kernels that can be differentiated.
 
     Parameters
     ----------
     model
         What is passed; cuDNN is switched off for recurrent models only.
-    attention
-        Whether attention, too, is made of plain operations: for second derivatives and under ``vmap``.
+    plain
+        Whether attention and normed weights, too, are made of plain operations: for second derivatives and under
+        ``vmap``.
     """
     fast, cudnn = torch.backends.mha.get_fastpath_enabled(), torch.backends.cudnn.enabled
     torch.backends.mha.set_fastpath_enabled(False)
     torch.backends.cudnn.enabled = cudnn and not is_recurrent(model)
     try:
-        with sdpa_kernel(SDPBackend.MATH) if attention else contextlib.nullcontext():
+        with contextlib.ExitStack() as stack:
+            if plain:
+                stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+            if plain and _has_normed_weights(model):
+                stack.enter_context(_PlainWeightNorm())
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
@@ -40,3 +48,21 @@ def differentiable(model: nn.Module, *, attention: bool = False) -> Iterator[Non
 def is_recurrent(model: nn.Module) -> bool:
     """Return whether a model has recurrent layers of torch, for which ``vmap`` has no rule."""
     return any(isinstance(module, nn.RNNBase | nn.RNNCellBase) for module in model.modules())
+
+
+class _PlainWeightNorm(TorchFunctionMode):
+    """Norm weights by operations that torch differentiates as often as one likes."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch._weight_norm:
+            return _weight_norm(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    others = [d for d in range(v.dim()) if dim == -1 or d != dim]  # -1 here is all of them, as in torch's own
+    return v * (g / v.square().sum(others, keepdim=True).sqrt())
+
+
+def _has_normed_weights(model: nn.Module) -> bool:
+    return any(isinstance(module, _WeightNorm) for module in model.modules())

@@ -93,7 +93,7 @@ def tap(member: Member, layout: Layout, batch: Batch, of: Quantity, *, short: bo
 def pieces_at(member: Member, layout: Layout, batch: Batch, of: Quantity, *, short: bool = False) -> Iterator[Piece]:
     """Yield the same without counting the passes."""
     # Many examples at once under vmap: fused attention would be given them one after another.
-    with differentiable(member.model, attention=layout.way == "mapped"):
+    with differentiable(member.model, plain=layout.way == "mapped"):
         seen, at_outputs, loose = _PASSES[layout.way](member, layout, batch, of)
     values = {**member.parameters, **member.statistics}
     modules = dict(member.model.named_modules())

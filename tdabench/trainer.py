@@ -216,7 +216,7 @@ def fit_stacked(
     begun = 0 if snapshots is None else _resume(state, optimizer, snapshots)
     n_steps, step = recipe.epochs * per_epoch, begun * per_epoch
     program.model.train(bool(statistics))
-    with differentiable(program.model, attention=masks.shape[0] > 1):
+    with differentiable(program.model, plain=masks.shape[0] > 1):
         for epoch in range(begun, recipe.epochs):
             for inputs, labels, dropped in _steps(stream, epoch, training, masks, recipe.batch_size):
                 with autocast(recipe.precision, stream.device):

@@ -89,6 +89,22 @@ def test_the_same_scores_correlate_by_one_and_negated_ones_by_minus_one():
     assert measured([0, 1], np.concatenate([scores, -scores])).between == pytest.approx(-1, abs=1e-6)
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e-23, 1e30])
+def test_the_scale_of_a_query_s_scores_does_not_matter(scale):
+    scores = made_up([0, 1], 5, 50)
+    expected = measured([0, 1], scores)
+    scores[:, 2] *= scale
+    assert measured([0, 1], scores).between == pytest.approx(expected.between, abs=1e-5)
+
+
+def test_what_only_longer_numbers_tell_apart_is_told_apart():
+    scores = torch.randn(5, 50, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 1e8
+    meter = CorrelationMeter(5, 50)
+    for number in (0, 1):
+        meter.add(number, scores)
+    assert meter.result().between == pytest.approx(1)
+
+
 def test_constant_scores_correlate_with_nothing():
     scores = made_up([0, 1], 4, 100)
     scores[1, :2] = 7.0

@@ -101,6 +101,15 @@ def test_wrong_sign_is_warned_of(perfect, truth):
     ]
 
 
+def test_an_interval_ends_where_an_lds_does(perfect):
+    masks = np.zeros((2, N_TRAIN), dtype=bool)
+    masks[0, ::2] = masks[1, 1::2] = True
+    outputs = (masks.astype(np.float64) @ perfect.T)[:, None].astype(np.float32)
+    found = evaluate(perfect, FakeTruth(masks, outputs, np.arange(1), np.arange(1, 2)), n_resamples=50)
+    assert (found.lds, found.high) == (1, 1)
+    assert evaluate(-perfect, FakeTruth(masks, outputs, np.arange(1), np.arange(1, 2)), n_resamples=50).low == -1
+
+
 def test_random_scores_are_not_warned_of(perfect, truth):
     found = [evaluate(noisy(np.zeros_like(perfect), 1.0, seed), truth, n_resamples=200) for seed in range(6)]
     assert any(one.lds < 0 for one in found)

@@ -119,7 +119,7 @@ def outputs(member, examples):
     masks = member.mask_rows(batch)
 
     def at(parameters):
-        with differentiable(member.model, attention=True):  # torch.func needs them as well
+        with differentiable(member.model, plain=True):  # torch.func needs them as well
             return functional_call(member.model, {**parameters, **member.statistics, **masks}, (batch.inputs,))
 
     return at
@@ -149,6 +149,49 @@ def test_the_matrix_is_torch_s_own(member_of, name, ensemble, kind):
     training = member.task.training
     found = member.hessian(training, kind).explicit()
     assert relative(found, expected(member, training, kind)) < 1e-5
+    assert relative(found, found.T) < 1e-5
+
+
+class Normed(nn.Module):
+    """A weight of rows of a length that is a parameter, by plain operations, under the names of torch's own."""
+
+    def __init__(self, dim) -> None:
+        super().__init__()
+        self.first = nn.utils.parametrizations.weight_norm(nn.Linear(16, 6), dim=dim)
+        self.others = {0: [1], 1: [0], None: [0, 1]}[dim]
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x):
+        weight = self.first.parametrizations.weight
+        g, v = weight.original0, weight.original1
+        first = functional.linear(
+            x.flatten(1), v * (g / v.square().sum(self.others, keepdim=True).sqrt()), self.first.bias
+        )
+        return self.head(first.tanh())
+
+
+class NormedByTorch(Normed):
+    """The same through torch's kernel, whose second derivative is wrong."""
+
+    def forward(self, x):
+        return self.head(self.first(x.flatten(1)).tanh())
+
+
+@pytest.mark.parametrize("dim", [0, 1])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_matrix_of_normed_weights_is_that_of_plain_operations(small, view, kind, dim):
+    def matrix(make_model) -> torch.Tensor:
+        task = replace(small, make_model=lambda: make_model(dim), recipe=replace(small.recipe, epochs=1, lr=0.05))
+        random = torch.Generator().manual_seed(0)
+        data = [
+            Examples(torch.randn(n, 1, 4, 4, generator=random), torch.randint(3, (n,), generator=random), split)
+            for n, split in ((N_TRAIN, "train"), (N_QUERIES, "queries"))
+        ]
+        member = view(task, TaskData(*data), store=f"{make_model.__name__}").member()
+        return member.hessian(member.task.training, kind).explicit()
+
+    found, wanted = matrix(NormedByTorch), matrix(Normed)
+    assert relative(found, wanted) < 1e-4
     assert relative(found, found.T) < 1e-5
 
 

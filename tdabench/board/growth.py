@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from tdabench.board.marks import Point, points
-from tdabench.board.rows import Axis, Row, format_score
+from tdabench.board.rows import Axis, Row, format_predicted, format_score
 from tdabench.board.seed_draws import estimate_beside
 from tdabench.ensembles import SIZES, format_ensemble
 from tdabench.saturation import predicted_lds
@@ -75,8 +75,8 @@ class Curve:
         found = (("within a model", p.within), ("between models", p.between))
         said = ", ".join(f"{format_score(value)} {name}" for name, value in found if value is not None)
         # Of one size alone, the prediction starts there.
-        at_largest = f"{format_score(p.at_largest)} at {last.cost:g}, " if first is not last else ""
-        foretold = f"predicted {at_largest}{format_score(p.limit)} in the limit"
+        at_largest = f"{format_predicted(p.at_largest)} at {last.cost:g}, " if first is not last else ""
+        foretold = f"predicted {at_largest}{format_predicted(p.limit)} in the limit"
         return f"{text}; {foretold}; members correlate {said}"
 
 

@@ -331,6 +331,11 @@ def format_score(value: float | None) -> str:
     return f"{round(value, 3) + 0.0:.3f}".replace("-", "−")
 
 
+def format_predicted(value: float | None) -> str:
+    """Write an LDS that was predicted; more than 1, which none can be, is only said to be more."""
+    return "> 1" if value is not None and value > 1 else format_score(value)
+
+
 def format_seconds(value: float | None) -> str:
     """Write a time with three significant digits in the unit that reads best.
 

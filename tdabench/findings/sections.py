@@ -8,7 +8,7 @@ from statistics import median
 
 from tdabench.board.findings import seeds_used
 from tdabench.board.prices import MODEL, Price
-from tdabench.board.rows import AXES, NO_VALUE, format_score, format_seconds
+from tdabench.board.rows import AXES, NO_VALUE, format_predicted, format_score, format_seconds
 from tdabench.board.runs import Run
 from tdabench.findings.agreement import growths
 from tdabench.findings.entries import ONE_MODEL, Contest, Entry, Family
@@ -316,7 +316,8 @@ def _agreement(contest: Contest) -> list[str]:
             code(family.name),
             flavour(growth.flavour),
             *(f"{format_score(e.lds)} at {_counted(e)}" for e in (growth.first, growth.last)),
-            *map(format_score, (growth.at_last, growth.limit, growth.within, growth.between)),
+            *map(format_predicted, (growth.at_last, growth.limit)),
+            *map(format_score, (growth.within, growth.between)),
         ]
         for family in contest.families
         for growth in growths(family)

@@ -133,6 +133,18 @@ def test_a_prediction_starts_at_the_seeds_that_the_largest_has(make):
     assert curve.prediction.at_largest == pytest.approx(predicted_lds(0.2, (2, 1), (8, 1), None, 0.25))
 
 
+def test_more_than_one_is_not_foretold_as_a_number(make):
+    rows = [
+        make.row(
+            "m", lds, ensemble=make.ensemble("independent", n, models=n), correlations=pairs(None, 0.02), run_id=f"i{n}"
+        )
+        for n, lds in ((5, 0.4), (10, 0.45))
+    ]
+    (curve,) = curves(rows)["m"]
+    assert curve.prediction.limit > 1
+    assert "; predicted 0.541 at 10, > 1 in the limit;" in curve.summary
+
+
 def test_one_size_foretells_its_limit_and_not_itself(make):
     row = make.row("m", 0.3, ensemble=make.ensemble("dropout", 5, models=1, masks=5), correlations=pairs(0.5))
     (curve,) = curves([row])["m"]

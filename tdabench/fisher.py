@@ -35,10 +35,15 @@ def with_sampled_labels(member: Member, examples: Examples, *stream: str | int) 
     Raises
     ------
     Declined
-        If the labels are not classes, or the model has no output for each of several classes.
+        If the labels are not classes, or some are none, or the model has no output for each of several classes.
     """
     if examples.labels.dtype != torch.int64:
         raise Declined("labels can be drawn from the model's predictions only where they are classes")
+    if bool((examples.labels < 0).any()):  # drawn, they would be predicted, which the loss does not ask for
+        raise Declined(
+            "labels can be drawn from the model's predictions only where each is a class, and some are below 0 (as "
+            "ignore_index has them)"
+        )
     labels = []
     random = np.random.Generator(np.random.PCG64(derive_seed(*stream, "labels")))
     for batch in examples.batches(FORWARD_BATCH):

@@ -172,6 +172,15 @@ def test_drawn_labels_follow_the_predictions(view_of):
     assert torch.equal(again, drawn[7])
 
 
+def test_labels_that_the_loss_ignores_are_not_drawn(view_of):
+    task = view_of(linear)
+    labels = task.training.labels.clone()
+    labels[3] = -100
+    ignored = Examples(task.training.inputs, labels, "train")
+    with pytest.raises(Declined, match=r"some are below 0 \(as ignore_index has them\)"):
+        with_sampled_labels(task.member(), ignored, "labels")
+
+
 def one_output() -> nn.Module:
     return nn.Linear(64, 1)
 

@@ -5,6 +5,9 @@ A model trained once serves every run on this machine class, and every run that 
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
 import tempfile
 import time
 from collections.abc import Callable
@@ -46,6 +49,14 @@ class ModelStore:
             return None
         return Trained(seconds, path.stat().st_size, cpu_seconds)
 
+    def is_intact(self, name: str) -> bool:
+        """Return whether the tensors of the checkpoint called ``name`` are those that were written; reads all of it."""
+        with contextlib.suppress(OSError, ValueError), self._path(name).open("rb") as file:
+            header = json.loads(file.read(_header_bytes(file.read(8))))
+            expected = header.get("__metadata__", {}).get("sha256")
+            return hashlib.file_digest(file, "sha256").hexdigest() == expected
+        return False
+
     def load(self, name: str) -> tuple[Parameters, Trained] | None:
         """Return the checkpoint called ``name``; None if it is not there or is damaged."""
         found, path = self.find(name), self._path(name)
@@ -78,8 +89,14 @@ class ModelStore:
             tempfile.TemporaryFile(dir=self.folder).close()
 
     def _keep(self, name: str, parameters: Parameters, seconds: float, cpu_seconds: float) -> Trained:
-        metadata = {"seconds": repr(seconds), "cpu_seconds": repr(cpu_seconds)}
-        content = save({k: p.cpu().contiguous() for k, p in parameters.items()}, metadata=metadata)
+        tensors = {k: p.cpu().contiguous() for k, p in parameters.items()}
+        bare = memoryview(save(tensors))
+        metadata = {
+            "seconds": repr(seconds),
+            "cpu_seconds": repr(cpu_seconds),
+            "sha256": hashlib.sha256(bare[8 + _header_bytes(bare[:8]) :]).hexdigest(),
+        }
+        content = save(tensors, metadata=metadata)
         write_bytes(self._path(name), content)
         return Trained(seconds, len(content), cpu_seconds)
 
@@ -89,3 +106,8 @@ class ModelStore:
     def _synchronize(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+
+def _header_bytes(first: bytes | memoryview) -> int:
+    """Return how long the header is, from the eight bytes before it."""
+    return int.from_bytes(first, "little")

@@ -176,7 +176,7 @@ class TaskView:
         name = model_name(self.seed, model)
         kept = self._checkpoints.setdefault(name, {})
         asked = {e: self._file(model, e) for e in (*epochs, self.epochs) if e not in kept}
-        kept |= {e: found for e, file in asked.items() if (found := self._store.find(file)) is not None}
+        kept |= {e: found for e, file in asked.items() if (found := self._found(file)) is not None}
         missing = {e: file for e, file in asked.items() if e not in kept}
         if missing:  # the whole run once more, for as many as there are
             with self.meter.phase(TRAIN):
@@ -237,7 +237,7 @@ class TaskView:
         parts = list(bank.parts_of(self._task, masks, *whole_stream))
         for part in parts:
             if part.name not in self._models:
-                group = self._bank_group if self._store.find(part.name) is None else 1  # 1: nothing trains
+                group = self._bank_group if self._found(part.name) is None else 1  # 1: nothing trains
                 work = partial(bank.train_part, self._task, self._data, part.masks, group, *whole_stream)
                 self._models[part.name], trained = self._trained(part.name, work)
                 self.meter.banks[part.name] = dataclasses.replace(trained, models=len(part.masks))
@@ -282,11 +282,16 @@ class TaskView:
 
         What was just trained is loaded like all else: a run pays the same whether or not it was the first.
         """
-        if self._store.find(name) is None:
+        if self._found(name) is None:
             self.check_data()
             with self.meter.phase(TRAIN):
                 self._store.train(name, work)
         return self._loaded(name)
+
+    def _found(self, name: str) -> Trained | None:
+        """Return what a whole checkpoint cost, None where there is none; to look whether it is whole costs no method."""
+        with self.meter.stopwatch.phase(HARNESS):
+            return self._store.find(name) if self._store.is_intact(name) else None
 
     def _loaded(self, name: str) -> tuple[Parameters, Trained]:
         found = self._store.load(name)

@@ -61,6 +61,20 @@ def test_a_damaged_checkpoint_counts_as_none(store, damage):
     assert store.find("model-0-0") is None
 
 
+def test_other_tensors_than_were_written_are_noticed(store):
+    store.train("model-0-0", lambda: PARAMETERS)
+    assert store.is_intact("model-0-0")
+    path = store.folder / "model-0-0.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+    assert store.find("model-0-0") is not None, "its header says nothing is wrong"
+    assert not store.is_intact("model-0-0")
+    path.write_bytes(b"")
+    assert not store.is_intact("model-0-0")
+    assert not store.is_intact("model-0-1")
+
+
 def test_a_checkpoint_without_its_seconds_counts_as_none(store):
     from safetensors.torch import save_file
 

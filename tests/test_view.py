@@ -190,12 +190,15 @@ def test_the_model_under_an_adapter_is_stored_once(view):
     assert task.meter.state_bytes == 2 * 4 * 2 * (64 + 32 + 32 + 10)  # the zero adapters that are in the two modules
 
 
-def test_a_damaged_checkpoint_is_trained_again(view, trainings, tmp_path):
+@pytest.mark.parametrize(
+    "damage", [lambda whole: whole[: len(whole) // 2], lambda whole: whole[:-400] + bytes(400)], ids=["cut", "zeros"]
+)
+def test_a_damaged_checkpoint_is_trained_again(view, trainings, tmp_path, damage):
     expected = view().train(0)
     (path,) = (tmp_path / "models").iterdir()
     whole = path.read_bytes()
     path.unlink()  # what was loaded is read from the old file
-    path.write_bytes(whole[: len(whole) // 2])
+    path.write_bytes(damage(whole))
     assert same(view().train(0), expected)
     assert len(trainings) == 2
     assert len(path.read_bytes()) == pytest.approx(len(whole), abs=16)
@@ -461,7 +464,7 @@ def test_a_loaded_model_has_the_order_of_a_trained_one(view, normalised, small_d
 
 @pytest.mark.parametrize("asked", ["float32", "bfloat16"])
 @pytest.mark.parametrize("available", [False, True])
-def test_the_precision_of_training_is_that_of_the_recipe_where_the_processor_has_it(
+def test_the_precision_of_training_is_that_of_the_recipe_where_the_processor_gains(
     small, small_data, view, monkeypatch, asked, available
 ):
     monkeypatch.setattr(precision, "bfloat16_pays", lambda kind: available)

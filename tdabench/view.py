@@ -289,7 +289,7 @@ class TaskView:
         return self._loaded(name)
 
     def _found(self, name: str) -> Trained | None:
-        """Return what a whole checkpoint cost, None where there is none; to look whether it is whole costs no method."""
+        """Return what a whole checkpoint cost, None where there is none; to look whether it is whole costs nobody."""
         with self.meter.stopwatch.phase(HARNESS):
             return self._store.find(name) if self._store.is_intact(name) else None
 

@@ -31,8 +31,7 @@ def factors(module: nn.Module) -> bool:
     if isinstance(module, nn.Conv2d):
         return module.groups == 1 and module.padding_mode == "zeros" and not isinstance(module.padding, str)
     if isinstance(module, nn.Embedding):
-        plain = module.padding_idx is None and module.max_norm is None and not module.scale_grad_by_freq
-        return plain and module.num_embeddings <= _MOST_TOKENS
+        return module.num_embeddings <= _MOST_TOKENS  # a template gives padding no gradient
     if isinstance(module, nn.LayerNorm):
         return len(module.normalized_shape) == 1
     if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):

@@ -14,6 +14,12 @@ if TYPE_CHECKING:
     from tdabench.examples import Examples
     from tdabench.task import Task
 
+_REFUSED_OF_EMBEDDINGS = {
+    "max_norm": "every pass would write to its weight",
+    "sparse": "its gradients would be sparse, which cannot be stacked",
+    "scale_grad_by_freq": "an example's gradient would depend on which others are passed with it",
+}
+
 
 def template_of(model: nn.Module, example: Tensor) -> tuple[nn.Module, tuple[DropoutSite, ...]]:
     """Return a copy of a model to call functionally, in evaluation mode, and its dropout sites.
@@ -31,10 +37,11 @@ def template_of(model: nn.Module, example: Tensor) -> tuple[nn.Module, tuple[Dro
     Raises
     ------
     UsageError
-        If a parameter is not float32 or is frozen, if the model writes to its input, or if its dropout cannot be given
-        masks.
+        If a parameter is not float32, is frozen or is empty, if an embedding has an option that cannot be trained, if
+        the model writes to its input, or if its dropout cannot be given masks.
     """
     _check_parameters(model)
+    _check_embeddings(model)
     passed = example.clone()
     # In evaluation mode from the start: BatchNorm1d cannot normalise one example in training mode.
     made, sites = install_masks(model.eval(), passed)
@@ -45,12 +52,13 @@ def template_of(model: nn.Module, example: Tensor) -> tuple[nn.Module, tuple[Dro
         )
     if example.dim() == 4 and not _takes_channels_last(made, example):
         made.register_forward_pre_hook(_as_in_the_data)
+    _keep_padding(made)
     return made, sites
 
 
 @torch.no_grad()
 def check_values(task: Task, model: nn.Module, examples: Examples) -> None:
-    """Refuse a loss or a target that does not give one value an example.
+    """Refuse a model that gives no tensor, and a loss or a target that does not give one value an example.
 
     A mean, for one, would be divided by the batch's size once more: training would go on, at another learning rate.
 
@@ -66,10 +74,15 @@ def check_values(task: Task, model: nn.Module, examples: Examples) -> None:
     Raises
     ------
     UsageError
-        If the shape of either is not ``[2]``.
+        If the model gives something else than a tensor, or the shape of loss or target is not ``[2]``.
     """
     two = examples.take(torch.zeros(2, dtype=torch.int64, device=examples.inputs.device))
     logits = model(two.inputs)
+    if not isinstance(logits, Tensor):
+        raise UsageError(
+            f"The model of {task.name} gives a {type(logits).__name__}, expected one tensor. Return its outputs alone, "
+            "[B, ...]."
+        )
     for what, function in (("loss", task.loss), ("target", task.target.function)):
         shape = list(function(logits, two.labels).shape)
         if shape != [2]:
@@ -92,6 +105,18 @@ def _check_parameters(model: nn.Module) -> None:
                 f"The model's {name} is {kind}, expected float32. Make the model in float32; training in bfloat16 is "
                 "part of the recipe (precision)."
             )
+        if parameter.numel() == 0:
+            raise UsageError(f"The model's {name} has no elements, its shape is {list(parameter.shape)}. Leave it out.")
+
+
+def _check_embeddings(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        for option, reason in _REFUSED_OF_EMBEDDINGS.items():
+            if isinstance(module, nn.Embedding | nn.EmbeddingBag) and getattr(module, option) not in (None, False):
+                raise UsageError(
+                    f"The model's {name} is an {type(module).__name__} with {option}={getattr(module, option)}: "
+                    f"{reason}. Leave {option} out."
+                )
 
 
 @torch.no_grad()
@@ -108,3 +133,17 @@ def _takes_channels_last(model: nn.Module, example: Tensor) -> bool:
 def _as_in_the_data(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
     images, *others = args
     return (images.contiguous(), *others)
+
+
+def _keep_padding(model: nn.Module) -> None:
+    """Let padding have no gradient under ``vmap``, too, where torch spares the first copy of the weight alone."""
+    for module in model.modules():
+        plain = isinstance(module, nn.Embedding) and getattr(module.forward, "__func__", None) is nn.Embedding.forward
+        if plain and module.padding_idx is not None:
+            # Before hooks of the model's own, which may add to what padding gives.
+            module.register_forward_hook(_without_padding, prepend=True, with_kwargs=True)
+
+
+def _without_padding(module: nn.Embedding, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> Tensor:
+    tokens = args[0] if args else kwargs["input"]
+    return torch.where((tokens == module.padding_idx).unsqueeze(-1), out.detach(), out)

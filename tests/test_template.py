@@ -91,6 +91,34 @@ def test_parameters_of_another_type_are_refused():
         template_of(nn.Linear(12, 3).double(), ROW)
 
 
+def test_a_parameter_without_elements_is_refused():
+    model = nn.Linear(12, 3)
+    model.register_parameter("spare", nn.Parameter(torch.empty(0, 4)))
+    with pytest.raises(UsageError, match=r"The model's spare has no elements, its shape is \[0, 4\]\. Leave it out"):
+        template_of(model, ROW)
+
+
+@pytest.mark.parametrize("kind", [nn.Embedding, nn.EmbeddingBag])
+@pytest.mark.parametrize("option", [{"max_norm": 1.0}, {"sparse": True}, {"scale_grad_by_freq": True}])
+def test_options_of_embeddings_that_cannot_be_trained_are_refused(kind, option):
+    (name,) = option
+    with pytest.raises(UsageError, match=rf"The model's 0 is an {kind.__name__} with {name}=.* Leave {name} out"):
+        template_of(nn.Sequential(kind(9, 4, **option)), torch.ones(1, 5, dtype=torch.int64))
+
+
+def test_a_model_that_gives_more_than_its_outputs_is_refused(small, small_data, view):
+    class Two(nn.Linear):
+        def forward(self, x):
+            return super().forward(x), x
+
+    task = replace(small, make_model=lambda: Two(64, 10))
+    wanted = r"The model of small gives a tuple, expected one tensor\. Return its outputs alone, \[B, \.\.\.\]"
+    with pytest.raises(UsageError, match=wanted):
+        train_replicas(task, small_data, task.subset_masks()[:2], "x")
+    with pytest.raises(UsageError, match=wanted):
+        view(task, small_data)
+
+
 @pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
 def test_a_model_that_cannot_be_copied_is_refused():
     with pytest.raises(UsageError, match=r"cannot be copied: .*parametrizations\.weight_norm does not"):
@@ -187,3 +215,63 @@ def test_what_a_batch_does_not_use_is_trained_by_zeros(small, small_data, view):
     assert dense[:, : 3 + 650].count_nonzero() == 0
     products = member.hessian(mine.training, ridge=0.5).times(torch.ones(1, dense.shape[1]))
     assert torch.equal(products[0, :653], torch.full((653,), 0.5))
+
+
+class Padded(nn.Module):
+    """An embedding with padding, which the model asks for by name, called once or twice."""
+
+    def __init__(self, *, padding: int = 0, twice: bool = False) -> None:
+        super().__init__()
+        self.tokens, self.last, self.twice = nn.Embedding(9, 6, padding_idx=padding), nn.Linear(6, 3), twice
+
+    def forward(self, x):
+        h = self.tokens(input=x) + (self.tokens(x) if self.twice else 0)
+        kept = x != self.tokens.padding_idx
+        return self.last((h.tanh() * (1 + kept.unsqueeze(-1))).mean(1))
+
+
+def padded_tokens(n: int, split: str) -> Examples:
+    """Return sequences of which neither the first nor the last is padded."""
+    random = torch.Generator().manual_seed(n)
+    tokens = torch.randint(1, 8, (n, 5), generator=random)
+    tokens[1 : n // 2, 3:], tokens[n // 2 : -1, 4:] = 0, 8
+    return Examples(tokens, torch.randint(3, (n,), generator=random), split)
+
+
+@pytest.fixture
+def padded(small):
+    """Return a factory of tasks whose sequences are padded, by 0 or by -1, and the data."""
+
+    def make(**options):
+        task = replace(small, make_model=lambda: Padded(**options), n_train=30, n_queries=4)
+        return task, TaskData(padded_tokens(30, "train"), padded_tokens(4, "queries"))
+
+    return make
+
+
+@pytest.mark.parametrize("padding", [0, -1])
+def test_padding_is_not_trained_whoever_trains_beside(padded, padding):
+    task, data = padded(padding=padding)
+    masks = torch.ones(3, 30, dtype=torch.bool)
+    masks[range(3), range(3)] = False
+    together, start = train_replicas(task, data, masks, "x"), task.initial_model("x").tokens.weight
+    assert torch.equal(together["tokens.weight"][:, padding], start[padding].expand(3, 6))
+    for r in range(3):
+        alone = train_replicas(task, data, masks[r : r + 1], "x")
+        for name, p in alone.items():
+            torch.testing.assert_close(together[name][r], p[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("twice", "way"), [(False, "together"), (True, "mapped")])
+def test_gradients_with_padding_are_those_of_the_plain_model(padded, view, twice, way):
+    task, data = padded(twice=twice)
+    member = view(task, data).member()
+    plain = Padded(twice=twice).double()
+    plain.load_state_dict(member.parameters)
+    found = member.gradients(data.training, of="loss")
+    assert found.layout.way == way
+    assert found.layout.loose == (("tokens.weight",) if twice else ())
+    for i, row in enumerate(found.dense()):
+        value = task.loss(plain(data.training.inputs[i : i + 1]), data.training.labels[i : i + 1]).sum()
+        wanted = torch.cat([g.flatten() for g in torch.autograd.grad(value, list(plain.parameters()))])
+        torch.testing.assert_close(row.double(), wanted, rtol=1e-4, atol=1e-6)

@@ -94,7 +94,22 @@ class Hessian:
         return other
 
     def times(self, vectors: Tensor) -> Tensor:
-        """Return the products ``[m, P]`` with vectors ``[m, P]``."""
+        """Return the products ``[m, P]`` with vectors ``[m, P]``.
+
+        Raises
+        ------
+        Declined
+            If torch cannot differentiate the model, or the loss, twice.
+        """
+        try:
+            return self._times(vectors)
+        except NotImplementedError as error:
+            raise Declined(
+                f"torch cannot differentiate the model of {self.member.task.name} twice, as products with its Hessian "
+                f"need: {error}"
+            ) from error
+
+    def _times(self, vectors: Tensor) -> Tensor:
         out = torch.zeros_like(vectors)
         if 8 * self._numbers * len(self.rows) * len(vectors) > self._most_bytes:  # else little is freed and taken again
             keep_freed()
@@ -104,7 +119,7 @@ class Hessian:
             for part in consecutive(len(vectors), self._vectors_at_once):
                 # Parameter by parameter, in place: joined first, the products would be written and read once more.
                 for there, g in zip(self._columns(out[part]), product(self._by_parameter(vectors[part])), strict=True):
-                    there.add_(g.flatten(1))
+                    there.add_(g.reshape(len(g), -1))
             self.member.task.meter.count(forward=len(batch) * len(vectors), backward=len(batch) * len(vectors))
         return out.div_(len(self.rows)).add_(vectors, alpha=self.ridge)
 

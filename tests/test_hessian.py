@@ -241,6 +241,49 @@ def test_the_matrix_where_torch_cannot_differentiate_for_many_vectors_at_once(sm
         assert relative(matrix.on(torch.tensor(rows)).explicit(), wanted) < 1e-5
 
 
+class Tempered(nn.Module):
+    """A parameter without dimensions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.temperature = nn.Linear(64, 3), nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, x):
+        return self.first(x).tanh() * self.temperature.exp()
+
+
+@pytest.mark.parametrize("sharing", [1, 1_000])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_matrix_of_a_parameter_without_dimensions(small, small_data, view, monkeypatch, kind, sharing):
+    monkeypatch.setattr(hessian, "_FEWEST_SHARING", sharing)
+    member = view(replace(small, make_model=Tempered), few(small_data)).member()
+    found = member.hessian(member.task.training, kind).explicit()
+    assert relative(found, expected_by_loops(member, member.task.training, kind)) < 1e-5
+
+
+class Distances(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.centres = nn.Parameter(torch.rand(3, 64))
+
+    def forward(self, x):
+        return -torch.cdist(x, self.centres)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_model_that_torch_cannot_differentiate_twice_is_declined(small, small_data, view, kind):
+    member = view(replace(small, make_model=Distances), few(small_data)).member()
+    matrix = member.hessian(member.task.training, kind)
+    with pytest.raises(Declined, match=r"cannot differentiate the model of small twice, .* '_cdist_backward' is not"):
+        matrix.times(torch.ones(2, matrix.n_parameters))
+
+
+def few(data: TaskData) -> TaskData:
+    """Return a few examples of three classes."""
+    sets = ((data.training, N_TRAIN), (data.queries, N_QUERIES))
+    return TaskData(*(Examples(some.inputs[:n], some.labels[:n] % 3, some.split) for some, n in sets))
+
+
 @pytest.mark.parametrize("name", SEQUENCES)
 @pytest.mark.parametrize("sharing", [1, 1_000])
 def test_the_matrix_of_a_transformer(member_of, name, sharing, monkeypatch):

@@ -229,7 +229,9 @@ class Bench:
         group = candidates(self.task, self.view.device)[-1]
         if group == 1 or alone * group > 8 * SHORT_S:  # too long to be measured; together is not slower
             return alone
-        return min(alone, self._epoch_s(0, self.task.recipe.batch_size, group) / group)
+        with suppress(RuntimeError):  # a group that vmap has no rule for, or no memory
+            return min(alone, self._epoch_s(0, self.task.recipe.batch_size, group) / group)
+        return alone
 
 
 def sizes_of(member: Member) -> Sizes:

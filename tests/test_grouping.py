@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from tdabench import grouping, precision
+from tdabench import bank, grouping, precision
+from tdabench.calibration import Bench
 from tdabench.errors import UsageError
 from tdabench.grouping import candidates, choose_group, threads
 from tdabench.trainer import group_size
@@ -102,10 +103,84 @@ def test_a_model_that_does_not_fit_at_all_is_one_clear_error(small, small_data, 
         choose_group(small, small_data)
 
 
-def test_another_error_is_not_taken_for_a_lack_of_memory(small, small_data, timed):
-    timed({1: 0.1, 8: RuntimeError("broken")})
-    with pytest.raises(RuntimeError, match="broken"):
+@pytest.mark.parametrize("seconds", [{1: RuntimeError("broken")}, {1: 0.1, 8: ValueError("broken")}])
+def test_another_error_is_not_taken_for_a_lack_of_memory(small, small_data, timed, seconds):
+    timed(seconds | {32: 0.1})
+    with pytest.raises((RuntimeError, ValueError), match="broken"):
         choose_group(small, small_data)
+
+
+class Filling(nn.Module):
+    """Writes to a tensor of its own, which ``vmap`` cannot."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(32, 5), nn.Linear(10, 10)
+
+    def forward(self, x):
+        h = torch.zeros(len(x), 2, 5)
+        for i in range(2):
+            h[:, i] = self.first(x[:, 32 * i : 32 * i + 32])
+        return self.last(h.tanh().flatten(1))
+
+
+class Choosing(nn.Module):
+    """Does one thing or another, by what it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(64, 10)
+
+    def forward(self, x):
+        h = self.last(x)
+        return h if float(h.detach().abs().max()) > 1e9 else h.tanh()
+
+
+@pytest.mark.parametrize(
+    "make_model",
+    [
+        Filling,
+        Choosing,
+        lambda: nn.Sequential(nn.Linear(64, 8), nn.BatchNorm1d(8, momentum=None), nn.Linear(8, 10)),
+        lambda: nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(64, 10))),
+    ],
+)
+def test_replicas_of_what_vmap_has_no_rule_for_are_trained_one_at_a_time(small, small_data, make_model):
+    task = replace(small, make_model=make_model)
+    chosen = choose_group(task, small_data)
+    assert (chosen.size, chosen.seconds.keys()) == (1, {1})
+    assert bank.group_for(task, small_data) == 1
+    assert Bench(task, small_data).bank_step_s > 0
+
+
+class PaddedInAFunction(nn.Module):
+    """Padding that ``vmap`` spares in the first replica alone; in all others its vector is trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.last = nn.Parameter(torch.randn(4, 6)), nn.Linear(6, 10)
+
+    def forward(self, x):
+        return self.last(nn.functional.embedding((x > 0.5).long(), self.tokens, padding_idx=0).tanh().mean(1))
+
+
+def test_a_group_whose_replicas_train_otherwise_than_alone_is_not_chosen(small, small_data, monkeypatch):
+    monkeypatch.setattr(grouping, "_seconds_per_replica", lambda task, data, size: 1 / size)
+    assert choose_group(small, small_data).size == 8
+    assert choose_group(replace(small, make_model=PaddedInAFunction), small_data) == grouping.Grouping(1, {1: 1.0})
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_gradients_that_are_rounding_do_not_part_a_group(small, small_data, monkeypatch, optimizer):
+    """A bias before batch normalisation changes nothing."""
+    monkeypatch.setattr(grouping, "_seconds_per_replica", lambda task, data, size: 1 / size)
+    recipe = replace(small.recipe, optimizer=optimizer, beta2=0.99)
+    task = replace(
+        small,
+        make_model=lambda: nn.Sequential(nn.Linear(64, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 10)),
+        recipe=recipe,
+    )
+    assert choose_group(task, small_data).size == 8
 
 
 def test_each_candidate_is_really_timed_on_one_thread(small, small_data, monkeypatch):
@@ -120,7 +195,8 @@ def test_each_candidate_is_really_timed_on_one_thread(small, small_data, monkeyp
     with threads(2):
         chosen = choose_group(small, small_data)
         assert torch.get_num_threads() == 2
-    assert seen == [(1, 1)] * 3 + [(1, 8)] * 3, "once to warm up, twice to measure"
+    assert seen[:6] == [(1, 1)] * 3 + [(1, 8)] * 3, "once to warm up, twice to measure"
+    assert set(seen[6:]) <= {(1, 1), (1, 8)}, "to see whether a group trains as one alone"
     assert chosen.seconds.keys() == {1, 8}
     assert all(s > 0 for s in chosen.seconds.values())
     assert chosen.size == min(chosen.seconds, key=chosen.seconds.get)

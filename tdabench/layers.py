@@ -10,17 +10,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tdabench.lora import adapter_names
+from tdabench.lora import adapter_names, is_adapted
 from tdabench.pieces import Outer, Piece, Rows, is_short
 
 # Beyond this many tokens a one-hot row costs more than the gradient it stands for.
 _MOST_TOKENS = 1024
 
 
-def own_names(layer: str) -> tuple[str, str, str, str]:
-    """Return the names of a layer's weight and bias, and of its adapter's two parts."""
-    start = f"{layer}." if layer else ""
-    return (f"{start}weight", f"{start}bias", *adapter_names(layer))
+def own_names(name: str, module: nn.Module) -> tuple[str, ...]:
+    """Return the names of a layer's weight and bias, and of its adapter's two parts if it has one."""
+    return (*_weight_and_bias(name), *(adapter_names(name) if is_adapted(module) else ()))
+
+
+def _weight_and_bias(name: str) -> tuple[str, str]:
+    start = f"{name}." if name else ""
+    return f"{start}weight", f"{start}bias"
 
 
 def factors(module: nn.Module) -> bool:
@@ -72,7 +76,7 @@ def _before_patches(
     name: str, module: nn.Conv2d, x: Tensor, g: Tensor, values: Mapping[str, Tensor]
 ) -> tuple[Tensor, Tensor]:
     """Return a convolution's input and gradient, in bfloat16 if its piece will be: patches repeat every number."""
-    weight, bias, *_ = own_names(name)
+    weight, bias = _weight_and_bias(name)
     if weight not in values:
         return x, g
     columns = module.weight[0].numel() + (bias in values)
@@ -92,7 +96,7 @@ def _products(
 
     ``order`` says which of the weight's columns each number of ``x`` is for, if not that in its place.
     """
-    weight, bias, *_ = own_names(name)
+    weight, bias = _weight_and_bias(name)
     if weight in values and bias in values:
         with_bias = None if order is None else torch.cat([order, order.new_tensor([len(order)])])
         yield Outer(name, (weight, bias), g, torch.cat([x, x.new_ones(*x.shape[:2], 1)], dim=2), with_bias)
@@ -105,14 +109,14 @@ def _products(
 def _linear(name: str, module: nn.Linear, x: Tensor, g: Tensor, values: Mapping[str, Tensor]) -> Iterator[Piece]:
     x, g = _positions(x), _positions(g)
     yield from _products(name, x, g, values)
-    *_, down, up = own_names(name)
-    if down in values:
+    down, up = adapter_names(name)
+    if is_adapted(module) and down in values:
         yield Outer(up, (up,), g, x @ values[down].T)  # [out, r]
         yield Outer(down, (down,), g @ values[up], x)  # [r, in]
 
 
 def _convolution(name: str, module: nn.Conv2d, x: Tensor, g: Tensor, values: Mapping[str, Tensor]) -> Iterator[Piece]:
-    weight, bias, *_ = own_names(name)
+    weight, bias = _weight_and_bias(name)
     n = len(g)
     g = g.reshape(-1, *g.shape[-3:]).flatten(2).transpose(1, 2)  # [B * rows, L, channels]
     if weight in values:
@@ -158,7 +162,7 @@ def _column_order(module: nn.Conv2d, device: torch.device) -> Tensor | None:
 
 
 def _embedding(name: str, module: nn.Embedding, x: Tensor, g: Tensor, values: Mapping[str, Tensor]) -> Iterator[Piece]:
-    weight = own_names(name)[0]
+    weight, _ = _weight_and_bias(name)
     if weight in values:
         tokens = F.one_hot(x.reshape(x.shape[0], -1), module.num_embeddings).to(g.dtype)  # [B, T, V]
         yield Outer(weight, (weight,), tokens, _positions(g))
@@ -181,7 +185,7 @@ def _batch_norm(name: str, module: Any, x: Tensor, g: Tensor, values: Mapping[st
 
 
 def _scale_and_shift(name: str, normal: Tensor, g: Tensor, values: Mapping[str, Tensor]) -> Iterator[Piece]:
-    weight, bias, *_ = own_names(name)
+    weight, bias = _weight_and_bias(name)
     if weight in values:
         yield Rows(weight, (weight,), (g * normal).sum(1).unsqueeze(2))
     if bias in values:

@@ -89,16 +89,16 @@ class _Probe:
     entries: Counter[str]
     outputs: Tensor
 
-    def once(self, name: str) -> bool:
+    def once(self, name: str, module: nn.Module) -> bool:
         """Return whether a layer is called once and none of its parameters enters more than once."""
-        return len(self.calls[name]) == 1 and all(self.entries[p] <= 1 for p in own_names(name))
+        return len(self.calls[name]) == 1 and all(self.entries[p] <= 1 for p in own_names(name, module))
 
 
 def _probe(member: Member, inputs: Tensor) -> _Probe:
     calls: dict[str, list[_Call]] = {
         name: []
         for name, module in member.model.named_modules()
-        if factors(module) and not member.parameters.keys().isdisjoint(own_names(name))
+        if factors(module) and not member.parameters.keys().isdisjoint(own_names(name, module))
     }
 
     def note(name: str, x: Tensor, out: Tensor) -> None:
@@ -149,7 +149,9 @@ def _check_independent(member: Member, alone: Tensor, both: Tensor) -> None:
 
 def _candidates(member: Member, alone: _Probe, both: _Probe, out: int) -> Iterator[Layout]:
     """Yield layouts from the fastest to the slowest; ``out`` numbers come out of all modules for an example."""
-    calls = {name: found[0] for name, found in alone.calls.items() if alone.once(name) and both.once(name)}
+    modules = dict(member.model.named_modules())
+    once = [name for name in alone.calls if all(probe.once(name, modules[name]) for probe in (alone, both))]
+    calls = {name: alone.calls[name][0] for name in once}
     layout = _layout(member, calls, "together", out)
     rows = [(probe.calls[name][0].inputs[:1], n) for name in calls for probe, n in ((alone, 1), (both, 2))]
     # A layer may be given all examples' tokens in one row, or its own parameters: then examples are not its rows.
@@ -160,9 +162,9 @@ def _candidates(member: Member, alone: _Probe, both: _Probe, out: int) -> Iterat
 
 
 def _layout(member: Member, calls: dict[str, _Call], way: Literal["together", "mapped", "alone"], out: int) -> Layout:
-    held = {p for name in calls for p in own_names(name)}
-    loose = tuple(name for name in member.parameters if name not in held)
     modules = dict(member.model.named_modules())
+    held = {p for name in calls for p in own_names(name, modules[name])}
+    loose = tuple(name for name in member.parameters if name not in held)
     numbers = sum(_numbers(modules[name], call) for name, call in calls.items())
     # Only one layer's at a time.
     numbers += max((_patches(modules[name], call) for name, call in calls.items()), default=0)

@@ -90,6 +90,11 @@ def initial_adapter(model: nn.Module, *stream: str | int) -> dict[str, Tensor]:
     return values
 
 
+def is_adapted(module: nn.Module) -> bool:
+    """Return whether a layer has an adapter; a parametrization of the model's own is none, whatever its names are."""
+    return isinstance(dict(module.named_modules()).get(_PREFIX.removesuffix(".")), LowRank)
+
+
 def adapter_names(module_name: str) -> tuple[str, str]:
     """Return the parameter names (down, up) of the adapter on the linear layer called ``module_name``."""
     start = f"{module_name}." if module_name else ""

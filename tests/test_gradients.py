@@ -136,6 +136,34 @@ class Odd(nn.Module):
         return self.last(rows.view(len(x), -1))
 
 
+class OwnAdapter(nn.Module):
+    """A parametrization of the model's own, with the names of tdabench's adapter and a scale that it has not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.up = nn.Parameter(torch.randn(2, 64)), nn.Parameter(torch.randn(16, 2) / 10)
+
+    def forward(self, weight):
+        return weight + 16 * self.up @ self.down
+
+
+class Lowered(nn.Module):
+    """One with the name of an adapter's half."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.Parameter(torch.zeros(16, 64))
+
+    def forward(self, weight):
+        return weight + self.down
+
+
+def parametrized(own: nn.Module) -> nn.Module:
+    layer = nn.Linear(64, 16)
+    nn.utils.parametrize.register_parametrization(layer, "weight", own)
+    return nn.Sequential(layer, nn.Tanh(), nn.Linear(16, 10))
+
+
 # Layers that factor, and how many outer products make up a gradient at most.
 FACTORED = {
     "mlp": mlp,
@@ -180,6 +208,8 @@ LOOSE = {
     "own forward": lambda: nn.Sequential(Doubled(64, 16), nn.ReLU(), nn.Linear(16, 10)),
     "grouped": lambda: images(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3, groups=2), nn.Flatten(), nn.Linear(64, 10)),
     "own parameter": Odd,
+    "own adapter": lambda: parametrized(OwnAdapter()),
+    "own half of an adapter": lambda: parametrized(Lowered()),
 }
 ALL = {**FACTORED, **FOLDED, **LOOSE}
 

@@ -1,7 +1,7 @@
 """The layout of a model: which layers' gradients factor, and how examples are passed to find them.
 
 What a model does with its layers is seen in a pass of one example and of two; a layer factors if it is called once and
-its parameters enter the model nowhere else. The fastest way to pass examples is then tried on two of them and must give
+its parameters enter the model nowhere else. The fastest way to pass examples is then tried on a few and must give
 what autograd gives for each alone, or the next one is taken; the last is autograd itself. So a model that does what
 nobody thought of costs time, and its gradients are right all the same. None of these passes is counted.
 """
@@ -9,7 +9,7 @@ nobody thought of costs time, and its gradients are right all the same. None of 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakKeyDictionary
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 _SAME = 1e-2
 # Of the whole gradient's length: a parameter whose gradient is nothing but rounding is not compared.
 _NOTHING = 1e-3
+# Of the examples that are tried at most, two at a time.
+_MOST_TRIED = 16
 _QUANTITIES: tuple[Literal["loss"], Literal["target"]] = ("loss", "target")
 
 # Finding a layout takes some passes, and it does not depend on values: a task's members share it.
@@ -52,25 +54,33 @@ def layout_of(member: Member, examples: Examples) -> Layout:
     known = _found.setdefault(member.task, {})
     key = tuple((name, p.shape) for name, p in member.parameters.items()), examples.inputs.shape[1:]
     if key not in known:
-        known[key] = _find(member, _two(member, examples))
+        known[key] = _find(member, list(_pairs(member, examples)))
     return known[key]
 
 
-def _two(member: Member, examples: Examples) -> Batch:
-    """Return two examples that differ, of others of the same shape if these are all one: equals mix without a trace."""
+def _pairs(member: Member, examples: Examples) -> Iterator[Batch]:
+    """Yield pairs of examples that are spread evenly, first the outermost.
+
+    These two differ, and are of others of the same shape if all are one: equals mix without a trace.
+    """
     sets = (examples, member.task.training, member.task.queries)
     alike = [some for some in sets if some.inputs.shape[1:] == examples.inputs.shape[1:]]
-    ends = [some.take(torch.tensor([0, len(some) - 1], device=some.inputs.device)) for some in alike]
-    return next((two for two in ends if not torch.equal(two.inputs[0], two.inputs[1])), ends[0])
+    chosen = next((some for some in alike if not torch.equal(some.inputs[0], some.inputs[-1])), alike[0])
+    last = len(chosen) - 1
+    half = min(_MOST_TRIED, last + 1) // 2
+    for i in range(max(1, half)):
+        place = i * last // max(1, 2 * half - 1)
+        yield chosen.take(torch.tensor([place, last - place], device=chosen.inputs.device))
 
 
-def _find(member: Member, two: Batch) -> Layout:
-    """Return the first layout that gives right gradients for two examples."""
+def _find(member: Member, pairs: Sequence[Batch]) -> Layout:
+    """Return the first layout that gives right gradients for some examples, two of which show what the model does."""
+    two = pairs[0]
     alone, both = _probe(member, two.inputs[:1]), _probe(member, two.inputs)
     _check_independent(member, alone.outputs, both.outputs)
     out = numbers_out(member, two.inputs[:1])
     for layout in _candidates(member, alone, both, out):
-        if all(_is_right(member, layout, two, of) for of in _QUANTITIES):
+        if _is_right(member, layout, pairs):
             return layout
     return _layout(member, {}, "alone", out)
 
@@ -192,14 +202,33 @@ def _positions(module: nn.Module, call: _Call) -> int:
     return call.outputs.numel() // call.outputs[-3 if isinstance(module, nn.Conv2d) else -1]
 
 
-def _is_right(member: Member, layout: Layout, batch: Batch, of: Quantity) -> bool:
-    """Return whether a layout gives what one backward pass per example gives."""
+def _is_right(member: Member, layout: Layout, pairs: Iterable[Batch]) -> bool:
+    """Return whether a layout gives what one backward pass per example gives.
+
+    Other pairs than the first are tried while a parameter has no gradient to compare; all of them under ``vmap``, some
+    of whose rules are wrong for some values only. One without a gradient in all of them is taken to have none.
+    """
+    unproven = set(member.parameters)
+    for pair in pairs:
+        for of in _QUANTITIES:
+            proven = _proven(member, layout, pair, of)
+            if proven is None:
+                return False
+            unproven -= proven
+        if not unproven and layout.way != "mapped":
+            break
+    return True
+
+
+def _proven(member: Member, layout: Layout, batch: Batch, of: Quantity) -> set[str] | None:
+    """Return the parameters whose gradients a layout gives right and are not nothing; None if it gives one wrong."""
     try:
         pieces = list(pieces_at(member, layout, batch, of))
     except (RuntimeError, Declined) as error:  # vmap has no rule for something in the model, the loss or the target
         if ran_out(error):
             raise
-        return False
+        return None
+    proven: set[str] = set()
     for i in range(len(batch)):
         expected = _by_autograd(member, row(batch, i), of)
         nothing = _NOTHING * sum(float(g.square().sum()) for g in expected.values()) ** 0.5
@@ -209,8 +238,10 @@ def _is_right(member: Member, layout: Layout, batch: Batch, of: Quantity) -> boo
             difference = found - in_order(torch.cat(wanted, dim=1), piece.order)
             # Written so that what is not finite passes: it is not the layout's doing.
             if difference.norm() > _SAME * found.norm() + nothing:
-                return False
-    return True
+                return None
+            if found.norm() > nothing:
+                proven.update(piece.parameters)
+    return proven
 
 
 def _by_autograd(member: Member, example: Batch, of: Quantity) -> dict[str, Tensor]:

@@ -304,6 +304,58 @@ def test_a_layer_whose_factors_are_wrong_costs_time_and_no_exactness(member_of, 
     check_against_explicit(member)
 
 
+class Seldom(nn.Module):
+    """Uses a layer, or the vector of padding, for examples whose first input is not zero."""
+
+    def __init__(self, *, padded: bool) -> None:
+        super().__init__()
+        self.last, self.padded = nn.Linear(64, 10), padded
+        if padded:
+            self.tokens = nn.Parameter(torch.rand(2, 64))
+        else:
+            self.normal = nn.LayerNorm(64)
+
+    def forward(self, x):
+        first = x[:, :1]
+        if self.padded:
+            return self.last(x * F.embedding((first == 0).long(), self.tokens, padding_idx=0).squeeze(1))
+        return self.last(x + self.normal(x) * first)
+
+
+@pytest.fixture
+def seldom(small, small_data, view):
+    """Return a factory of members on examples of which neither the first nor the last has a first input."""
+
+    def make(*, padded: bool):
+        parts = [
+            Examples(s.inputs[:n].clone(), s.labels[:n], s.split)
+            for s, n in zip(sets(small_data), (12, 4), strict=True)
+        ]
+        for part in parts:
+            part.inputs[:, 0] = 1.0
+            part.inputs[[0, -1], 0] = 0.0
+        task = replace(small, make_model=lambda: Seldom(padded=padded), n_train=12, n_queries=4)
+        return view(task, TaskData(*parts), store="seldom").member()
+
+    return make
+
+
+def test_what_vmap_does_wrong_for_some_examples_is_noticed(seldom):
+    member = seldom(padded=True)
+    assert member.gradients(member.task.training, "loss").layout.way == "alone"
+    check_against_explicit(member)
+
+
+def test_a_layer_that_few_examples_use_is_compared_on_those(seldom, monkeypatch):
+    def doubled(name, module, x, g, values):
+        yield from layers._layer_norm(name, module, x, 2 * g, values)
+
+    monkeypatch.setitem(layers._PIECES, nn.LayerNorm, doubled)
+    member = seldom(padded=False)
+    assert member.gradients(member.task.training, "loss").layout.layers == {}
+    check_against_explicit(member)
+
+
 @pytest.mark.parametrize("quantity", ["loss", "target"])
 def test_what_vmap_has_no_rule_for_is_passed_one_example_after_another(member_of, quantity):
     member = member_of(Odd)

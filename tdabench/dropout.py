@@ -17,7 +17,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from tdabench.errors import UsageError
 from tdabench.seeds import derive_seed
@@ -100,8 +99,8 @@ def install_masks(model: nn.Module, example: Tensor) -> tuple[nn.Module, tuple[D
     ------
     UsageError
         If the model cannot be copied, has a kind of dropout that cannot be given its mask (Dropout1d, AlphaDropout,
-        that of attention and recurrent modules, functions, ...), calls one dropout layer more than once, or gives it
-        rows that are not examples.
+        that of attention and recurrent modules, functions, ...), calls one dropout layer more than once, gives it rows
+        that are not examples, or assigns new tensors to its running statistics.
     """
     try:
         model = copy.deepcopy(model)
@@ -151,11 +150,16 @@ def _other_dropout(model: nn.Module) -> UsageError:
 @torch.no_grad()
 def _pass_in_training(model: nn.Module, example: Tensor) -> None:
     """Pass two examples in training mode, because BatchNorm1d cannot normalise one, and leave the model as it was."""
-    modes = [(module, module.training) for module in model.modules()]
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}  # running statistics are written to
-    functional_call(model.train(), buffers, (torch.cat([example, example]),))
-    for module, mode in modes:
-        module.training = mode
+    copied = copy.deepcopy(model).train()  # running statistics are written to
+    kept = copied.state_dict().keys()
+    before = {name: buffer for name, buffer in copied.named_buffers() if name in kept}
+    copied(torch.cat([example, example]))
+    for name, buffer in before.items():
+        if copied.get_buffer(name) is not buffer:
+            raise UsageError(
+                f"The model assigns a new tensor to {name} in training, and what is assigned would be lost. Update it "
+                "in place, m.mul_(0.9).add_(0.1 * x); or register it with persistent=False, if it need not be kept."
+            )
 
 
 Calls = list[tuple[str, tuple[int, ...]]]

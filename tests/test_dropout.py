@@ -223,3 +223,34 @@ def test_masks_hold_in_torch_s_encoder_in_evaluation_too(make):
     assert not torch.allclose(expected, model(x))
     with torch.no_grad():
         torch.testing.assert_close(torch.func.functional_call(model, masks, (x,)), expected)
+
+
+class Averaging(nn.Module):
+    """Keeps a running mean of its own."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.inner, self.how = nn.Linear(4, 4), how
+        self.register_buffer("mean", torch.zeros(4), persistent=how != "assigned, not kept")
+
+    def forward(self, x):
+        h = self.inner(x)
+        if self.training and self.how == "in place":
+            self.mean.mul_(0.9).add_(0.1 * h.detach().mean(0))
+        elif self.training:
+            self.mean = 0.9 * self.mean + 0.1 * h.detach().mean(0)
+        return h - self.mean
+
+
+def test_running_statistics_that_are_assigned_are_refused_as_they_would_be_lost():
+    model = nn.Sequential(Averaging("assigned"), nn.Linear(4, 3))
+    with pytest.raises(UsageError, match=r"assigns a new tensor to 0\.mean in training.* in place, m\.mul_"):
+        install_masks(model, torch.ones(1, 4))
+    assert not model[0].mean.any()
+
+
+@pytest.mark.parametrize("how", ["in place", "assigned, not kept"])
+def test_running_statistics_that_are_updated_in_place_or_not_kept_are_taken(how):
+    copy, _ = install_masks(nn.Sequential(Averaging(how), nn.Linear(4, 3)).eval(), torch.ones(1, 4))
+    assert not copy[0].mean.any()
+    assert not copy.training

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from tdabench.dropout import DropoutSite, MaskTable
+from tdabench.errors import UsageError
 from tdabench.examples import Examples
 from tdabench.kernels import differentiable, is_recurrent
 from tdabench.optimizers import Optimizer, optimizer_of
@@ -166,6 +167,8 @@ def train_replicas(
     ------
     ValueError
         If the rows of ``masks`` are not of equal size.
+    UsageError
+        If the model cannot be trained; see :class:`Program` and :func:`fit_stacked`.
     """
     if masks.sum(1).unique().numel() != 1:
         raise ValueError(f"Subsets that train at once must be of equal size; got {sorted(set(masks.sum(1).tolist()))}.")
@@ -204,6 +207,11 @@ def fit_stacked(
     """Minimise the program's loss over the stacked values ``[R, ...]``, in place; see :func:`train_replicas`.
 
     Running statistics of the model that are among the values are updated; else the model is as in evaluation.
+
+    Raises
+    ------
+    UsageError
+        If an epoch ends with a batch of one example that the model cannot normalise.
     """
     stream = Stream(name, len(training), program.sites, training.inputs.device)
     buffers = {name for name, _ in program.model.named_buffers()}
@@ -216,6 +224,7 @@ def fit_stacked(
     begun = 0 if snapshots is None else _resume(state, optimizer, snapshots)
     n_steps, step = recipe.epochs * per_epoch, begun * per_epoch
     program.model.train(bool(statistics))
+    _check_last_batch(program, stacked, training, int(masks[0].sum()), recipe.batch_size)
     with differentiable(program.model, plain=masks.shape[0] > 1):
         for epoch in range(begun, recipe.epochs):
             for inputs, labels, dropped in _steps(stream, epoch, training, masks, recipe.batch_size):
@@ -234,6 +243,23 @@ def fit_stacked(
                 snapshots.offer(epoch + 1, lambda: _state(state, optimizer))
     program.model.eval()
     return {k: p.detach() for k, p in state.items()}
+
+
+@torch.no_grad()
+def _check_last_batch(program: Program, stacked: Parameters, training: Examples, n: int, batch_size: int) -> None:
+    """Refuse before the first step what torch refuses after the last: to normalise a batch of one vector."""
+    if not program.model.training or (n % batch_size or batch_size) > 1:
+        return
+    try:
+        program.logits_of_one({k: v[0].clone() for k, v in stacked.items()}, training.inputs[:1])
+    except ValueError as error:
+        program.model.eval()
+        better = next((size for size in range(max(2, batch_size), n) if n % size != 1), n)
+        raise UsageError(
+            f"An epoch over {n} examples in batches of {batch_size} has a batch of one, which the model's batch "
+            f"normalisation cannot take. Write another batch_size into the recipe, as {better}: one that leaves no "
+            "single example over, of the training set and of its subsets."
+        ) from error
 
 
 def _state(values: Parameters, optimizer: Optimizer) -> State:

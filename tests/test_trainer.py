@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tdabench import precision, trainer
 from tdabench.dropout import SequenceDropout
+from tdabench.errors import UsageError
 from tdabench.examples import Examples
 from tdabench.seeds import derive_seed, generator
 from tdabench.targets import MEAN_LOG_PROBABILITY, token_cross_entropy
@@ -203,6 +204,34 @@ def test_batched_logits_equal_the_logits_of_each(small, small_data, reference):
     for r in range(8):
         alone = program.logits({k: p[r : r + 1] for k, p in reference.items()}, inputs[:1], {})
         torch.testing.assert_close(batched[r], alone[0])
+
+
+def normalising(*, images: bool) -> nn.Module:
+    body = (nn.Unflatten(1, (1, 8, 8)), nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 10))
+    return nn.Sequential(*body) if images else nn.Sequential(nn.Linear(64, 8), nn.BatchNorm1d(8), nn.Linear(8, 10))
+
+
+@pytest.mark.parametrize(("kept", "batch_size", "better"), [(61, 20, 21), (41, 40, 41), (40, 1, 2)])
+def test_batches_of_one_vector_are_refused_before_training_where_they_cannot_be_normalised(
+    small, small_data, kept, batch_size, better
+):
+    recipe = replace(small.recipe, batch_size=batch_size)
+    task = replace(small, make_model=lambda: normalising(images=False), recipe=recipe)
+    masks = torch.arange(120).expand(2, 120) < kept
+    heard = []
+    wanted = rf"An epoch over {kept} examples in batches of {batch_size} has a batch of one.* as {better}: one that"
+    with pytest.raises(UsageError, match=wanted):
+        train_replicas(task, small_data, masks, "x", on_epoch=lambda *told: heard.append(told))
+    assert heard == []
+    train_replicas(replace(task, recipe=replace(recipe, batch_size=better, epochs=1)), small_data, masks, "x")
+
+
+@pytest.mark.parametrize(("images", "kept"), [(True, 61), (False, 60), (False, 62)])
+def test_other_batches_are_normalised(small, small_data, images, kept):
+    task = replace(small, make_model=lambda: normalising(images=images), recipe=replace(small.recipe, epochs=1))
+    found = train_replicas(task, small_data, torch.arange(120).expand(2, 120) < kept, "x")
+    (tracked,) = [v for k, v in found.items() if k.endswith("num_batches_tracked")]
+    assert tracked.tolist() == [-(-kept // 20)] * 2
 
 
 def test_groups_are_bounded_by_memory_and_number():

@@ -134,11 +134,11 @@ class Lora:
         return self.models * self.adapters
 
     def supports(self, method: MemberMethod, task: TaskView) -> str | None:
-        """Need linear layers, with weights that are parameters of their own."""
+        """Need linear layers, with weights and biases that are parameters of their own."""
         if task.computed_weight is not None:
             return (
-                f"the weight of {task.computed_weight} in the model of {task.name} is made of other parameters "
-                "(as weight_norm does), so it cannot be given an adapter"
+                f"a weight or bias of {task.computed_weight} in the model of {task.name} is made of other parameters "
+                "(as weight_norm and spectral_norm do), so the model cannot be given adapters"
             )
         return None if task.has_linear_layers else f"the model of {task.name} has no linear layer to adapt"
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from tdabench import bank, lora, precision
 from tdabench.dropout import DropoutSite
@@ -123,9 +124,15 @@ class TaskView:
 
     @property
     def computed_weight(self) -> str | None:
-        """The first linear layer whose weight is no parameter but made of others (``weight_norm``), if there is one."""
+        """The first layer that keeps adapters off by a weight or bias made of other parameters, if there is one.
+
+        A linear layer, parametrized (``weight_norm``) or of a class that makes its weight; or any layer that holds what
+        its last pass made of it (``torch.nn.utils.spectral_norm``), of which no copy can be made.
+        """
         for name, module in self._template.named_modules():
-            if isinstance(module, nn.Linear) and "weight" not in dict(module.named_parameters(recurse=False)):
+            own = dict(module.named_parameters(recurse=False))
+            made = "weight" not in own or parametrize.is_parametrized(module)
+            if (isinstance(module, nn.Linear) and made) or isinstance(vars(module).get("weight"), Tensor):
                 return name
         return None
 

@@ -383,12 +383,34 @@ def test_lora_is_declined_on_a_model_without_linear_layers():
     assert Lora().supports(GradDot(), task) == "the model of small has no linear layer to adapt"
 
 
-def test_lora_is_declined_where_a_weight_is_made_of_other_parameters(view, small, small_data):
-    def make_model() -> nn.Module:
-        return nn.Sequential(nn.Linear(64, 8), nn.ReLU(), nn.utils.parametrizations.weight_norm(nn.Linear(8, 10)))
+class Shifted(nn.Module):
+    def forward(self, bias):
+        return bias + 1
 
+
+def with_parametrized_bias() -> nn.Module:
+    layer = nn.Linear(8, 10)
+    nn.utils.parametrize.register_parametrization(layer, "bias", Shifted())
+    return nn.Sequential(nn.Linear(64, 8), nn.ReLU(), layer)
+
+
+def with_older_spectral_norm() -> nn.Module:
+    convolution = nn.utils.spectral_norm(nn.Conv2d(1, 2, 3))
+    return nn.Sequential(nn.Unflatten(1, (1, 8, 8)), nn.ReLU(), convolution, nn.Flatten(), nn.Linear(72, 10))
+
+
+@pytest.mark.parametrize(
+    "make_model",
+    [
+        lambda: nn.Sequential(nn.Linear(64, 8), nn.ReLU(), nn.utils.parametrizations.weight_norm(nn.Linear(8, 10))),
+        with_parametrized_bias,
+        with_older_spectral_norm,
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*spectral_norm:FutureWarning")
+def test_lora_is_declined_where_a_weight_or_bias_is_made_of_other_parameters(view, small, small_data, make_model):
     mine = view(replace(small, make_model=make_model), small_data)
-    with pytest.raises(Declined, match=r"the weight of 2 in the model of small is made of other parameters"):
+    with pytest.raises(Declined, match=r"a weight or bias of 2 in the model of small is made of other parameters"):
         execute(GradDot(), Lora(models=1, adapters=2), mine)
     assert not mine.meter.models
 

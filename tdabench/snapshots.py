@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -75,7 +76,7 @@ class Snapshots:
         start = time.perf_counter()
         if start - self._kept < max(self.every_s, _LEAST_BETWEEN * self._took):
             return
-        arrays = {name: value.detach().cpu().numpy() for name, value in state().items()}
+        arrays = {name: _array(value) for name, value in state().items()}
         metadata = {
             "of": self.of,
             "epochs": str(epochs),
@@ -90,3 +91,9 @@ class Snapshots:
     def remove(self) -> None:
         """Remove the snapshot: the training is over."""
         self.path.unlink(missing_ok=True)
+
+
+def _array(value: Tensor) -> np.ndarray:
+    # NumPy has no bfloat16; float32 holds all of its values.
+    value = value.float() if value.dtype == torch.bfloat16 else value
+    return value.detach().cpu().numpy()

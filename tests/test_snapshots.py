@@ -65,6 +65,20 @@ def normalised_model() -> nn.Module:
     )
 
 
+class Averaging(nn.Linear):
+    """Keeps a running mean in bfloat16, which NumPy does not have."""
+
+    def __init__(self) -> None:
+        super().__init__(64, 10)
+        self.register_buffer("mean", torch.zeros(10, dtype=torch.bfloat16))
+
+    def forward(self, x):
+        h = super().forward(x)
+        if self.training:
+            self.mean.mul_(0.5).add_(h.detach().mean(0).bfloat16())
+        return h - self.mean
+
+
 def large_model() -> nn.Module:
     """Return a model with a weight that is stored transposed while several replicas train."""
     return nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Dropout(0.2), nn.Linear(128, 10))
@@ -75,13 +89,15 @@ def of_kind(small, kind: str):
         return small
     if kind == "statistics":
         return replace(small, make_model=normalised_model)
+    if kind == "bfloat16":
+        return replace(small, make_model=Averaging)
     recipe = replace(small.recipe, optimizer="adamw", lr=1e-3, momentum=0.9, beta2=0.99, weight_decay=0.1)
     recipe = replace(recipe, schedule="linear", warmup=0.2, epochs=4)
     return replace(small, make_model=large_model, recipe=recipe)
 
 
 @pytest.mark.parametrize("replicas", [1, 3])
-@pytest.mark.parametrize("kind", ["sgd", "statistics", "adamw"])
+@pytest.mark.parametrize("kind", ["sgd", "statistics", "bfloat16", "adamw"])
 def test_a_training_that_goes_on_ends_where_one_that_was_left_alone_does(small, small_data, tmp_path, kind, replicas):
     task = of_kind(small, kind)
     masks = task.subset_masks()[:replicas]

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from tdabench.errors import FileFormatError
 from tdabench.files import read_arrays, read_metadata, write_arrays
+from tdabench.lds import average_ranks
 
 EVIDENCE_FILE = "evidence.safetensors"
 _WHAT, _HINT = "file of evidence", "Make it again from the run with `tdabench archive`."
@@ -53,7 +54,7 @@ def read_evidence(folder: Path, scores_sha256: str) -> Evidence:
     Raises
     ------
     FileFormatError
-        If there is none, or it is damaged, or was made from other scores than the run's.
+        If there is none, or it is damaged or holds no ranks, or was made from other scores than the run's.
     """
     path = folder / EVIDENCE_FILE
     arrays, facts = read_arrays(path, _WHAT, _HINT), read_metadata(path, _WHAT, _HINT)
@@ -61,4 +62,14 @@ def read_evidence(folder: Path, scores_sha256: str) -> Evidence:
         raise FileFormatError(f"{path} is not a {_WHAT}. {_HINT}")
     if facts.get("scores_sha256") != scores_sha256:
         raise FileFormatError(f"{path} was not made from the scores that its record was written for. {_HINT}")
-    return Evidence(arrays["sums"], arrays.get("suspicion"), facts["basis"])
+    sums, suspicion = arrays["sums"], arrays.get("suspicion")
+    if not _are_ranks(sums) or not (suspicion is None or (suspicion.ndim == 1 and _are_ranks(suspicion))):
+        raise FileFormatError(f"{path} holds other numbers than ranks. {_HINT}")
+    return Evidence(sums, suspicion, facts["basis"])
+
+
+def _are_ranks(kept: np.ndarray) -> bool:
+    """Return whether these are what :func:`whole` makes of ranks: ranked again, they are the same."""
+    if kept.size == 0 or kept.dtype != np.min_scalar_type(2 * len(kept)):
+        return False
+    return np.array_equal(kept, whole(average_ranks(kept)))

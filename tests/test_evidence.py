@@ -10,7 +10,7 @@ from test_evaluation import FakeTruth
 
 from tdabench.errors import FileFormatError, UsageError
 from tdabench.evaluation import Evaluator, compare
-from tdabench.evidence import EVIDENCE_FILE, read_evidence, whole, write_evidence
+from tdabench.evidence import EVIDENCE_FILE, Evidence, read_evidence, whole, write_evidence
 from tdabench.lds import average_ranks
 
 N_SUBSETS, N_QUERIES, N_TRAIN = 40, 12, 30
@@ -72,6 +72,34 @@ def test_evidence_for_another_ground_truth_is_refused():
         EVALUATOR.weigh(replace(kept, sums=kept.sums[1:]))
     with pytest.raises(UsageError, match=rf"suspicions of shape \[3\], expected \[n_train\] = \[{N_TRAIN}\]"):
         EVALUATOR.weigh(replace(kept, suspicion=kept.sums[0, :3]))
+
+
+RANKS = whole(average_ranks(np.random.default_rng(0).normal(size=(N_SUBSETS, N_QUERIES))))
+DAMAGED = {
+    "one number": lambda ranks: np.where(np.arange(ranks.size).reshape(ranks.shape) == 0, 3, ranks).astype(np.uint8),
+    "an order without ranks": lambda ranks: ranks + 1,
+    "too large": lambda ranks: ranks + 200,
+    "floats": lambda ranks: (ranks / 2).astype(np.float32),
+    "not numbers": lambda ranks: np.full(ranks.shape, np.nan),
+    "signed": lambda ranks: ranks.astype(np.int8),
+    "wide": lambda ranks: ranks.astype(np.uint16),
+    "none": lambda ranks: ranks[:, :0],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_numbers_that_are_no_ranks_are_refused(tmp_path, damage):
+    def read(sums: np.ndarray, suspicion: np.ndarray | None) -> None:
+        write_evidence(tmp_path, Evidence(sums, suspicion, "0"), "0" * 64)
+        read_evidence(tmp_path, "0" * 64)
+
+    read(RANKS, RANKS[:, 0])
+    with pytest.raises(FileFormatError, match=f"{EVIDENCE_FILE} holds other numbers than ranks. Make it again"):
+        read(DAMAGED[damage](RANKS), None)
+    with pytest.raises(FileFormatError, match="holds other numbers than ranks"):
+        read(RANKS, DAMAGED[damage](RANKS)[:, :1].ravel())
+    with pytest.raises(FileFormatError, match="holds other numbers than ranks"):
+        read(RANKS, RANKS)
 
 
 def test_evidence_of_other_scores_or_of_another_kind_is_refused(tmp_path):

@@ -10,10 +10,11 @@ import json
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from tdabench.ensembles import format_ensemble
 from tdabench.errors import FileFormatError
+from tdabench.registry import is_task_name
 
 SCHEMA_VERSION: Literal[2] = 2
 RECORD_FILE = "record.json"
@@ -196,6 +197,14 @@ class Record(Strict):
     provenance: Provenance
     command: str
     """What replays the run."""
+
+    @field_validator("task")
+    @classmethod
+    def _is_name(cls, task: str) -> str:
+        """Refuse a file: whoever reads somebody else's record would run its code."""
+        if not is_task_name(task):
+            raise ValueError("a task's name is no path")
+        return task
 
     @model_validator(mode="after")
     def _is_complete(self) -> Record:

@@ -46,13 +46,16 @@ def find_task(reference: str) -> Task:
     UnknownNameError
         If there is none of that name.
     UsageError
-        If it cannot be loaded, is no task, or has the name of a registered task but is another: results name tasks.
+        If it cannot be loaded, is no task, or has a path for a name, or that of a registered task but is another:
+        results name tasks.
     """
     task = _find(TASKS, "task", reference, "tdabench tasks")
     from tdabench.task import Task
 
     if not isinstance(task, Task):
         raise UsageError(f"{reference} is a {type(task).__name__}, not a tdabench.Task. Name a Task object.")
+    if not is_task_name(task.name):
+        raise UsageError(f"{reference} is called {task.name}, which is a path. Give it a plain name (name=...).")
     if split_reference(reference) is not None:
         _refuse_taken(task, reference)
         _tasks_from_files[task.name], _typed[task.name] = task, reference
@@ -115,7 +118,7 @@ def find_method(reference: str) -> type[Any]:
 
 
 def _find(group: str, kind: str, reference: str, command: str) -> Any:
-    if ".py:" in reference or reference.endswith(".py"):
+    if names_file(reference):
         return _from_file(kind, reference)
     found = importlib.metadata.entry_points(group=group, name=reference)
     if not found and group == TASKS and reference in _tasks_from_files:
@@ -132,6 +135,16 @@ def _find(group: str, kind: str, reference: str, command: str) -> Any:
             f"The {kind} {reference} cannot be loaded from {entry.value}: {type(error).__name__}: {error}. "
             "Repair or remove the package that registers it."
         ) from error
+
+
+def names_file(reference: str) -> bool:
+    """Return whether a reference points to a file, whose code runs when it is found."""
+    return ".py:" in reference or reference.endswith(".py")
+
+
+def is_task_name(name: str) -> bool:
+    """Return whether a task may have this name: neither a file nor a path."""
+    return not names_file(name) and "/" not in name
 
 
 def split_reference(reference: str) -> tuple[Path, str] | None:

@@ -225,6 +225,29 @@ def test_a_broken_record(mistake, run_folder, command):
     assert line.endswith("Remove its folder, and run the method again.")
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["score", "RUN"],
+        ["compare", "RUN", "RUN"],
+        ["board", "RUNS"],
+        ["findings", "RUNS"],
+        ["archive", "RUNS", "--out", "kept"],
+        ["plan", "--against", "RUNS"],
+    ],
+    ids=lambda words: words[0],
+)
+@pytest.mark.parametrize("name", ["{}:TASK", "{}", "../small"])
+def test_a_record_whose_task_is_a_file_runs_none(mistake, task, run_folder, tmp_path, words, name):
+    code = tmp_path / "code.py"
+    code.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    record = run_folder / "record.json"
+    record.write_text(record.read_text().replace('"small"', f'"{name.format(code)}"'))
+    line = mistake(*({"RUN": run_folder, "RUNS": run_folder.parent}.get(word, word) for word in words))
+    assert f"{record} is not a valid record (task: Value error, a task's name is no path)." in line
+    assert not (tmp_path / "ran").exists()
+
+
 def test_a_broken_suite(mistake, tmp_path):
     (tmp_path / "mine.toml").write_text("title = 'x'\nrun = []\n")
     assert "mine.toml is not a suite: run: " in mistake("suite", "mine.toml")

@@ -526,14 +526,17 @@ def test_mistakes_are_one_line(words, message, capsys, small):
     assert message in err
 
 
-def test_estimates_stand_beside_measurements(capsys, small, tmp_path):
+def test_estimates_stand_beside_measurements(capsys, small, tmp_path, monkeypatch):
     from tdabench.runner import run
 
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here.py").write_text("open('ran', 'w')\n")
     _, record = run(planning.plan(Job(SMALL, "random", {})), tmp_path)
     for name, change in {
         "other-machine": {"machine": record.machine.model_copy(update={"machine_class": "another"})},
         "other-task": {"task_version": "0123456789abcdef"},
         "declined": {"status": "declined", "reason": "so it is"},
+        "in-a-file": {"method": "here.py:Here"},
         "no-longer": {"method": "grad-dot", "ensemble": EnsembleRecord(kind="projections", members=1, options={})},
     }.items():
         (tmp_path / name).mkdir()
@@ -541,6 +544,7 @@ def test_estimates_stand_beside_measurements(capsys, small, tmp_path):
         (tmp_path / name / "record.json").write_text(changed.to_json())
     code, out, err = call(capsys, "plan", "--against", str(tmp_path))
     assert code == 0
+    assert not (tmp_path / "ran").exists()
     rows = [line.strip("| ").split(" | ") for line in out.splitlines()]
     assert [row[:2] for row in rows if row[0] == "small"] == [["small", "random"]]
     assert rows[-1][-2] == rows[-1][-1], "storage"
@@ -553,6 +557,7 @@ def test_estimates_stand_beside_measurements(capsys, small, tmp_path):
         "other-task: its task has",
         "declined: it ended as",
         "no-longer: it would be declined now: projections need a method that projects at random.",
+        "in-a-file: its method is from a file, and no file is run because a record names it.",
     ):
         assert f"Left out: {said}" in err
     code, _, err = call(capsys, "plan", "--against", str(tmp_path / "declined"))

@@ -182,6 +182,14 @@ def test_milliseconds_of_the_disk_are_not_a_busy_machine():
     assert timed({}, {"model-0-0": training(0.012, 0.003)}, fit=2.0, attribute=1.25).busy() == {}
 
 
+@pytest.mark.parametrize("name", ["mine.py:TASK", "mine.py", "folder/mine.py:TASK", "/mine", "../mine"])
+def test_a_task_is_named_and_never_a_file(name):
+    with pytest.raises(FileFormatError, match="task: Value error, a task's name is no path"):
+        parse_record(json.dumps(golden() | {"task": name}), WHERE)
+    assert parse_record(json.dumps(golden() | {"task": "mine-v2.1"}), WHERE).task == "mine-v2.1"
+    assert parse_record(json.dumps(golden() | {"method": "mine.py:Mine"}), WHERE).method == "mine.py:Mine"
+
+
 def test_a_run_that_is_not_ok_says_why():
     with pytest.raises(FileFormatError, match="failed has a reason"):
         parse_record(json.dumps(golden() | {"status": "failed", "reason": None}), WHERE)

@@ -166,6 +166,15 @@ def test_loading_a_file_leaves_the_order_of_the_path_alone(tmp_path, monkeypatch
     assert sys.path == before
 
 
+@pytest.mark.parametrize("name", ["mine.py", "mine.py:TASK", "my/task"])
+def test_a_task_that_is_called_like_a_file_is_refused_before_it_is_measured(tmp_path, small_reference, name):
+    file, _, _ = small_reference.rpartition(":")
+    code = Path(file).read_text() + f"\nTASK = replace(TASK, name={name!r})\n"
+    (tmp_path / "named.py").write_text(code)
+    with pytest.raises(UsageError, match=rf"named\.py:TASK is called {name}, which is a path. Give it a plain name"):
+        find_task(f"{tmp_path / 'named.py'}:TASK")
+
+
 def test_an_entry_point_that_does_not_load(monkeypatch):
     broken = importlib.metadata.EntryPoint("broken", "nothing_of_that_name:Mine", registry.METHODS)
     monkeypatch.setattr(importlib.metadata, "entry_points", lambda **_: importlib.metadata.EntryPoints([broken]))

@@ -229,6 +229,7 @@ def _estimate_of(record: Record, data_folder: Path | None) -> Estimate | None:
     from tdabench.planning import estimate_job
 
     try:
+        _refuse_file(record)
         estimate = estimate_job(_job_of(record, data_folder), stored=False) if record.status == "ok" else None
         reason = _why_not(record, estimate)
     except TdabenchError as error:
@@ -236,6 +237,14 @@ def _estimate_of(record: Record, data_folder: Path | None) -> Estimate | None:
     if reason is not None:
         note(f"Left out: {record.run_id}: {reason}")
     return estimate if reason is None else None
+
+
+def _refuse_file(record: Record) -> None:
+    """Raise :class:`UsageError` for a method from a file: one of that name that lies here may be anybody's."""
+    from tdabench.registry import names_file
+
+    if names_file(record.method):
+        raise UsageError("its method is from a file, and no file is run because a record names it.")
 
 
 def _why_not(record: Record, estimate: Estimate | None) -> str | None:

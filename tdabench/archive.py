@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from tdabench.errors import UsageError
@@ -15,7 +15,7 @@ from tdabench.results import evaluator_of, evidence_of, refuse_candidate
 
 
 def archive_runs(folders: Sequence[Path], archive: Path, on_run: Callable[[Path], None] = lambda _: None) -> int:
-    """Keep runs in an archive, each in a folder of the same name; all are checked before any is written.
+    """Keep runs in an archive, each in a folder of its own name; all are checked before any is written.
 
     Parameters
     ----------
@@ -41,25 +41,26 @@ def archive_runs(folders: Sequence[Path], archive: Path, on_run: Callable[[Path]
     """
     for folder in folders:
         refuse_candidate(folder)
-    _refuse_taken(folders, archive)
-    new = {folder.name: folder for folder in folders if not (archive / folder.name).exists()}  # a copy is written once
+    places = {folder: archive / folder.resolve().name for folder in folders}  # "." has no name of its own
+    _refuse_taken(places)
+    new = {place: folder for folder, place in places.items() if not place.exists()}  # a copy is written once
     for task in sorted({task for folder in new.values() if (task := _scored(folder)) is not None}):
         read_ground_truth(find_task(task))
     for folder in folders:
-        if new.get(folder.name) is folder:
-            _write(folder, archive / folder.name)
+        if new.get(places[folder]) is folder:
+            _write(folder, places[folder])
         on_run(folder)
     return len(new)
 
 
-def _refuse_taken(folders: Sequence[Path], archive: Path) -> None:
+def _refuse_taken(places: Mapping[Path, Path]) -> None:
     """Raise :class:`UsageError` if the place of a run is that of another one."""
-    given: dict[str, bytes] = {}
+    given: dict[Path, bytes] = {}
     twice, taken = [], []
-    for folder in folders:
-        content, target = (folder / RECORD_FILE).read_bytes(), archive / folder.name
-        twice += [folder] if given.setdefault(folder.name, content) != content else []
-        taken += [target] if target.exists() and not _holds(target, content) else []
+    for folder, place in places.items():
+        content = (folder / RECORD_FILE).read_bytes()
+        twice += [place] if given.setdefault(place, content) != content else []
+        taken += [place] if place.exists() and not _holds(place, content) else []
     if twice:
         raise UsageError(f"There are different runs of the name {twice[0].name} among those given. Leave one out.")
     if taken:

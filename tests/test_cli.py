@@ -862,6 +862,24 @@ def test_archiving_again_keeps_what_is_there_and_never_replaces_it(tdabench, sma
     assert "holds another run. Remove it, or choose another folder with --out." in done.err
 
 
+@pytest.mark.parametrize("word", [".", "..", "link"])
+def test_a_run_is_archived_under_its_own_name_whatever_it_was_called(
+    tdabench, small_reference, runs, tmp_path, monkeypatch, word
+):
+    good = one(runs, "Good")
+    (good / "below").mkdir()
+    (good / "link").symlink_to(good)
+    monkeypatch.chdir(good / "below" if word == ".." else good)
+    words = ("archive", word, "--out", tmp_path / "kept", "--task", small_reference, "--json")
+    for kept in (1, 0):
+        done = tdabench(*words)
+        assert (done.code, done.json["kept"], done.json["there_before"]) == (0, kept, 1 - kept), done.err
+        assert [folder.name for folder in (tmp_path / "kept").iterdir()] == [good.name]
+    (tmp_path / "kept" / good.name / "record.json").write_text("another")
+    said = f"{tmp_path / 'kept' / good.name} holds another run. Remove it"
+    assert said in tdabench(*words).err
+
+
 def test_two_copies_of_a_run_are_archived_once(tdabench, small_reference, runs, tmp_path):
     copied = shutil.copytree(runs, tmp_path / "copied")
     done = tdabench("archive", runs, copied, "--out", tmp_path / "kept", "--task", small_reference, "--json")

@@ -29,7 +29,7 @@ def archive(runs: tuple[Path, ...], out: Path, as_json: bool) -> None:
     folders = run_folders(runs)
     with Live(len(folders), "runs") as live:
         kept = archive_runs(folders, out, on_run=lambda _: live.skip(1))
-    before = len({folder.name for folder in folders}) - kept
+    before = len({folder.resolve().name for folder in folders}) - kept
     facts = {"kept": kept, "there_before": before, "folder": str(out)}
     if as_json:
         return print_json(facts)

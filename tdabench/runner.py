@@ -42,14 +42,17 @@ _PROC, _CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 
 def find_run(planned: Plan, runs: Path) -> Path | None:
     """Return the folder of the newest attempt at this job that ended as ok, else of the newest; None without any."""
-    attempts = [runs / planned.run_id, *sorted(runs.glob(f"{planned.run_id}-attempt-*"), key=_attempt)]
-    found = [folder for folder in attempts if (folder / RECORD_FILE).exists()]
+    found = [folder for folder in _attempts(planned, runs) if (folder / RECORD_FILE).exists()]
     able = [folder for folder in found if read_record(folder).status == "ok"]
     return next(reversed(able or found), None)
 
 
-def _attempt(folder: Path) -> int:
-    return int(folder.name.rpartition("-")[2])
+def _attempts(planned: Plan, runs: Path) -> list[Path]:
+    """Return where attempts at a job are, in their order; a copy that somebody made beside them is none."""
+    start = f"{planned.run_id}-attempt-"
+    again = {folder: folder.name.removeprefix(start) for folder in runs.glob(f"{start}*")}
+    numbered = {folder: int(number) for folder, number in again.items() if number.isdecimal()}
+    return [runs / planned.run_id, *sorted(numbered, key=numbered.__getitem__)]
 
 
 def _next_folder(planned: Plan, runs: Path) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -119,6 +120,12 @@ def test_the_tenth_attempt_comes_after_the_second_and_one_that_ended_well_before
     assert find_run(job, tmp_path).name.endswith("-attempt-2")
     write(10)
     assert find_run(job, tmp_path).name.endswith("-attempt-10")
+
+
+def test_a_copy_of_an_attempt_is_no_attempt(two_attempts, tmp_path):
+    for name in ("", "-attempt-2", "-attempt-2.bak", "-attempt-", "-attempt-9 copy", "-attempt-2.bak-attempt-3"):
+        shutil.copytree(two_attempts.first[0], tmp_path / f"{two_attempts.job.run_id}{name}")
+    assert find_run(two_attempts.job, tmp_path).name == f"{two_attempts.job.run_id}-attempt-2"
 
 
 def test_progress_names_the_phases_in_order(two_attempts):

@@ -109,6 +109,8 @@ def test_what_was_asked_for_cannot_be_done(mistake, task, words, parts):
         (["run", "a", "b", "--seed", "x"], "'x' is not a valid integer"),
         (["run", "a", "b", "--seed", "-1"], "not in the range"),
         (["run", "a", "b", "--threads", "0"], "not in the range"),
+        (["run", "a", "b", "--threads", "2147483648"], "not in the range 1<=x<=1024"),
+        (["plan", "a", "b", "--threads", "2147483648"], "not in the range 1<=x<=1024"),
         (["run", "a", "b", "--timeout", "0"], "not in the range"),
         (["run", "a", "b", "--device", "tpu"], "'tpu' is not one of 'cpu', 'cuda'"),
         (["run", "a", "b", "--data", "gone"], "'gone' does not exist"),
@@ -259,6 +261,14 @@ def test_methods_that_cannot_be_loaded(mistake, task, tmp_path):
     (tmp_path / "mine.py").write_text("class Mine:\n    pass\n")
     assert "mine.py:Mine is not a method" in mistake("run", task, "mine.py:Mine")
     assert "Did you mean 'Mine'?" in mistake("run", task, "mine.py:Min")
+
+
+@pytest.mark.parametrize("variable", ["TDABENCH_DATA", "TDABENCH_CACHE"])
+def test_a_home_folder_of_nobody_is_no_failed_run(mistake, tmp_path, cache, monkeypatch, variable):
+    monkeypatch.setenv(variable, "~nosuchuser/x")
+    line = mistake("run", "mnist-mlp", "random")
+    assert f"{variable} is '~nosuchuser/x', and there is no home folder of that user. Write the whole path" in line
+    assert not list(tmp_path.glob("runs/*"))
 
 
 def test_missing_data(mistake, tmp_path, cache):

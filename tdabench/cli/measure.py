@@ -21,10 +21,13 @@ if TYPE_CHECKING:
     from tdabench.tuned import Candidate, Remark
 
 
+threads_type = click.IntRange(1, 1024)  # torch crashes at more than it can count
+
+
 def machine_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add the options that every measuring command has."""
     for add in (
-        click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads of a run."),
+        click.option("--threads", type=threads_type, default=1, show_default=True, help="Threads of a run."),
         click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True),
         click.option(
             "timeout_s",

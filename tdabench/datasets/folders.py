@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from tdabench.errors import UsageError
+
 DATA_VARIABLE = "TDABENCH_DATA"
 CACHE_VARIABLE = "TDABENCH_CACHE"
 
 
 def cache_folder() -> Path:
     """Return where downloads and trained models are kept: ``TDABENCH_CACHE``, else the user's cache folder."""
-    named = os.environ.get(CACHE_VARIABLE)
-    if named:
-        return Path(named).expanduser().absolute()  # a method may go to another folder
+    named = _named(CACHE_VARIABLE)
+    if named is not None:
+        return named.absolute()  # a method may go to another folder
     import platformdirs
 
     return Path(platformdirs.user_cache_dir("tdabench"))
@@ -21,10 +23,24 @@ def cache_folder() -> Path:
 
 def data_folder(named: Path | None) -> Path | None:
     """Return the folder that the user's data sets are in: ``named``, else ``TDABENCH_DATA``, else None."""
-    if named is not None:
-        return named
-    variable = os.environ.get(DATA_VARIABLE)
-    return Path(variable).expanduser() if variable else None
+    return _named(DATA_VARIABLE) if named is None else named
+
+
+def _named(variable: str) -> Path | None:
+    """Return the folder that a variable of the environment names; None where it names none.
+
+    Raises
+    ------
+    UsageError
+        If it begins with the home folder of a user that there is not.
+    """
+    said = os.environ.get(variable)
+    try:
+        return Path(said).expanduser() if said else None
+    except RuntimeError:
+        raise UsageError(
+            f"{variable} is {said!r}, and there is no home folder of that user. Write the whole path of the folder."
+        ) from None
 
 
 def download_folder() -> Path:

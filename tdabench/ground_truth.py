@@ -197,11 +197,15 @@ def read_manifest(folder: Path, hint: str) -> Manifest:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
         raise GroundTruthError(f"{path} is not a valid manifest: {where}: {first['msg']}. {hint}") from error
-    written = json_bytes(manifest.model_dump(mode="json"))
-    if manifest.manifest_sha256 != manifest.own_sha256 or path.read_bytes() != written:
+    if manifest.manifest_sha256 != manifest.own_sha256:
         raise GroundTruthError(
             f"The manifest {path} does not match its own hash: SHA-256 {manifest.own_sha256[:16]}..., it says "
             f"{manifest.manifest_sha256[:16]}.... The file was changed or damaged; restore it, or rebuild. {hint}"
+        )
+    if path.read_bytes() != json_bytes(manifest.model_dump(mode="json")):
+        raise GroundTruthError(
+            f"The manifest {path} holds what was written, in other bytes: another order, other spaces or numbers in "
+            f"another form. The file was changed; restore it, or rebuild. {hint}"
         )
     return manifest
 

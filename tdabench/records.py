@@ -307,9 +307,14 @@ def parse_record(text: str, where: Path) -> Record:
     try:
         return Record.model_validate_json(text)
     except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors(include_url=False)
-        )
+        found = error.errors(include_url=False)
+        if any(e["loc"] == ("schema_version",) and _is_newer(e["input"]) for e in found):
+            raise FileFormatError(f"{where} was written by a newer tdabench than this one. Update tdabench.") from error
+        problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in found)
         raise FileFormatError(
             f"{where} is not a valid record ({problems}). Remove its folder, and run the method again."
         ) from error
+
+
+def _is_newer(version: object) -> bool:
+    return isinstance(version, int) and version > SCHEMA_VERSION

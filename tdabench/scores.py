@@ -28,10 +28,10 @@ def read_run_scores(folder: Path, record: Record) -> Scores:
     """
     if record.scores is None:
         raise FileFormatError(f"The run in {folder} has no scores: it ended as {record.status} ({record.reason}).")
-    path = folder / SCORES_FILE
-    scores = _from_safetensors(path, "Run the method again, or remove the run's folder.")
+    path, hint = folder / SCORES_FILE, f"Remove {folder}, and run the method again."
+    scores = _from_safetensors(path, hint)
     if sha256_file(path) != record.scores.sha256:
-        raise FileFormatError(f"{path} is not the file that its record was written for. Run the method again.")
+        raise FileFormatError(f"{path} is not the file that its record was written for. {hint}")
     return scores
 
 
@@ -60,7 +60,7 @@ _WRITE_AGAIN = "Write it again, for example with safetensors.torch.save_file({'s
 def _from_safetensors(path: Path, hint: str = _WRITE_AGAIN) -> Scores:
     arrays = read_arrays(path, "file of scores", hint)
     if len(arrays) != 1 and "scores" not in arrays:
-        raise FileFormatError(f"{path} holds {sorted(arrays)}; expected one array called scores.")
+        raise FileFormatError(f"{path} holds {sorted(arrays)}; expected one array called scores. {hint}")
     return arrays["scores"] if "scores" in arrays else next(iter(arrays.values()))
 
 

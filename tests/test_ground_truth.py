@@ -151,6 +151,13 @@ def test_no_changed_digit_of_the_manifest_goes_unnoticed(small, copy, data):
     refuse_changed_byte(small, copy, MANIFEST_FILE, position, content[position] ^ other)
 
 
+def test_a_manifest_that_was_only_written_otherwise_is_told_from_one_that_says_something_else(small, copy):
+    path = copy / MANIFEST_FILE
+    path.write_text(path.read_text() + "\n")
+    with pytest.raises(GroundTruthError, match=r"holds what was written, in other bytes: another order, .* restore it"):
+        read_ground_truth(small, copy)
+
+
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.999])
 def test_a_truncated_file_is_named(small, copy, share):
     whole = (copy / ARRAYS_FILE).read_bytes()

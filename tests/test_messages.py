@@ -218,6 +218,21 @@ def test_scores_changed_after_the_run(mistake, task, run_folder):
 
 
 @pytest.mark.parametrize("command", ["score", "board"])
+@pytest.mark.parametrize("size", [0, 1000])
+def test_damaged_scores_of_a_run_are_in_the_way_of_another(mistake, task, run_folder, command, size):
+    path = run_folder / SCORES_FILE
+    path.write_bytes(path.read_bytes()[:size])
+    line = mistake(command, run_folder if command == "score" else run_folder.parent, "--task", task)
+    assert line.endswith(f"Remove {run_folder}, and run the method again.")
+
+
+def test_what_a_tuning_tried_has_no_score(mistake, task, run_folder, tmp_path):
+    (tmp_path / ".tuning").mkdir()
+    candidate = run_folder.rename(tmp_path / ".tuning" / run_folder.name)
+    assert "is what `tdabench tune` tried, which is no result" in mistake("score", candidate, "--task", task)
+
+
+@pytest.mark.parametrize("command", ["score", "board"])
 def test_a_broken_record(mistake, run_folder, command):
     record = run_folder / "record.json"
     record.write_text(record.read_text()[:100])

@@ -182,6 +182,13 @@ def test_milliseconds_of_the_disk_are_not_a_busy_machine():
     assert timed({}, {"model-0-0": training(0.012, 0.003)}, fit=2.0, attribute=1.25).busy() == {}
 
 
+@pytest.mark.parametrize(("version", "newer"), [(3, True), (1, False), (True, False), ("3", False), (3.0, False)])
+def test_a_record_of_a_newer_release_is_not_to_be_removed(version, newer):
+    said = "was written by a newer tdabench than this one. Update tdabench" if newer else "Remove its folder, and run"
+    with pytest.raises(FileFormatError, match=said):
+        parse_record(json.dumps(golden() | {"schema_version": version, "surprise": 1}), WHERE)
+
+
 @pytest.mark.parametrize("name", ["mine.py:TASK", "mine.py", "folder/mine.py:TASK", "/mine", "../mine"])
 def test_a_task_is_named_and_never_a_file(name):
     with pytest.raises(FileFormatError, match="task: Value error, a task's name is no path"):

@@ -35,7 +35,7 @@ def test_a_run_folder_and_its_record_file(run_folder):
 
 def test_scores_changed_after_the_run(run_folder):
     write_arrays(run_folder / "scores.safetensors", {"scores": SCORES + 1})
-    with pytest.raises(FileFormatError, match=r"not the file that its record was written for. Run the method again\."):
+    with pytest.raises(FileFormatError, match=r"record was written for. Remove .*run, and run the method again\.$"):
         read_scores(run_folder)
 
 
@@ -45,7 +45,7 @@ def test_scores_missing_or_never_made(run_folder):
     with pytest.raises(FileFormatError, match=r"has no scores: it ended as failed \(it broke\)"):
         read_run_scores(run_folder, failed)
     (run_folder / "scores.safetensors").unlink()
-    with pytest.raises(FileFormatError, match=r"There is no file of scores.* Run the method again, or remove the run"):
+    with pytest.raises(FileFormatError, match=r"There is no file of scores.* Remove .*, and run the method again\.$"):
         read_scores(run_folder)
 
 

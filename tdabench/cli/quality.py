@@ -21,10 +21,11 @@ def score(scores: Path, task: str | None, as_json: bool) -> None:
     """Evaluate SCORES: a run folder, or a .safetensors or .npy file of shape [n_queries, n_train]."""
     from tdabench.cli.reports import wrong_labels_rows
     from tdabench.records import read_record
-    from tdabench.results import evaluator_of, evidence_of
+    from tdabench.results import evaluator_of, evidence_of, refuse_candidate
     from tdabench.scores import read_scores
 
     if scores.is_dir():
+        refuse_candidate(scores)
         evaluator = evaluator_of(_task_of_run(scores, task))
         evaluation = evaluator.weigh(evidence_of(scores, read_record(scores), evaluator))
     elif task is None:

@@ -108,6 +108,11 @@ def write_bytes(path: Path, content: bytes) -> None:
         _sync_folder(path.parent)
 
 
+def encodable(text: str) -> str:
+    """Write out what is no character, and no file can hold: the bytes of a file name that are not UTF-8, for one."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a whole text file (UTF-8) or none of it."""
     write_bytes(path, text.encode("utf-8"))

@@ -24,7 +24,7 @@ from tdabench import provenance
 from tdabench.ensembles import parse_ensemble
 from tdabench.errors import Declined, StorageError, TdabenchError, UsageError
 from tdabench.execution import execute
-from tdabench.files import write_arrays, write_json
+from tdabench.files import encodable, write_arrays, write_json
 from tdabench.jobs import RESULT_FILE, Job, Plan, plan
 from tdabench.memory import PeakMemory, ran_out
 from tdabench.meter import ATTRIBUTE, FIT, Meter
@@ -84,7 +84,7 @@ def _guarded(job: Job, key: str, folder: Path, events: Events) -> dict[str, Any]
     except StorageError as error:  # the disk's fault, not the method's
         return _refused(error)
     except Declined as reason:
-        return {"status": "declined", "reason": _encodable(str(reason))}
+        return {"status": "declined", "reason": encodable(str(reason))}
     except Exception as error:
         traceback.print_exc()
         return {"status": "out-of-memory" if ran_out(error) else "failed", "reason": _one_line(error)}
@@ -104,12 +104,7 @@ def _no_room(job: Job) -> UsageError:
 def _one_line(error: Exception) -> str:
     text = " ".join(str(error).split())
     shown = text if len(text) <= 500 else text[:500] + "..."
-    return _encodable(shown if isinstance(error, TdabenchError) else f"{type(error).__name__}: {shown}".rstrip(": "))
-
-
-def _encodable(text: str) -> str:
-    """Write out what is no character: the bytes of a file name that are not UTF-8, for one. No record can hold it."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+    return encodable(shown if isinstance(error, TdabenchError) else f"{type(error).__name__}: {shown}".rstrip(": "))
 
 
 def _prepare(job: Job, key: str, events: Events) -> tuple[TaskView, Plan]:

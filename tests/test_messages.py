@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import pickle
 import subprocess
 import sys
@@ -345,6 +346,39 @@ def test_what_the_system_says_of_the_disk_ends_with_what_to_do(mistake, monkeypa
 
     monkeypatch.setattr("tdabench.registry.names", full)
     assert mistake("tasks").endswith("device. Free some space, or choose a folder that you can write to.")
+
+
+# --- letters
+
+
+def typed(*words: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess[bytes]:
+    words = [sys.executable, "-m", "tdabench", *map(str, words)]
+    return subprocess.run(words, cwd=cwd, env=os.environ | environment, capture_output=True, check=False)
+
+
+def test_a_terminal_without_all_letters_is_written_to(run_folder, task, tmp_path):
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = typed("board", run_folder.parent, "--task", task, cwd=tmp_path, **ascii_only)
+    assert done.returncode == 0, done.stderr
+    assert rb"trak \xb7 dropout" in done.stdout
+
+
+def test_file_names_that_are_no_text_are_written_to(run_folder, task, tmp_path):
+    name = os.fsdecode(b"out\xfc")
+    for words in (["board"], ["findings"], ["archive"]):
+        done = typed(*words, run_folder.parent, "--task", task, "--out", name + words[0], cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert rf"out\udcfc{words[0]}".encode() in done.stdout
+        assert (tmp_path / (name + words[0])).exists()
+    assert r"--out 'out\udcfcfindings'" in (tmp_path / f"{name}findings").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_nobody_has_to_read(closed):
+    words = ["sh", "-c", f'"$0" -m tdabench tasks {closed}', sys.executable]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert ("digits-mlp" in done.stdout) == (closed == "2>&-")
 
 
 # --- debug

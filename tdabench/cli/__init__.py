@@ -6,6 +6,7 @@ import errno
 import importlib
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import click
@@ -77,6 +78,7 @@ def cli(debug: bool) -> None:
 def main(args: list[str] | None = None) -> None:
     """Run the command line and exit; errors of ours are one line on stderr and exit code 2."""
     words = sys.argv[1:] if args is None else args
+    _open_streams()
     try:
         code = cli.main(words, prog_name="tdabench", standalone_mode=False)
         if isinstance(code, int):  # click returns a command's exit code instead of raising it
@@ -104,6 +106,16 @@ def main(args: list[str] | None = None) -> None:
         )
         _say(f"Error: {error}{hint}")
         sys.exit(2)
+
+
+def _open_streams() -> None:
+    """Let any text be printed: to a terminal that has not all letters, and to one that was closed."""
+    for name in ("stdout", "stderr"):
+        stream: Any = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - closed with the process
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _is_users(error: OSError) -> bool:

@@ -211,7 +211,7 @@ def _print_front(members: Sequence[tuple[Row, frozenset[str]]]) -> None:
 @json_option
 def findings(runs: tuple[Path, ...], out: Path, suites: tuple[str, ...], as_json: bool) -> None:
     """Write what cheap ensembles save at equal LDS, and what wins at equal cost, from the run folders in RUNS."""
-    from tdabench.files import write_text
+    from tdabench.files import encodable, write_text
     from tdabench.findings import Source, numbers, render
     from tdabench.findings.markdown import count
     from tdabench.results import read_runs
@@ -223,7 +223,7 @@ def findings(runs: tuple[Path, ...], out: Path, suites: tuple[str, ...], as_json
         live.now("evaluating")
         found, tasks = read_runs(folders, on_run=lambda _: live.skip(1))
     tasks = [task for task in tasks if task.has_truth]
-    write_text(out, render(found, tasks, source))
+    write_text(out, encodable(render(found, tasks, source)))  # the command names files
     warn_of_unknown(found, tasks)
     warn_of_other_truth(found)
     if as_json:

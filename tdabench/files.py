@@ -38,7 +38,8 @@ _CLOSED = {
     errno.EISDIR: "it is a folder",
     errno.EEXIST: "a file of that name is in the way",
 }
-
+#: Numbers of those that say that there can be nothing of that name.
+UNUSABLE = {errno.ENAMETOOLONG: "a name in it is too long", errno.ELOOP: "its links lead back to where they begin"}
 
 _ASIDE = ".partial-"
 _FRESH_S = 60.0
@@ -59,11 +60,22 @@ def storage_errors(path: Path) -> Iterator[None]:
             raise StorageError(
                 f"Cannot write {path}: {_CLOSED[error.errno]}. Choose a folder that you can write to."
             ) from error
+        if error.errno in UNUSABLE:
+            raise StorageError(f"Cannot write {path}: {UNUSABLE[error.errno]}. Choose another path.") from error
         if error.errno == errno.ENOTEMPTY:  # a folder was renamed to one that exists
             raise StorageError(
                 f"Cannot write {path}: another command wrote it first. Nothing was replaced; give the command again."
             ) from error
         raise
+
+
+def unusable(path: Path) -> str:
+    """Return why there can be nothing of that name; empty where there can."""
+    try:
+        path.stat()
+    except OSError as error:
+        return UNUSABLE.get(error.errno or 0, "")
+    return ""
 
 
 def check_writable(folder: Path, instead: str) -> None:
@@ -86,7 +98,7 @@ def check_writable(folder: Path, instead: str) -> None:
         with tempfile.TemporaryFile(dir=nearest):
             pass
     except OSError as error:
-        why = {**FULL, **_CLOSED}.get(error.errno or 0, error.strerror)
+        why = {**FULL, **_CLOSED, **UNUSABLE}.get(error.errno or 0, error.strerror)
         raise StorageError(f"Cannot write to {folder}: {why}. Nothing was begun. {instead}") from error
 
 

@@ -80,7 +80,7 @@ def test_error_before_renaming_leaves_the_old_file_and_nothing_else(tmp_path, mo
     assert names(tmp_path) == ["file.txt"]
 
 
-@pytest.mark.parametrize("code", ["ENOSPC", "EDQUOT", "EFBIG", "EACCES", "EPERM", "EROFS"])
+@pytest.mark.parametrize("code", ["ENOSPC", "EDQUOT", "EFBIG", "EACCES", "EPERM", "EROFS", "ENAMETOOLONG", "ELOOP"])
 @pytest.mark.parametrize("call", ["fsync", "mkstemp"])
 def test_what_the_disk_refuses_is_one_clear_error_and_leaves_nothing(tmp_path, monkeypatch, code, call):
     path = tmp_path / "file.txt"

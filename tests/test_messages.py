@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,9 +18,11 @@ from tdabench.cli.output import print_table
 from tdabench.errors import UnknownNameError
 from tdabench.files import write_arrays
 from tdabench.records import SCORES_FILE, parse_record
+from tdabench.registry import find_task
 
 METHODS = Path(__file__).parent / "methods_for_runner.py"
 GOLDEN = Path(__file__).parent / "golden" / "record.json"
+LONG = "x" * 300
 
 
 @pytest.fixture
@@ -283,8 +286,56 @@ def test_methods_that_cannot_be_loaded(mistake, task, tmp_path):
 def test_a_home_folder_of_nobody_is_no_failed_run(mistake, tmp_path, cache, monkeypatch, variable):
     monkeypatch.setenv(variable, "~nosuchuser/x")
     line = mistake("run", "mnist-mlp", "random")
-    assert f"{variable} is '~nosuchuser/x', and there is no home folder of that user. Write the whole path" in line
+    assert f"{variable} is '~nosuchuser/x', and there is no home folder of that user. Write the path of another" in line
     assert not list(tmp_path.glob("runs/*"))
+
+
+@pytest.mark.parametrize("variable", ["TDABENCH_DATA", "TDABENCH_CACHE"])
+@pytest.mark.parametrize(
+    ("name", "why"), [(LONG, "a name in it is too long"), ("loop", "its links lead back to where")]
+)
+def test_a_name_of_no_folder_is_no_failed_run(mistake, tmp_path, cache, monkeypatch, variable, name, why):
+    (tmp_path / "loop").symlink_to("loop")
+    monkeypatch.setenv(variable, name)
+    line = mistake("run", "mnist-mlp", "random")
+    assert f"{variable} is '{name}', and {why}" in line
+    assert line.endswith("Write the path of another folder.")
+    assert not list(tmp_path.glob("runs/*"))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["board", "RUNS", "--out", LONG],
+        ["board", LONG],
+        ["findings", "RUNS", "--out", f"{LONG}.md"],
+        ["archive", "RUNS", "--out", LONG],
+        ["suite", LONG],
+        ["suite", f"{LONG}.toml"],
+        ["run", f"{LONG}.py:TASK", "random"],
+        ["run", "TASK", f"{LONG}.py:Mine"],
+        ["run", "TASK", "random", "--runs", LONG],
+        ["ground-truth", "verify", "TASK", "--folder", LONG],
+        ["board", "loop"],
+        ["board", "RUNS", "--out", "loop"],
+        ["findings", "RUNS", "--out", "loop/findings.md"],
+        ["run", "loop/mine.py:TASK", "random"],
+        ["run", "TASK", "random", "--runs", "loop/runs"],
+    ],
+    ids=lambda words: " ".join(words).replace(LONG, "LONG"),
+)
+def test_names_that_nothing_can_have(mistake, task, run_folder, tmp_path, words):
+    (tmp_path / "loop").symlink_to("loop")
+    find_task(task)
+    places = {"RUNS": run_folder.parent, "TASK": task}
+    assert re.search("too long|[Ll]oop", mistake(*(places.get(word, word) for word in words)))
+
+
+def test_a_current_folder_that_was_removed(tmp_path):
+    words = ["sh", "-c", 'mkdir gone && cd gone && rmdir ../gone && "$0" -m tdabench tasks', sys.executable]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+    said = "Error: The folder that you are in was removed. Go to another one.\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", said)
 
 
 def test_missing_data(mistake, tmp_path, cache):

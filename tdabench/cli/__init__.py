@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from tdabench._version import __version__
-from tdabench.errors import TdabenchError
+from tdabench.errors import TdabenchError, UsageError
 
 # Command -> module; a command's module is imported when the command is used, so that --help answers at once.
 _COMMANDS = {
@@ -80,6 +80,7 @@ def main(args: list[str] | None = None) -> None:
     words = sys.argv[1:] if args is None else args
     _open_streams()
     try:
+        _check_folder()
         code = cli.main(words, prog_name="tdabench", standalone_mode=False)
         if isinstance(code, int):  # click returns a command's exit code instead of raising it
             sys.exit(code)
@@ -98,12 +99,10 @@ def main(args: list[str] | None = None) -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
-    except (TdabenchError, OSError) as error:
-        if "--debug" in words or not (isinstance(error, TdabenchError) or _is_users(error)):
+    except (TdabenchError, OSError, RuntimeError) as error:
+        hint = "" if isinstance(error, TdabenchError) else _hint(error)
+        if "--debug" in words or hint is None:
             raise
-        hint = (
-            "" if isinstance(error, TdabenchError) else ". Free some space, or choose a folder that you can write to."
-        )
         _say(f"Error: {error}{hint}")
         sys.exit(2)
 
@@ -118,11 +117,24 @@ def _open_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def _is_users(error: OSError) -> bool:
-    """Whether an error of the operating system tells of the user's disk, and not of a defect of ours."""
-    from tdabench.files import FULL
+def _check_folder() -> None:
+    """Refuse a current folder that was removed, before a library ends the process for it."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise UsageError("The folder that you are in was removed. Go to another one.") from None
 
-    return error.errno in {*FULL, errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EISDIR}
+
+def _hint(error: OSError | RuntimeError) -> str | None:
+    """Return what to do about an error that tells of the user's disk; None for one that is a defect of ours."""
+    from tdabench.files import FULL, UNUSABLE
+
+    number = error.errno if isinstance(error, OSError) else None
+    if number in UNUSABLE or str(error).startswith("Symlink loop"):  # the latter from Path.resolve
+        return ". Give another path."
+    if number in {*FULL, errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EISDIR}:
+        return ". Free some space, or choose a folder that you can write to."
+    return None
 
 
 def _say(text: Any) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
 from tdabench.errors import UsageError
+from tdabench.files import unusable
 
 DATA_VARIABLE = "TDABENCH_DATA"
 CACHE_VARIABLE = "TDABENCH_CACHE"
@@ -32,15 +34,18 @@ def _named(variable: str) -> Path | None:
     Raises
     ------
     UsageError
-        If it begins with the home folder of a user that there is not.
+        If it begins with the home folder of a user that there is not, or can be the name of no folder.
     """
     said = os.environ.get(variable)
-    try:
-        return Path(said).expanduser() if said else None
-    except RuntimeError:
-        raise UsageError(
-            f"{variable} is {said!r}, and there is no home folder of that user. Write the whole path of the folder."
-        ) from None
+    if not said:
+        return None
+    why = "there is no home folder of that user"
+    with contextlib.suppress(RuntimeError):
+        folder = Path(said).expanduser()
+        why = unusable(folder)
+        if not why:
+            return folder
+    raise UsageError(f"{variable} is {said!r}, and {why}. Write the path of another folder.")
 
 
 def download_folder() -> Path:

@@ -20,7 +20,7 @@ BUDGET_VARIABLE = "TDABENCH_MEMORY_GB"
 # Of a GPU's memory, how much stands for the 2 GB: the model, what a method holds and the allocator need the rest.
 _SHARE = 0.5
 # Python, torch and a task's data take up to half a gigabyte; what is left for blocks should not be next to nothing.
-_LEAST_GB = 1.0
+_LEAST_GB, _MOST_GB = 1.0, 1e5
 
 
 def budget_bytes() -> int:
@@ -29,7 +29,7 @@ def budget_bytes() -> int:
     Raises
     ------
     UsageError
-        If the variable is no number, or too small a one.
+        If the variable is no number, or too small or too large a one.
     """
     said = os.environ.get(BUDGET_VARIABLE, "").strip()
     if not said:
@@ -38,10 +38,10 @@ def budget_bytes() -> int:
         gigabytes = float(said)
     except ValueError:
         gigabytes = math.nan
-    if not _LEAST_GB <= gigabytes < math.inf:
+    if not _LEAST_GB <= gigabytes <= _MOST_GB:
         raise UsageError(
-            f"{BUDGET_VARIABLE} is {said!r}. Give the gigabytes that a run may take, {_LEAST_GB:g} or more, as in "
-            f"{BUDGET_VARIABLE}=8."
+            f"{BUDGET_VARIABLE} is {said!r}. Give the gigabytes that a run may take, from {_LEAST_GB:g} to "
+            f"{_MOST_GB:g}, as in {BUDGET_VARIABLE}=8."
         )
     return int(gigabytes * 1e9)
 
@@ -62,7 +62,7 @@ def block_bytes(on_cpu: int, device: torch.device) -> int:
     Raises
     ------
     UsageError
-        If ``TDABENCH_MEMORY_GB`` is no number, or too small a one.
+        If ``TDABENCH_MEMORY_GB`` is no number, or too small or too large a one.
     """
     if device.type != "cuda":
         return int(on_cpu * budget_bytes() / BUDGET_BYTES)

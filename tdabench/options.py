@@ -7,7 +7,7 @@ Methods and ensembles are frozen dataclasses: the constructor stores options and
 from __future__ import annotations
 
 import dataclasses
-import math
+import sys
 import types
 import typing
 from collections.abc import Sequence
@@ -152,7 +152,7 @@ def _parse(value: Any, hint: Any, where: str) -> Any:
             raise OptionError(f"{where} must be one of {', '.join(choices)}; got {value!r}.")
         return choices[str(value)]
     if not isinstance(value, str):
-        if hint is float and type(value) is int:
+        if hint is float and type(value) is int and _is_finite(value):
             return float(value)
         if type(value) is hint:
             return value
@@ -188,6 +188,11 @@ def _check(value: Any, info: OptionInfo, what: str) -> Any:
             low = "-inf" if info.low is None else f"{info.low:g}"
             high = "inf" if info.high is None else f"{info.high:g}"
             raise OptionError(f"{what}'s {info.name} must be between {low} and {high}; got {value!r}.")
-        if not math.isfinite(value):
+        if not _is_finite(value):
             raise OptionError(f"{what}'s {info.name} must be finite; got {value!r}.")
     return value
+
+
+def _is_finite(value: float) -> bool:
+    """Return whether it can be reckoned with; a whole number may be too large for ``math.isfinite`` itself."""
+    return abs(value) <= sys.float_info.max

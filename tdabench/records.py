@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -34,6 +34,10 @@ _SHOWN = 3
 Status = Literal["ok", "declined", "failed", "timeout", "out-of-memory"]
 OptionValue = bool | int | float | str | None
 OptionsFrom = Literal["tuned", "defaults", "given"]
+MOST = 10**18
+"""Of seconds, bytes and whatever is counted: more than any run takes, and not too much to reckon with."""
+Seconds = Annotated[float, Field(ge=0, le=MOST)]
+Count = Annotated[int, Field(ge=0, le=MOST)]
 
 
 class Strict(BaseModel):
@@ -45,29 +49,29 @@ class Strict(BaseModel):
 class Costs(Strict):
     """What a run cost. Times are seconds of wall clock, sizes are bytes."""
 
-    train_s: float = Field(ge=0)
+    train_s: Seconds
     """Measured time of training every model and adapter the run used, each alone, from nothing.
 
     Checkpoints of one training run are charged once."""
-    extra_train_s: float = Field(ge=0)
+    extra_train_s: Seconds
     """The same for a user who already has one trained model: ``train_s`` less that model.
 
     A model does not give the checkpoints of the run that led to it, so a run that they are taken of stays charged."""
-    fit_s: float = Field(ge=0)
-    attribute_s: float = Field(ge=0)
-    tune_s: float | None = Field(ge=0)
+    fit_s: Seconds
+    attribute_s: Seconds
+    tune_s: Seconds | None
     """Time spent on choosing the options on the tuning queries; 0 where they were not chosen so.
 
     None where they were chosen on another machine class, whose seconds do not compare."""
-    wall_s: float = Field(ge=0)
+    wall_s: Seconds
     """Wall clock of the run itself; the phases add up to it."""
-    peak_host_bytes: int = Field(ge=0)
+    peak_host_bytes: Count
     """Peak resident memory less the resident memory before the method started."""
-    baseline_host_bytes: int = Field(ge=0)
-    peak_device_bytes: int | None = Field(default=None, ge=0)
+    baseline_host_bytes: Count
+    peak_device_bytes: Count | None = None
     """Peak memory allocated on the CUDA device; None on a CPU."""
-    reserved_device_bytes: int | None = Field(default=None, ge=0)
-    storage_bytes: int = Field(ge=0)
+    reserved_device_bytes: Count | None = None
+    storage_bytes: Count
     """What must be kept to serve a new query: checkpoints, adapters and what fit left."""
 
     @property
@@ -79,19 +83,19 @@ class Costs(Strict):
 class Ingredients(Strict):
     """What a run was made of, counted; independent of the machine."""
 
-    models_trained: int = Field(ge=0)
-    adapters_trained: int = Field(ge=0)
-    forward_examples: int = Field(ge=0)
+    models_trained: Count
+    adapters_trained: Count
+    forward_examples: Count
     """Examples passed forward through a model, gradient passes included."""
-    backward_examples: int = Field(ge=0)
+    backward_examples: Count
     """Examples whose gradient was taken."""
 
 
 class TrainingRecord(Strict):
     """What training one model, run, adapter or part of a bank took, alone: seconds."""
 
-    wall_s: float = Field(ge=0)
-    cpu_s: float = Field(ge=0)
+    wall_s: Seconds
+    cpu_s: Seconds
     """Of the process, all threads together."""
 
 
@@ -100,7 +104,7 @@ class EnsembleRecord(Strict):
 
     kind: str
     options: dict[str, OptionValue]
-    members: int = Field(ge=1)
+    members: int = Field(ge=1, le=MOST)
 
     @property
     def text(self) -> str:
@@ -115,8 +119,8 @@ class CorrelationsRecord(Strict):
     """Of members of one attribution model; None where no model has two."""
     between: float | None = Field(ge=-1, le=1)
     """Of members of different attribution models; None where there is one model."""
-    n_within_pairs: int = Field(ge=0)
-    n_between_pairs: int = Field(ge=0)
+    n_within_pairs: Count
+    n_between_pairs: Count
 
 
 class ScoresRecord(Strict):
@@ -133,12 +137,12 @@ class Machine(Strict):
     machine_class: str
     """Fingerprint inside which times may be compared."""
     cpu: str
-    cores: int
-    threads: int
-    memory_bytes: int
+    cores: Count
+    threads: Count
+    memory_bytes: Count
     device: str
     device_name: str | None = None
-    budget_bytes: int | None = None
+    budget_bytes: Count | None = None
     """What runs on a CPU were to stay below where that is not the default; part of the machine class."""
     product_precision: Literal["float32"] | None = None
     """Where the user wanted products of gradients in float32 on every task; part of the machine class."""
@@ -177,15 +181,15 @@ class Record(Strict):
 
     None where the method has none that can be tuned."""
     ensemble: EnsembleRecord | None
-    seed: int
+    seed: int = Field(ge=0)
     status: Status
     reason: str | None = None
     """Why the run did not end as ok; None when it did."""
-    process_s: float = Field(ge=0)
+    process_s: Seconds
     """Wall clock of the run's process from start to end, imports and training included; known whatever the status."""
     costs: Costs | None = None
-    phases: dict[str, float] = Field(default_factory=dict)
-    cpu_phases: dict[str, float] = Field(default_factory=dict)
+    phases: dict[str, Seconds] = Field(default_factory=dict)
+    cpu_phases: dict[str, Seconds] = Field(default_factory=dict)
     """Processor seconds of the process in each phase, all threads together; ``phases`` are wall clock."""
     trainings: dict[str, TrainingRecord] = Field(default_factory=dict)
     """What ``train_s`` is the sum of, by the name that a trained model is kept under."""

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from tdabench.errors import FileFormatError
 from tdabench.files import read_json, storage_errors, write_text
-from tdabench.records import OptionValue, Strict
+from tdabench.records import OptionValue, Seconds, Strict
 
 if TYPE_CHECKING:
     from tdabench.jobs import Job
@@ -36,7 +36,7 @@ class Candidate(Strict):
     options: dict[str, OptionValue]
     tuning_lds: float | None
     """None if it did not end as ok: a damping that is too small for a method is a finding, not an end."""
-    charged_s: float
+    charged_s: Seconds
     """Serving time; all the time of its process if it did not end as ok, as no other is known then."""
 
 
@@ -49,7 +49,7 @@ class Tuned(Strict):
     """The values of each option that were there to try."""
     options: dict[str, OptionValue]
     """What was found, and what was set beside it."""
-    tune_s: float
+    tune_s: Seconds
     """What all candidates are charged with, on the machine class below."""
     machine_class: str
     budget: int = BUDGET

@@ -45,10 +45,10 @@ def test_the_budget_is_2_gb_or_what_the_user_gives_and_blocks_grow_with_it(monke
     assert engine_blocks(CPU).block_bytes == blocks.block_bytes * expected / BUDGET_BYTES
 
 
-@pytest.mark.parametrize("said", ["much", "0.5", "-2", "nan", "inf"])
+@pytest.mark.parametrize("said", ["much", "0.5", "-2", "nan", "inf", "1e300"])
 def test_a_budget_that_is_none_is_refused_with_what_to_write(monkeypatch, said):
     monkeypatch.setenv(BUDGET_VARIABLE, said)
-    with pytest.raises(UsageError, match=rf"{BUDGET_VARIABLE} is '{said}'.* 1 or more, as in {BUDGET_VARIABLE}=8"):
+    with pytest.raises(UsageError, match=rf"{BUDGET_VARIABLE} is '{said}'.* from 1 to 100000, as in"):
         budget_bytes()
 
 

@@ -443,7 +443,7 @@ def test_a_suite_says_once_which_methods_are_at_their_defaults(measured, tdabenc
     assert "random (at defaults)" not in done.out
 
 
-@pytest.mark.parametrize("text", ["-1", "nan", "inf", "soon", ""])
+@pytest.mark.parametrize("text", ["-1", "nan", "inf", "1e300", "soon", ""])
 def test_seconds_that_are_none_are_refused(tdabench, small_reference, text):
     done = tdabench("run", small_reference, GOOD, "--tune-s", text)
     assert done.code == 2

@@ -81,6 +81,8 @@ def test_values_pass_and_what_is_not_given_is_at_its_default():
         ({"damping": "nan"}, "thing's damping must be between 0 and inf; got nan."),
         ({"damping": "inf"}, "thing's damping must be finite; got inf."),
         ({"rate": "1e999"}, "thing's rate must be finite; got inf."),
+        ({"limit": str(10**400)}, f"thing's limit must be finite; got {10**400}."),
+        ({"rate": 10**400}, f"thing's rate must be of type float; got {10**400}."),
         ({"damping": None}, "thing's damping must be of type float; got None."),
         ({"fast": "yes"}, "thing's fast must be true or false; got 'yes'."),
         ({"kind": "some"}, "thing's kind must be one of all, q-only; got 'some'."),

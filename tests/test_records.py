@@ -88,6 +88,24 @@ def test_numbers_are_finite(number, field):
         parse_record(text, WHERE)
 
 
+@pytest.mark.parametrize("field", ["wall_s", "storage_bytes"])
+@pytest.mark.parametrize("number", ["1e19", "-1", str(10**400)])
+def test_numbers_can_be_reckoned_with(number, field):
+    text = GOLDEN.read_text().replace(f'"{field}": ', f'"{field}": {number}, "x": ')
+    with pytest.raises(FileFormatError, match=f"costs.{field}: "):
+        parse_record(text, WHERE)
+
+
+def test_there_is_no_negative_seed_and_no_ensemble_without_members():
+    with pytest.raises(FileFormatError, match="seed: Input should be greater than or equal to 0"):
+        parse_record(json.dumps(golden() | {"seed": -1}), WHERE)
+    for members, said in ((0, "greater than or equal to 1"), (10**19, "less than or equal to 10")):
+        value = golden()
+        value["ensemble"]["members"] = members
+        with pytest.raises(FileFormatError, match=f"ensemble.members: Input should be {said}"):
+            parse_record(json.dumps(value), WHERE)
+
+
 @given(st.integers(0, len(GOLDEN.read_bytes()) - 3))
 def test_a_truncated_record_is_one_error(length):
     with pytest.raises(FileFormatError, match="is not a valid record"):

@@ -108,13 +108,15 @@ def parse_settings(settings: Sequence[str]) -> dict[str, str]:
 
 def parse_seconds(text: str) -> float | None:
     """Return the argument of ``--tune-s``; None if the seconds are not known on this machine class."""
+    from tdabench.records import MOST
+
     if text == "unknown":
         return None
     try:
         seconds = float(text)
     except ValueError:
         seconds = math.nan
-    if not 0 <= seconds < math.inf:
+    if not 0 <= seconds <= MOST:
         raise OptionError(f"Cannot read --tune-s {text!r}. Write seconds, or unknown.")
     return seconds
 

@@ -78,6 +78,10 @@ def run_folder(tmp_path, small) -> Path:
         (["run", "TASK", "trak", "--set", "projection=0"], ["must be between", "got 0."]),
         (["run", "TASK", "trak", "--set", "ridge=inf"], ["got inf."]),
         (["run", "TASK", "trak", "--set", "ridge"], ["Cannot read --set 'ridge'. Write --set option=value."]),
+        (
+            ["run", "TASK", "trak", "--set", "ridge=1", "--set", "ridge =0.5"],
+            ["--set gives ridge twice. Give it once."],
+        ),
         (["run", "TASK", "trak", "--ensemble", "dropuot(masks=2)"], ["Did you mean 'dropout'?"]),
         (["run", "TASK", "trak", "--ensemble", "dropout(mask=2)"], ["ensemble dropout's mask must be one of shared"]),
         (["run", "TASK", "trak", "--ensemble", "dropout(masks=0)"], ["must be between 1 and inf; got 0."]),
@@ -119,6 +123,7 @@ def test_what_was_asked_for_cannot_be_done(mistake, task, words, parts):
         (["run", "a", "b", "--device", "tpu"], "'tpu' is not one of 'cpu', 'cuda'"),
         (["run", "a", "b", "--data", "gone"], "'gone' does not exist"),
         (["score", "gone.npy", "--task", "a"], "'gone.npy' does not exist"),
+        (["ground-truth", "merge", "a", ".", "gone"], "'gone' does not exist"),
         (["ground-truth", "nonsense"], "No such command 'nonsense'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -102,6 +102,8 @@ def parse_settings(settings: Sequence[str]) -> dict[str, str]:
         name, equals, value = setting.partition("=")
         if not equals or not name:
             raise OptionError(f"Cannot read --set {setting!r}. Write --set option=value.")
+        if name.strip() in parsed:
+            raise OptionError(f"--set gives {name.strip()} twice. Give it once.")
         parsed[name.strip()] = value.strip()
     return parsed
 

@@ -87,7 +87,7 @@ def build(
 
 @ground_truth.command()
 @click.argument("task")
-@click.argument("slices", nargs=-1, required=True, type=_FOLDER)
+@click.argument("slices", nargs=-1, required=True, type=click.Path(path_type=Path, file_okay=False, exists=True))
 @click.option("--out", type=_FOLDER, help="Default: the task's own folder.")
 @_device_option
 @click.option("--replace", is_flag=True, help="Write although there is ground truth.")

@@ -177,7 +177,7 @@ class NormedByTorch(Normed):
         return self.head(self.first(x.flatten(1)).tanh())
 
 
-@pytest.mark.parametrize("dim", [0, 1])
+@pytest.mark.parametrize("dim", [0, 1, None])
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_matrix_of_normed_weights_is_that_of_plain_operations(small, view, kind, dim):
     def matrix(make_model) -> torch.Tensor:

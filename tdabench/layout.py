@@ -36,7 +36,7 @@ _SAME = 1e-2
 # Of the whole gradient's length: a parameter whose gradient is nothing but rounding is not compared.
 _NOTHING = 1e-3
 # Of the examples that are tried at most, two at a time.
-_MOST_TRIED = 16
+_MOST_TRIED = 8
 _QUANTITIES: tuple[Literal["loss"], Literal["target"]] = ("loss", "target")
 
 # Finding a layout takes some passes, and it does not depend on values: a task's members share it.

@@ -6,6 +6,8 @@ replicas that are missing. Several machines build shards into folders of their o
 
 from __future__ import annotations
 
+import contextlib
+import json
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import Executor
@@ -104,7 +106,7 @@ def build(
     """
     task, options = find_task(reference), options or Options()
     out = out or ground_truth_folder(task)
-    _refuse_existing(out, replace, options)
+    _refuse_existing(task, out, replace, options)
     _mislabelled(task, options)  # what is wrong with them is said now, not after all is trained
     if options.shard is None:
         check_writable(out.parent, "Pass --out DIR to build into another folder.")
@@ -112,7 +114,7 @@ def build(
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / LOCK, timeout=0):
-            _refuse_existing(out, replace, options)  # a build that ended just now
+            _refuse_existing(task, out, replace, options)  # a build that ended just now
             found = fill(reference, task, folder, options, executor, on_progress)
             if options.shard is not None or found.missing.any():
                 return None
@@ -148,18 +150,23 @@ def merge(
             f"one, use `tdabench ground-truth merge {reference_to(task)} ... --device cuda`."
         )
     out = out or ground_truth_folder(task)
-    _refuse_existing(out, replace)
+    _refuse_existing(task, out, replace)
     found = read_slices(task, folders)
     check_complete(task, found, folders)
     return _write(reference, task, found, out, options, work_folder(task))
 
 
-def _refuse_existing(out: Path, replace: bool, options: Options | None = None) -> None:
+def _refuse_existing(task: Task, out: Path, replace: bool, options: Options | None = None) -> None:
     if not out.exists():
         return
     shard, slices = (None, None) if options is None else (options.shard, options.slices)
     if shard is not None and slices is not None:  # writes slices alone, where the user said
         return
+    if (owner := _owner(out)) not in (None, task.name):  # replaced, its hours would be gone
+        raise UsageError(
+            f"{out} holds the ground truth of {owner}. Give {task.name} a folder of its own (folder=...), or pass "
+            "--out DIR to build elsewhere."
+        )
     if not replace and shard is not None:
         raise UsageError(f"{out} exists already. Pass --slices DIR to build a share for another one into that folder.")
     if not replace:
@@ -170,6 +177,13 @@ def _refuse_existing(out: Path, replace: bool, options: Options | None = None) -
             f"{out} is not a folder of ground truth alone: it holds {', '.join(others[:3])}. Nothing was replaced; "
             "pass --out DIR to build elsewhere, or remove them."
         )
+
+
+def _owner(out: Path) -> str | None:
+    """Return the name of the task whose ground truth a folder holds; None where nobody can tell."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        return str(json.loads((out / MANIFEST_FILE).read_text(encoding="utf-8"))["task"])
+    return None
 
 
 def _mislabelled(task: Task, options: Options) -> np.ndarray | None:

@@ -117,7 +117,7 @@ class Bench:
     def file_bytes(self, rank: int = 0) -> int:
         """Return the size of a checkpoint's file, or of an adapter's."""
         values = self.member(rank).parameters if rank else self._values
-        metadata = {"seconds": repr(1 / 3), "cpu_seconds": repr(1 / 3)}
+        metadata = {"seconds": repr(1 / 3), "cpu_seconds": repr(1 / 3), "sha256": "0" * 64}
         return len(save({k: v.cpu().contiguous() for k, v in values.items()}, metadata=metadata))
 
     def sizes(self, parts: Parts) -> Sizes:

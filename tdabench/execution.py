@@ -11,10 +11,10 @@ from torch import Tensor
 from tdabench import lds
 from tdabench.correlations import CorrelationMeter
 from tdabench.ensembles import Ensemble, Independent, check_supported
-from tdabench.errors import Declined, ScoresError
+from tdabench.errors import ScoresError
 from tdabench.member import Member, forget_masks
 from tdabench.meter import ATTRIBUTE, FIT
-from tdabench.method import MemberMethod, Method, check_floats
+from tdabench.method import MemberMethod, Method, check_floats, check_task
 from tdabench.stopwatch import HARNESS
 from tdabench.view import TaskView
 
@@ -41,9 +41,7 @@ def execute(
 def _execute(
     method: Method | MemberMethod, ensemble: Ensemble | None, task: TaskView, on_member: Callable[[int, int], None]
 ) -> Tensor:
-    reason = method.supports(task)
-    if reason is not None:
-        raise Declined(reason)
+    check_task(method, task)
     if isinstance(method, MemberMethod):
         scores = _per_member(method, ensemble or Independent(), task, on_member)
     else:

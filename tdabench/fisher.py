@@ -35,7 +35,8 @@ def with_sampled_labels(member: Member, examples: Examples, *stream: str | int) 
     Raises
     ------
     Declined
-        If the labels are not classes, or some are none, or the model has no output for each of several classes.
+        If the labels are not classes, or some are none; or the model has no output for each of several classes; or the
+        loss is not their cross-entropy, the mean over those of an example.
     """
     if examples.labels.dtype != torch.int64:
         raise Declined("labels can be drawn from the model's predictions only where they are classes")
@@ -44,12 +45,14 @@ def with_sampled_labels(member: Member, examples: Examples, *stream: str | int) 
             "labels can be drawn from the model's predictions only where each is a class, and some are below 0 (as "
             "ignore_index has them)"
         )
-    labels = []
+    labels: list[Tensor] = []
     random = np.random.Generator(np.random.PCG64(derive_seed(*stream, "labels")))
     for batch in examples.batches(FORWARD_BATCH):
         member.task.meter.count(forward=len(batch))
         logits = member.logits(member.parameters, batch)  # [B, ..., C]
         _check_classes(logits, batch.labels)
+        if not labels:
+            _check_loss(member, logits, batch.labels)
         cumulative = logits.double().softmax(-1).cumsum(-1)
         u = torch.from_numpy(random.random(cumulative.shape[:-1])).to(cumulative.device)
         drawn = (cumulative < u.unsqueeze(-1)).sum(-1)
@@ -62,6 +65,16 @@ def _check_classes(logits: Tensor, labels: Tensor) -> None:
         raise Declined(
             "labels can be drawn from the model's predictions only where it has an output for each of several classes; "
             f"it has outputs [{_after_batch(logits)}] for labels [{_after_batch(labels)}]"
+        )
+
+
+def _check_loss(member: Member, logits: Tensor, labels: Tensor) -> None:
+    losses = member.task.loss_function(logits, labels)
+    each = torch.nn.functional.cross_entropy(logits.movedim(-1, 1), labels, reduction="none")  # [B, ...]
+    if not torch.allclose(losses, each.flatten(1).mean(1) if each.dim() > 1 else each, 1e-3, 1e-4, equal_nan=True):
+        raise Declined(
+            "labels can be drawn from the model's predictions only where the loss is their cross-entropy, and that of "
+            f"{member.task.name} is another"
         )
 
 

@@ -168,6 +168,8 @@ def read_ground_truth(task: Task, folder: Path | None = None) -> GroundTruth:
     if not (folder / MANIFEST_FILE).exists():
         raise MissingGroundTruthError(f"{task.name} has no ground truth in {folder}. {hint}")
     manifest = read_manifest(folder, hint)
+    if own and manifest.task != task.name:
+        hint = f"Give {task.name} a folder of its own (folder=...); --replace would delete what {manifest.task} has."
     if not _is_of(manifest, task):
         raise MissingGroundTruthError(
             f"The ground truth in {folder} belongs to {manifest.task} version {manifest.task_version}, "

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from tdabench.errors import ScoresError
+from tdabench.errors import Declined, ScoresError, UsageError
 
 if TYPE_CHECKING:
     from tdabench.member import Member
@@ -104,6 +104,24 @@ class MemberMethod:
         where the result is not scores, nothing is measured.
         """
         return part
+
+
+def check_task(method: Method | MemberMethod, task: TaskView) -> None:
+    """Raise :class:`Declined` with the reason if the method cannot run on the task.
+
+    Raises
+    ------
+    UsageError
+        If what the method's ``supports`` returns is neither None nor a reason.
+    """
+    reason: object = method.supports(task)
+    if reason is None:
+        return
+    if not isinstance(reason, str) or not reason.strip():
+        raise UsageError(
+            f"supports returns {reason!r}. Return None where the method can run, else a text that says why it cannot."
+        )
+    raise Declined(reason)
 
 
 def mean(parts: Iterable[Any]) -> Any:

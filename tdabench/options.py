@@ -89,6 +89,7 @@ def make(cls: type[Any], what: str, given: dict[str, Any]) -> Any:
     OptionError
         For a value of the wrong type or out of range.
     """
+    _check_decorated(cls, what)
     known = {info.name: info for info in describe(cls)}
     for name in given:
         if name not in known:
@@ -104,6 +105,17 @@ def make(cls: type[Any], what: str, given: dict[str, Any]) -> Any:
 def _defaults(cls: type[Any]) -> dict[str, Any]:
     fields = dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ()
     return {f.name: f.default for f in fields if f.init and f.default is not dataclasses.MISSING}
+
+
+def _check_decorated(cls: type[Any], what: str) -> None:
+    """Refuse an option that nobody made an attribute of: it would be taken for true, and be in no record."""
+    for owner in cls.__mro__:
+        for name, value in vars(owner).items():
+            if isinstance(value, dataclasses.Field):
+                raise OptionError(
+                    f"{what} declares {name} with tdabench.option, and {owner.__name__} is no dataclass. "
+                    "Write @dataclass(frozen=True) above it."
+                )
 
 
 def _check_declared(cls: type[Any], what: str, given: dict[str, Any]) -> None:

@@ -21,14 +21,14 @@ import torch
 
 from tdabench.calibration import Bench, Rates
 from tdabench.ensembles import Checkpoints, Independent, check_supported, parse_ensemble
-from tdabench.errors import DataError, Declined
+from tdabench.errors import DataError, Declined, UsageError
 from tdabench.estimates import Estimate, Total, TrainingEstimate
 from tdabench.examples import FORWARD_BATCH
 from tdabench.grouping import threads
 from tdabench.jobs import Job, Plan, plan
 from tdabench.member import forget_masks
 from tdabench.memory import release_unused, resident_bytes
-from tdabench.method import MemberMethod
+from tdabench.method import MemberMethod, check_task
 from tdabench.model_store import ModelStore
 from tdabench.options import make
 from tdabench.precision import exact_float32
@@ -81,7 +81,7 @@ def _estimate(planned: Plan, bench: Bench, stored: bool) -> Estimate:
     parts = None if ensemble is None else ensemble.parts()
     made = parts or Parts(models=0, members=1)
     sizes = bench.sizes(made)
-    work: Work | None = method.work(sizes)
+    work = _work_of(method, planned.job.method, sizes)
     if parts is None and work is None:
         return Estimate(planned)
     epochs = ensemble.epochs(bench.task.recipe.epochs) if isinstance(ensemble, Checkpoints) else []
@@ -96,12 +96,23 @@ def _estimate(planned: Plan, bench: Bench, stored: bool) -> Estimate:
     return found if work is None else _with_work(found, work, made, sizes, bench)
 
 
+def _work_of(method: Any, name: str, sizes: Sizes) -> Work | None:
+    """Return what a method says of its work; what goes wrong in it is the author's to mend."""
+    try:
+        work = method.work(sizes)
+    except Declined:
+        raise
+    except Exception as error:
+        raise UsageError(f"work(sizes) of {name} fails: {type(error).__name__}: {error}. Mend it.") from error
+    if work is not None and not isinstance(work, Work):
+        raise UsageError(f"work(sizes) of {name} returns {work!r}. Return a tdabench.Work, or None.")
+    return work
+
+
 def _checked(job: Job, bench: Bench) -> tuple[Any, Any]:
     """Return the method and what wraps it, which may be nothing; raise :class:`Declined` where a run would."""
     method: Any = make(find_method(job.method), job.method, job.options)
-    reason = method.supports(bench.view)
-    if reason is not None:
-        raise Declined(reason)
+    check_task(method, bench.view)
     if not isinstance(method, MemberMethod):
         return method, None
     ensemble = parse_ensemble(job.ensemble) if job.ensemble else Independent()

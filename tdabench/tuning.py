@@ -19,7 +19,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tdabench.errors import UsageError
+from tdabench.errors import OptionError, UsageError
+from tdabench.options import make
 from tdabench.tuned import BUDGET, CANDIDATES_FOLDER, Candidate, Grid, Tuned, declared_grid, read_tuned
 
 if TYPE_CHECKING:
@@ -84,6 +85,18 @@ def best_of(candidates: Iterable[Candidate], default: dict[str, Any]) -> dict[st
     return max(scored, key=lambda c: c.tuning_lds or 0.0).options if scored else default
 
 
+def _check_grid(grid: Grid, method: str, fixed: dict[str, Any]) -> None:
+    """Make the method with each value of its grid: the last would else be refused after hours of the others."""
+    from tdabench.registry import find_method
+
+    for name, values in grid.items():
+        for value in values:
+            try:
+                make(find_method(method), method, {**fixed, name: value})
+            except OptionError as error:
+                raise OptionError(f"{error} It is among the values under tune=.") from error
+
+
 def tune(
     job: Job,
     runs: Path,
@@ -110,18 +123,25 @@ def tune(
     Raises
     ------
     UsageError
-        If nothing is left to tune, or no candidate ended as ok.
+        If nothing is left to tune, or the task has no queries for it, or no candidate ended as ok.
+    OptionError
+        If the method would not take a value that it wants tried; said before any is.
     """
     from tdabench.ground_truth import read_ground_truth
     from tdabench.jobs import plan
     from tdabench.registry import find_method, find_task
 
     task = find_task(job.task)
+    if not len(task.tuning_queries):
+        raise UsageError(
+            f"{task.name} has {task.n_queries} queries. A fifth of them are for tuning, so it takes at least 5."
+        )
     truth = read_ground_truth(task)
     read_tuned(task)  # a damaged file ends it here, not after all has been measured
     base = plan(replace(job, ensemble=None))
     fixed = {name: base.options[name] for name in job.options}
     grid = _left(grid_of(find_method(job.method), job.method), fixed, job.method)
+    _check_grid(grid, job.method, fixed)
 
     def measure(options: dict[str, Any]) -> Candidate:
         planned = plan(replace(base.job, options={**fixed, **options}, queries="tuning"))

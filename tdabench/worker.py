@@ -76,15 +76,14 @@ def _guarded(job: Job, key: str, folder: Path, events: Events) -> dict[str, Any]
     except TdabenchError as error:  # the user's mistake, not the method's
         return _refused(error)
     except Exception as error:
-        if not ran_out(error):
-            raise
-        return _refused(_no_room(job))
+        traceback.print_exc()
+        return _refused(_no_room(job) if ran_out(error) else _not_prepared(job, error))
     try:
         return _measure(planned, view, folder, events)
     except StorageError as error:  # the disk's fault, not the method's
         return _refused(error)
     except Declined as reason:
-        return {"status": "declined", "reason": encodable(str(reason))}
+        return {"status": "declined", "reason": encodable(str(reason)) or "it gave no reason"}
     except Exception as error:
         traceback.print_exc()
         return {"status": "out-of-memory" if ran_out(error) else "failed", "reason": _one_line(error)}
@@ -98,6 +97,12 @@ def _no_room(job: Job) -> UsageError:
     return UsageError(
         f"{job.task} does not fit into the memory of {job.device}: it ran out before the method began. End what else "
         "uses it, or use a machine with more. Nothing is recorded."
+    )
+
+
+def _not_prepared(job: Job, error: Exception) -> UsageError:
+    return UsageError(
+        f"The task {job.task} fails before the method begins: {_one_line(error)}. Mend it; nothing is recorded."
     )
 
 

@@ -86,7 +86,8 @@ class Fails(tdabench.MemberMethod):
     how: str = tdabench.option("raise", "which way")
 
     def supports(self, task: tdabench.TaskView) -> str | None:
-        return "it never works" if self.how == "decline" else None
+        answers = {"decline": "it never works", "answer true": True, "answer nothing": ""}
+        return answers.get(self.how)
 
     def attribute(self, member: tdabench.Member, state: None) -> torch.Tensor:
         print(f"going to {self.how}")
@@ -96,6 +97,10 @@ class Fails(tdabench.MemberMethod):
 
 def fail_by_raise(task: tdabench.TaskView) -> None:
     raise ZeroDivisionError("a line\nand another")
+
+
+def fail_by_silence(task: tdabench.TaskView) -> None:
+    raise tdabench.Declined
 
 
 def fail_by_hang(task: tdabench.TaskView) -> None:

@@ -18,10 +18,10 @@ from filelock import FileLock
 from tdabench import building, filling, provenance, retraining
 from tdabench.building import build, merge, work_folder
 from tdabench.ceiling import noise_ceiling
-from tdabench.errors import GroundTruthError, StorageError, UsageError
+from tdabench.errors import GroundTruthError, MissingGroundTruthError, StorageError, UsageError
 from tdabench.files import write_json
 from tdabench.filling import Options, Progress
-from tdabench.ground_truth import ARRAYS_FILE, MANIFEST_FILE, read_ground_truth
+from tdabench.ground_truth import ARRAYS_FILE, MANIFEST_FILE, ground_truth_folder, read_ground_truth
 from tdabench.grouping import Grouping
 from tdabench.registry import find_task
 from tdabench.retraining import choose_group_in_worker, retrain
@@ -254,6 +254,25 @@ def test_training_that_diverges_is_named_and_not_taken_for_missing(small_referen
 def test_what_exists_is_not_overwritten_unless_asked_for(small_reference, small_truth_folder, cache):
     with pytest.raises(UsageError, match=r"exists already\. Pass --replace"):
         build(small_reference, small_truth_folder)
+
+
+@pytest.mark.parametrize("command", [build, merge])
+@pytest.mark.parametrize("replace_it", [False, True])
+def test_ground_truth_of_another_task_is_never_replaced(
+    small_reference, small, small_truth_folder, cache, tmp_path, monkeypatch, command, replace_it
+):
+    theirs = tmp_path / "theirs"
+    shutil.copytree(small_truth_folder, theirs)
+    other = replace(small, name="other", folder=tmp_path)
+    monkeypatch.setattr(building, "find_task", lambda _: other)
+    folders = [[tmp_path / "slices"]] if command is merge else []
+    said = r"theirs holds the ground truth of small\. Give other a folder of its own \(folder=\.\.\.\), or pass --out"
+    with pytest.raises(UsageError, match=said):
+        command(small_reference, *folders, out=theirs, replace=replace_it)
+    theirs.rename(ground_truth_folder(other))
+    with pytest.raises(MissingGroundTruthError, match=r"belongs to small .*; --replace would delete what small has\.$"):
+        read_ground_truth(other)
+    read_ground_truth(small, ground_truth_folder(other))
 
 
 @pytest.mark.parametrize("command", [build, merge])

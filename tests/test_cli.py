@@ -605,7 +605,7 @@ def test_verify_all_on_a_gpu_takes_the_tasks_that_need_one_too(tdabench, registe
     assert [o["task"] for o in json.loads(done.out)] == ["bare", "huge", "small"]
 
 
-@pytest.mark.parametrize("words", [["verify"], ["build", "--out", "truth"], ["merge", "slices", "--out", "truth"]])
+@pytest.mark.parametrize("words", [["verify"], ["build", "--out", "truth"], ["merge", ".", "--out", "truth"]])
 def test_a_gpu_that_is_not_there_is_one_error(tdabench, small_reference, monkeypatch, words):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     done = tdabench("ground-truth", words[0], small_reference, *words[1:], "--device", "cuda")

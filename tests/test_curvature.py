@@ -207,6 +207,22 @@ def test_a_model_without_an_output_for_each_class_is_declined_not_given_labels_o
     assert execute(EkFac(labels="true"), None, task).std() > 0
 
 
+def smoothed(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return nn.functional.cross_entropy(logits, labels, reduction="none", label_smoothing=0.1)
+
+
+def squared(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return (logits.mean(1) - labels).square()
+
+
+@pytest.mark.parametrize("loss", [smoothed, squared])
+def test_labels_are_not_drawn_where_the_loss_is_not_their_cross_entropy(view_of, loss):
+    task = view_of(two_layers, loss=loss)
+    with pytest.raises(Declined, match=r"only where the loss is their cross-entropy, and that of \S+ is another"):
+        with_sampled_labels(task.member(), task.training, "labels")
+    assert execute(EkFac(labels="true"), None, task).std() > 0
+
+
 @pytest.mark.parametrize("network", ["mlp", "transformer"])
 def test_astra_s_ridge_is_relative_to_the_gauss_newton_matrix(view_of, network_task, network):
     task = view_of(two_layers) if network == "mlp" else network_task(network)

@@ -137,6 +137,22 @@ def test_a_type_that_no_record_can_hold_is_refused_before_anything_runs():
         make(Listing, "listing", {})
 
 
+class Undecorated:
+    centre: bool = option(False, "centred")
+
+
+class OfDecorated(Thing):
+    extra: bool = option(False, "more")
+
+
+@pytest.mark.parametrize(("cls", "name"), [(Undecorated, "centre"), (OfDecorated, "extra")])
+@pytest.mark.parametrize("given", [{}, {"centre": "true"}])
+def test_an_option_of_a_class_that_is_no_dataclass_is_refused_before_anything_runs(cls, name, given):
+    said = rf"mine declares {name} with tdabench\.option, and {cls.__name__} is no dataclass\. Write @dataclass"
+    with pytest.raises(OptionError, match=said):
+        make(cls, "mine", given)
+
+
 def test_a_constructor_of_its_own_is_refused():
     class Own:
         def __init__(self, size):

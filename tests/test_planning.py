@@ -21,7 +21,7 @@ from tdabench.baselines import astra, data_inf
 from tdabench.baselines.influence import definition
 from tdabench.calibration import Bench, Rates, Training, sizes_of
 from tdabench.ensembles import parse_ensemble
-from tdabench.errors import DataError, Declined
+from tdabench.errors import DataError, Declined, UsageError
 from tdabench.estimates import Total
 from tdabench.execution import execute
 from tdabench.jobs import Job
@@ -338,6 +338,29 @@ def test_a_method_without_counts_still_has_what_is_known(name, trained, small):
     assert (found.work, found.serve_s, found.peak_bytes, found.storage_bytes) == (None, None, None, None)
     assert (found.trainings and [t.kind for t in found.trainings]) == trained
     assert (found.models_bytes is None) == (trained is None)
+
+
+class BrokenWork(Silent):
+    """Its author made a mistake."""
+
+    def work(self, sizes):
+        return 1 / 0
+
+
+class OtherWork(Silent):
+    """Its author took a number for counts."""
+
+    def work(self, sizes):
+        return 3
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("BrokenWork", "fails: ZeroDivisionError: division by zero"), ("OtherWork", "returns 3. Return a tdabench.Work")],
+)
+def test_a_mistake_in_what_a_method_says_of_its_work_is_named(name, said, small):
+    with pytest.raises(UsageError, match=rf"^work\(sizes\) of \S+:{name} {re.escape(said)}"):
+        planning.estimate_job(Job(SMALL, f"{MODULE}:{name}", {}))
 
 
 def test_a_run_that_would_be_declined_is_not_estimated(small):

@@ -263,6 +263,9 @@ def failed(planned, runs):
         ("memory", "out-of-memory", "MemoryError"),
         ("allocation", "out-of-memory", "can't allocate memory"),
         ("decline", "declined", "it never works"),
+        ("silence", "declined", "it gave no reason"),
+        ("answer true", "failed", "supports returns True. Return None where the method can run, else a text"),
+        ("answer nothing", "failed", "supports returns ''. Return None where the method can run, else a text"),
     ],
 )
 def test_whatever_a_method_does_is_a_row_with_a_reason_and_a_log(failed, how, status, reason):
@@ -272,7 +275,7 @@ def test_whatever_a_method_does_is_a_row_with_a_reason_and_a_log(failed, how, st
     assert "\n" not in record.reason
     assert (record.costs, record.scores) == (None, None)
     assert names(folder) == ["log.txt", "record.json"]
-    if status != "declined":
+    if status != "declined" and not how.startswith("answer"):
         assert f"going to {how}" in (folder / "log.txt").read_text()
 
 
@@ -302,9 +305,15 @@ def test_memory_that_runs_out_before_the_method_began_is_not_the_methods(planned
     result = worker._guarded(job.job, job.key, tmp_path, worker.Events(-1))
     assert (result["status"], result["kind"]) == ("refused", "UsageError")
     assert "does not fit into the memory of cpu: it ran out before the method began" in result["reason"]
+
+
+def test_a_task_that_fails_before_the_method_began_is_not_the_method_s_failure(planned, tmp_path, monkeypatch, capfd):
+    job = planned("Good")
     monkeypatch.setattr(TaskView, "warm_up", lambda view: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        worker._guarded(job.job, job.key, tmp_path, worker.Events(-1))
+    result = worker._guarded(job.job, job.key, tmp_path, worker.Events(-1))
+    assert (result["status"], result["kind"]) == ("refused", "UsageError")
+    assert "fails before the method begins: ZeroDivisionError: division by zero. Mend it; nothing" in result["reason"]
+    assert "Traceback" in capfd.readouterr().err
 
 
 def test_the_log_has_the_traceback(failed):

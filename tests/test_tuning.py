@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from tdabench import ground_truth, runner, tuning
 from tdabench import tuned as tuned_module
-from tdabench.errors import FileFormatError, UsageError
+from tdabench.errors import FileFormatError, OptionError, UsageError
 from tdabench.ground_truth import read_ground_truth, write_ground_truth
 from tdabench.jobs import Job, plan
 from tdabench.options import make
@@ -313,7 +313,7 @@ def test_a_failed_candidate_is_not_chosen_and_its_time_counts(tuned, runs, small
 
 
 def test_a_candidate_that_was_stopped_or_broke_is_tried_again_and_one_that_was_declined_is_not(
-    small_reference, tmp_path, monkeypatch
+    small_reference, small_truth_folder, tmp_path, monkeypatch
 ):
     asked, left = [], {}
 
@@ -372,6 +372,22 @@ def test_what_was_tuned_with_an_option_set_is_used_with_it(instead, own_task, sm
     job, remark = with_tuned_options(Job(small_reference, "trak", {}), own_task)
     assert job.options == {"projection": 2048, "ridge": 0.01}
     assert "tuned within 1 candidates" in remark.what
+
+
+def test_values_that_the_method_would_refuse_are_refused_before_any_is_measured(
+    instead, small_reference, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(tuning, "grid_of", lambda *_: {"ridge": (0.5, -1.0)})
+    with pytest.raises(OptionError, match=r"ridge must be between .* got -1\.0\. It is among the values under tune="):
+        tune(Job(small_reference, "trak", {}), tmp_path)
+    assert instead == []
+
+
+def test_too_few_queries_to_keep_some_for_tuning_are_an_error(instead, small, small_reference, tmp_path, monkeypatch):
+    monkeypatch.setattr("tdabench.registry.find_task", lambda _: replace(small, n_queries=4))
+    with pytest.raises(UsageError, match=r"small has 4 queries\. A fifth of them are for tuning, so"):
+        tune(Job(small_reference, "trak", {}), tmp_path)
+    assert instead == []
 
 
 def test_nothing_left_to_tune_is_an_error(instead, small_reference, tmp_path):

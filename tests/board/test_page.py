@@ -190,7 +190,7 @@ def test_hostile_text_is_only_text(make, where):
         "option": {"options": {bad: bad}},
         "kind": {"ensemble": make.ensemble(bad, 2, models=2)},
         "command": {"command": bad, "run_id": bad},
-        "task": {"task": bad},
+        "task": {"task": bad.replace("/", "")},  # no record has a task that is a path
         "machine": {"machine": make.CPU | {"cpu": bad, "machine_class": bad}},
     }[where]
     page = Reader(render([make.row(**changes)], [make.task()]))

@@ -188,11 +188,11 @@ def _owner(out: Path) -> str | None:
 
 def _mislabelled(task: Task, options: Options) -> np.ndarray | None:
     """Return which labels are wrong ``[n_train]``, checked; None where the task does not know."""
-    if task.mislabelled is None:
+    wrong = task.wrong_labels(options.data_folder)
+    if wrong is None:
         return None
-    found = task.mislabelled(options.data_folder).numpy()
-    check_mislabelled(found, task.n_train, f"The mislabelled examples of {task.name}")
-    return found
+    check_mislabelled(wrong.numpy(), task.n_train, f"The mislabelled examples of {task.name}")
+    return wrong.numpy()
 
 
 def _write(

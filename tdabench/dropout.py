@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tdabench.authors import author_errors
 from tdabench.errors import UsageError
 from tdabench.seeds import derive_seed
 
@@ -98,9 +99,9 @@ def install_masks(model: nn.Module, example: Tensor) -> tuple[nn.Module, tuple[D
     Raises
     ------
     UsageError
-        If the model cannot be copied, has a kind of dropout that cannot be given its mask (Dropout1d, AlphaDropout,
-        that of attention and recurrent modules, functions, ...), calls one dropout layer more than once, gives it rows
-        that are not examples, or assigns new tensors to its running statistics.
+        If the model cannot be copied, fails on the example, has a kind of dropout that cannot be given its mask
+        (Dropout1d, AlphaDropout, that of attention and recurrent modules, functions, ...), calls one dropout layer more
+        than once, gives it rows that are not examples, or assigns new tensors to its running statistics.
     """
     try:
         model = copy.deepcopy(model)
@@ -116,13 +117,16 @@ def install_masks(model: nn.Module, example: Tensor) -> tuple[nn.Module, tuple[D
         elif isinstance(module, nn.modules.dropout._DropoutNd):
             raise UsageError(f"The model's {name} is a {type(module).__name__}; use torch.nn.Dropout instead.")
         _leave_fused_path(module)
-    with torch.random.fork_rng(devices=[]):
+    passing = f"The model, given inputs of shape {list(example.shape[1:])},"
+    with torch.random.fork_rng(devices=[]), author_errors(passing):
         before = torch.random.get_rng_state()
         of_two = _dropout_calls(model, lambda: _pass_in_training(model, example))
         drawn = not torch.equal(torch.random.get_rng_state(), before)
     if drawn:  # even now that all masks are given
         raise _other_dropout(model)
-    return model, _sites(model, _dropout_calls(model, lambda: model(example)), of_two)
+    with author_errors(passing):
+        calls = _dropout_calls(model, lambda: model(example))
+    return model, _sites(model, calls, of_two)
 
 
 def _leave_fused_path(module: nn.Module) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tdabench.authors import author_errors
 from tdabench.dropout import DropoutSite
 from tdabench.errors import DataError, UsageError
 from tdabench.examples import Examples, check_examples
@@ -76,10 +77,12 @@ class Recipe:
             known = get_args(hint)
             if known and getattr(self, name) not in known:
                 raise UsageError(f"A recipe's {name} is {' or '.join(known)}, not {getattr(self, name)!r}.")
-        for name in ("lr", "momentum", "weight_decay", "warmup"):
-            if not 0 <= getattr(self, name) < inf:
-                raise UsageError(f"A recipe's {name} is a finite number of at least 0, not {getattr(self, name)}.")
+        for name in ("lr", "momentum", "weight_decay", "beta2", "warmup"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not 0 <= value < inf:
+                raise UsageError(f"A recipe's {name} is a finite number of at least 0, not {value!r}.")
         for name in ("batch_size", "epochs"):
+            _check_whole(f"A recipe's {name}", getattr(self, name))
             if getattr(self, name) < 1:
                 raise UsageError(f"A recipe's {name} is at least 1, not {getattr(self, name)}.")
         if self.warmup > 1:
@@ -116,13 +119,20 @@ class SubsetPlan:
 
     def __post_init__(self) -> None:
         """Refuse a plan whose subsets would all be the same, or of which there are none."""
+        for name in ("n_subsets", "n_seeds"):
+            _check_whole(f"A plan's {name}", getattr(self, name))
         if self.n_subsets < 1 or self.n_seeds < 1:
             raise UsageError(f"A plan has at least one subset and seed, not {self.n_subsets} and {self.n_seeds}.")
-        if not 0 < self.fraction < 1:
+        if not isinstance(self.fraction, int | float) or not 0 < self.fraction < 1:
             raise UsageError(
                 f"A plan's fraction is the share of the training set that a subset keeps, between 0 and 1 as 0.5, "
-                f"not {self.fraction}."
+                f"not {self.fraction!r}."
             )
+
+
+def _check_whole(what: str, value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise UsageError(f"{what} is a whole number (int), not {value!r}.")
 
 
 @dataclass(frozen=True)
@@ -216,14 +226,26 @@ class Task:
     needs_cuda: bool = False
     revision: int = 1
 
+    def __post_init__(self) -> None:
+        """Refuse what is of another kind than is meant, which would be noticed late."""
+        for name, kind in {"target": Target, "recipe": Recipe, "folder": Path, "plan": SubsetPlan}.items():
+            value = getattr(self, name)
+            if not isinstance(value, kind):
+                raise UsageError(
+                    f"The {name} of {self.name} is a {type(value).__name__}, expected a {kind.__name__}. "
+                    f"Write {name}={kind.__name__}(...)."
+                )
+        for name in ("n_train", "n_queries", "revision"):
+            _check_whole(f"The {name} of {self.name}", getattr(self, name))
+
     def data(self, folder: Path | None = None) -> TaskData:
         """Load and check the prepared arrays; those of the tasks that ship with tdabench are kept in the cache.
 
         Raises
         ------
         DataError
-            If files are missing, or the prepared arrays are not the ones that the task was defined on, or are of
-            the wrong type.
+            If files are missing, or ``load_data`` fails otherwise, or the prepared arrays are not the ones that the
+            task was defined on, or are of the wrong type.
         """
         # What is kept is found by the hash that the task names, so an edited loader would not be noticed. Those that
         # ship change with a release; one of the user's may change at any time, and so may what it imports and reads:
@@ -240,7 +262,8 @@ class Task:
         return str(getattr(self.load_data, "__module__", "")).startswith("tdabench.")
 
     def _load(self, folder: Path | None) -> dict[str, np.ndarray]:
-        data = self.load_data(folder)
+        with author_errors(f"load_data of {self.name}", DataError):
+            data = self.load_data(folder)
         if not isinstance(data, TaskData):
             raise DataError(
                 f"load_data of {self.name} returns a {type(data).__name__}, expected a tdabench.TaskData. "
@@ -307,15 +330,46 @@ class Task:
         return rows
 
     def initial_model(self, *stream: str | int) -> nn.Module:
-        """Return the model freshly initialised from the stream called ``stream``; no global state is touched."""
-        with torch.random.fork_rng(devices=[]):
+        """Return the model freshly initialised from the stream called ``stream``; no global state is touched.
+
+        Raises
+        ------
+        UsageError
+            If ``make_model`` fails, or returns no module.
+        """
+        with torch.random.fork_rng(devices=[]), author_errors(f"make_model of {self.name}"):
             # Not torch.manual_seed: that seeds the generators of accelerators, too, and no model is made there.
             torch.default_generator.manual_seed(derive_seed(self.name, *stream, "init"))
-            return self.make_model()
+            model = self.make_model()
+        if not isinstance(model, nn.Module):
+            raise UsageError(
+                f"make_model of {self.name} returns a {type(model).__name__}, expected a torch.nn.Module. "
+                "Return the model itself."
+            )
+        return model
 
     def template(self, example: Tensor) -> tuple[nn.Module, tuple[DropoutSite, ...]]:
         """Return a model to call functionally (its own values never matter) and its dropout sites."""
         return template_of(self.initial_model("template"), example)
+
+    def wrong_labels(self, folder: Path | None = None) -> Tensor | None:
+        """Return which training labels are known to be wrong, as :attr:`mislabelled` gives them; None without it.
+
+        Raises
+        ------
+        DataError
+            If ``mislabelled`` fails, or returns no tensor.
+        """
+        if self.mislabelled is None:
+            return None
+        with author_errors(f"mislabelled of {self.name}", DataError):
+            found = self.mislabelled(folder)
+        if not isinstance(found, Tensor):
+            raise DataError(
+                f"mislabelled of {self.name} returns a {type(found).__name__}, expected a tensor [n_train] of bool. "
+                "Write torch.as_tensor(..., dtype=torch.bool) in it."
+            )
+        return found.cpu()
 
     @cached_property
     def tuning_queries(self) -> Tensor:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from tdabench.authors import author_errors
 from tdabench.dropout import DropoutSite, install_masks
 from tdabench.errors import UsageError
 
 if TYPE_CHECKING:
-    from tdabench.examples import Examples
-    from tdabench.task import Task
+    from tdabench.examples import Batch
+    from tdabench.task import Task, TaskData
 
 _REFUSED_OF_EMBEDDINGS = {
     "max_norm": "every pass would write to its weight",
@@ -38,7 +40,7 @@ def template_of(model: nn.Module, example: Tensor) -> tuple[nn.Module, tuple[Dro
     ------
     UsageError
         If a parameter is not float32, is frozen or is empty, if an embedding has an option that cannot be trained, if
-        the model writes to its input, or if its dropout cannot be given masks.
+        the model fails on the example or writes to it, or if its dropout cannot be given masks.
     """
     _check_parameters(model)
     _check_embeddings(model)
@@ -57,39 +59,68 @@ def template_of(model: nn.Module, example: Tensor) -> tuple[nn.Module, tuple[Dro
 
 
 @torch.no_grad()
-def check_values(task: Task, model: nn.Module, examples: Examples) -> None:
-    """Refuse a model that gives no tensor, and a loss or a target that does not give one value an example.
+def check_values(task: Task, model: nn.Module, data: TaskData) -> None:
+    """Refuse a model that gives no tensor, and a loss or a target that fails or does not give one value an example.
 
     A mean, for one, would be divided by the batch's size once more: training would go on, at another learning rate.
+    The examples passed are those of the least and the greatest label, as classes may be counted from 1.
 
     Parameters
     ----------
     task
-        Whose loss and target.
+        Whose loss and target; queries need the target alone.
     model
-        The task's template, where the examples are.
-    examples
-        Of which one is passed, twice.
+        The task's template, where the data is.
+    data
+        Of which two training examples and two queries are passed.
 
     Raises
     ------
     UsageError
-        If the model gives something else than a tensor, or the shape of loss or target is not ``[2]``.
+        If model, loss or target fails, the model gives something else than a tensor, or the shape of loss or target is
+        not ``[2]``.
     """
-    two = examples.take(torch.zeros(2, dtype=torch.int64, device=examples.inputs.device))
-    logits = model(two.inputs)
+    for examples, functions in (
+        (data.training, {"loss": task.loss, "target": task.target.function}),
+        (data.queries, {"target": task.target.function}),
+    ):
+        if len(examples):
+            two = examples.take(_extremes(examples.labels))
+            logits = _outputs(task, model, two)
+            for what, function in functions.items():
+                _check_value(f"The {what} of {task.name}", function, logits, two)
+
+
+def _extremes(labels: Tensor) -> Tensor:
+    """Return which examples have the least and the greatest label, ``[2]`` int64."""
+    if not labels.numel():
+        return torch.zeros(2, dtype=torch.int64, device=labels.device)
+    return torch.stack([labels.argmin(), labels.argmax()]) // labels[0].numel()
+
+
+def _outputs(task: Task, model: nn.Module, two: Batch) -> Tensor:
+    with author_errors(f"The model of {task.name}, given inputs {list(two.inputs.shape)},"):
+        logits = model(two.inputs)
     if not isinstance(logits, Tensor):
         raise UsageError(
             f"The model of {task.name} gives a {type(logits).__name__}, expected one tensor. Return its outputs alone, "
             "[B, ...]."
         )
-    for what, function in (("loss", task.loss), ("target", task.target.function)):
-        shape = list(function(logits, two.labels).shape)
-        if shape != [2]:
-            raise UsageError(
-                f"The {what} of {task.name} has shape {shape} for two examples, expected [2]: one value an example. "
-                'Torch\'s losses give it with reduction="none"; tdabench.cross_entropy and token_cross_entropy do.'
-            )
+    return logits
+
+
+def _check_value(what: str, function: Callable[[Tensor, Tensor], Tensor], logits: Tensor, two: Batch) -> None:
+    labels = two.labels
+    span = f" from {int(labels.min())} to {int(labels.max())}" if labels.numel() else ""
+    given = f"{what}, given logits {list(logits.shape)} and labels {list(labels.shape)}{span},"
+    with author_errors(given, hint="Classes are numbered from 0, with a logit each; every example or token is of one."):
+        value = torch.as_tensor(function(logits, labels)).cpu()  # of a device, errors come late
+    shape = list(value.shape)
+    if shape != [2]:
+        raise UsageError(
+            f"{what} has shape {shape} for two examples, expected [2]: one value an example. "
+            'Torch\'s losses give it with reduction="none"; tdabench.cross_entropy and token_cross_entropy do.'
+        )
 
 
 def _check_parameters(model: nn.Module) -> None:

@@ -72,7 +72,7 @@ class Program:
         """
         model, sites = task.template(data.training.inputs[:1].cpu())
         model = model.to(data.training.inputs.device)
-        check_values(task, model, data.training)
+        check_values(task, model, data)
         return Program(model, sites, task.loss)
 
     def logits(self, stacked: Mapping[str, Tensor], inputs: Tensor, masks: Mapping[str, Tensor]) -> Tensor:

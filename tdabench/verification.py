@@ -220,7 +220,8 @@ def _check_device(task: Task, device: str) -> None:
 
 
 def _check_labels(task: Task, truth: GroundTruth, data_folder: Path | None) -> None:
-    expected = None if task.mislabelled is None else task.mislabelled(data_folder).tolist()
+    wrong = task.wrong_labels(data_folder)
+    expected = None if wrong is None else wrong.tolist()
     shipped = None if truth.mislabelled is None else truth.mislabelled.tolist()
     if expected != shipped:
         raise GroundTruthError(

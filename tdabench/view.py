@@ -62,7 +62,7 @@ class TaskView:
         self._unchanged = self._data_versions()
         self._template, self._sites = task.template(data.training.inputs[:1].cpu())
         self._template.to(self.device).requires_grad_(False)
-        check_values(task, self._template, data.training)
+        check_values(task, self._template, data)
         self.loss_function = task.loss
         self.target_function = task.target.function
         self.target_probability = task.target.probability

@@ -18,7 +18,7 @@ from filelock import FileLock
 from tdabench import building, filling, provenance, retraining
 from tdabench.building import build, merge, work_folder
 from tdabench.ceiling import noise_ceiling
-from tdabench.errors import GroundTruthError, MissingGroundTruthError, StorageError, UsageError
+from tdabench.errors import DataError, GroundTruthError, MissingGroundTruthError, StorageError, UsageError
 from tdabench.files import write_json
 from tdabench.filling import Options, Progress
 from tdabench.ground_truth import ARRAYS_FILE, MANIFEST_FILE, ground_truth_folder, read_ground_truth
@@ -606,6 +606,20 @@ def test_wrong_labels_that_tell_nothing_are_refused_before_anything_is_trained(
         with pytest.raises(GroundTruthError, match=r"mislabelled examples of small: expected \[120\] bool, some"):
             build(small_reference, tmp_path / "truth", executor=executor)
         assert executor.slices == []
+
+
+def test_wrong_labels_that_are_no_tensor_are_refused_before_anything_is_trained(
+    small_reference, small, cache, tmp_path, monkeypatch
+):
+    for given, message in (
+        (lambda _: [True] * 120, r"mislabelled of small returns a list, expected a tensor \[n_train\] of bool"),
+        (lambda _: {}["wrong"], "mislabelled of small fails: KeyError: 'wrong'"),
+    ):
+        monkeypatch.setattr(building, "find_task", lambda _, given=given: replace(small, mislabelled=given))
+        with InlineExecutor() as executor:
+            with pytest.raises(DataError, match=message):
+                build(small_reference, tmp_path / "truth", executor=executor)
+            assert executor.slices == []
 
 
 def test_a_place_that_cannot_be_written_is_refused_before_anything_is_trained(small_reference, cache, tmp_path):

@@ -92,7 +92,10 @@ def assert_no_training_example_is_a_query(data):
         ({"optimizer": "adamw"}, "AdamW needs a second decay rate between 0 and 1"),
         ({"lr": -0.1}, "lr is a finite number of at least 0, not -0.1"),
         ({"lr": float("nan")}, "lr is a finite number of at least 0, not nan"),
+        ({"lr": "0.1"}, "lr is a finite number of at least 0, not '0.1'"),
         ({"batch_size": 0}, "batch_size is at least 1, not 0"),
+        ({"batch_size": 5.0}, r"batch_size is a whole number \(int\), not 5\.0"),
+        ({"epochs": True}, "epochs is a whole number"),
         ({"epochs": 0}, "epochs is at least 1, not 0"),
         ({"warmup": 5.0}, "warmup is a share of its steps"),
     ],
@@ -107,12 +110,63 @@ def test_a_recipe_that_would_train_otherwise_than_it_reads_is_refused(small, cha
     [
         ({"fraction": 50}, "fraction is the share .* between 0 and 1 as 0.5, not 50"),
         ({"fraction": 1.0}, "between 0 and 1"),
+        ({"fraction": "0.5"}, "between 0 and 1 as 0.5, not '0.5'"),
         ({"n_subsets": 0}, "at least one subset and seed, not 0 and"),
+        ({"n_seeds": 2.0}, r"n_seeds is a whole number \(int\), not 2\.0"),
     ],
 )
 def test_a_plan_without_different_subsets_is_refused(small, change, message):
     with pytest.raises(UsageError, match=message):
         replace(small.plan, **change)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"recipe": {"lr": 0.1}}, r"recipe of small is a dict, expected a Recipe\. Write recipe=Recipe\(\.\.\.\)"),
+        ({"plan": {"n_subsets": 10}}, "plan of small is a dict, expected a SubsetPlan"),
+        ({"folder": "here"}, r"folder of small is a str, expected a Path\. Write folder=Path\("),
+        ({"target": log_odds}, "target of small is a function, expected a Target"),
+        ({"n_train": 120.0}, r"n_train of small is a whole number \(int\), not 120\.0"),
+    ],
+)
+def test_what_a_task_is_made_of_is_of_the_kind_that_is_meant(small, change, message):
+    with pytest.raises(UsageError, match=message):
+        replace(small, **change)
+
+
+def failing(error):
+    def fail(*_):
+        raise error
+
+    return fail
+
+
+def test_a_load_data_that_fails_is_the_author_s_to_mend(small):
+    missing = FileNotFoundError(2, "No such file", "table.bin")
+    with pytest.raises(
+        DataError, match=r"load_data of small fails: FileNotFoundError: .*table\.bin.* --debug"
+    ) as caught:
+        replace(small, load_data=failing(missing)).data()
+    assert caught.value.__cause__ is missing
+    said = DataError("Fetch it.")
+    with pytest.raises(DataError, match=r"^Fetch it\.$"):
+        replace(small, load_data=failing(said)).data()
+
+
+def test_a_make_model_that_fails_or_makes_no_module_is_the_author_s_to_mend(small):
+    with pytest.raises(UsageError, match=r"make_model of small fails: ValueError: no width"):
+        replace(small, make_model=failing(ValueError("no\nwidth"))).version  # noqa: B018
+    with pytest.raises(UsageError, match=r"make_model of small returns a function, expected a torch\.nn\.Module"):
+        replace(small, make_model=lambda: failing).initial_model("x")
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+def test_a_lack_of_memory_is_no_mistake_of_the_author_s(small, error):
+    with pytest.raises(type(error)):
+        replace(small, load_data=failing(error)).data()
+    with pytest.raises(type(error)):
+        replace(small, make_model=failing(error)).initial_model("x")
 
 
 def test_no_training_example_of_digits_is_a_query(digits, digits_data):
@@ -181,7 +235,7 @@ def test_the_data_of_a_shipped_task_is_prepared_once(digits, digits_data, monkey
     def never(folder):
         raise AssertionError("the raw files are not needed")
 
-    with pytest.raises(AssertionError):
+    with pytest.raises(DataError, match="AssertionError: the raw files are not needed"):
         replace(digits, load_data=never).data()
     monkeypatch.setattr(never, "__module__", "tdabench.tasks.digits_mlp", raising=True)
     assert replace(digits, load_data=never).data().sha256 == digits_data.sha256

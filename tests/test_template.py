@@ -17,6 +17,7 @@ from tdabench.template import template_of
 from tdabench.trainer import train_replicas
 
 ROW = torch.rand(1, 12)
+SPLITS = ("training", "queries")
 
 
 class InPlace(nn.Module):
@@ -178,6 +179,59 @@ def test_losses_and_targets_give_one_value_an_example(small, small_data, view, c
         train_replicas(other, small_data, small.subset_masks()[:2], "x")
     with pytest.raises(UsageError, match=message):
         view(other, small_data)
+
+
+def test_a_model_for_inputs_of_another_size_is_refused_with_what_it_was_given(small, small_data, view):
+    task = replace(small, make_model=lambda: nn.Sequential(nn.Linear(63, 10)))
+    wanted = r"The model, given inputs of shape \[64\], fails: RuntimeError: mat1 and mat2"
+    with pytest.raises(UsageError, match=wanted):
+        train_replicas(task, small_data, task.subset_masks()[:2], "x")
+    with pytest.raises(UsageError, match=wanted):
+        view(task, small_data)
+
+
+@pytest.mark.parametrize("split", ["training", "queries"])
+def test_classes_that_are_counted_from_one_are_refused_with_the_labels_there_are(small, small_data, view, split):
+    """The first example may well be of a class that has a logit."""
+    examples = getattr(small_data, split)
+    data = replace(small_data, **{split: replace(examples, labels=examples.labels + 1)})
+    what = {"training": "loss", "queries": "target"}[split]
+    wanted = rf"The {what} of small, given logits \[2, 10\] and labels \[2\] from 1 to 10, fails: .*numbered from 0"
+    with pytest.raises(UsageError, match=wanted):
+        train_replicas(small, data, small.subset_masks()[:2], "x")
+    with pytest.raises(UsageError, match=wanted):
+        view(small, data)
+
+
+def test_labels_that_do_not_fit_the_logits_are_refused_with_both_shapes(padded, view):
+    task, data = padded()
+    two = replace(data.training, labels=data.training.labels.unsqueeze(1).expand(-1, 2).contiguous())
+    with pytest.raises(
+        UsageError, match=r"The loss of small, given logits \[2, 3\] and labels \[2, 2\] from 0 to 2, fails"
+    ):
+        view(task, replace(data, training=two))
+
+
+def test_tokens_that_the_model_does_not_know_are_refused(padded, view):
+    task, data = padded()
+    two = replace(data.training, inputs=data.training.inputs + 9)
+    with pytest.raises(UsageError, match=r"The model, given inputs of shape \[5\], fails: IndexError"):
+        view(task, replace(data, training=two))
+
+
+def test_a_loss_that_runs_out_of_memory_is_no_mistake_of_the_author_s(small, small_data, view):
+    def loss(logits, labels):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        view(replace(small, loss=loss), small_data)
+
+
+def test_examples_without_labels_are_passed_as_they_are(small, small_data, view):
+    """A regression, whose targets go with the inputs."""
+    empty = {s: replace(getattr(small_data, s), labels=getattr(small_data, s).labels[:, None][:, :0]) for s in SPLITS}
+    squares = replace(small, loss=lambda z, _: z.square().sum(1), target=Target("sum", lambda z, _: z.sum(1), None))
+    view(squares, TaskData(**empty))
 
 
 def test_images_come_channels_last_where_the_model_takes_them_so():

@@ -1,0 +1,38 @@
+"""A task's author: what fails in the functions of a task is said as the author's to mend, and is no run that failed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tdabench.errors import TdabenchError, UsageError
+from tdabench.memory import ran_out
+
+
+@contextmanager
+def author_errors(what: str, kind: type[UsageError] = UsageError, hint: str = "") -> Iterator[None]:
+    """Say whose code failed, where anything but an error of ours or a lack of memory is raised inside.
+
+    Parameters
+    ----------
+    what
+        What is called, for the message: ``load_data of mnist-mlp``.
+    kind
+        What is raised.
+    hint
+        A sentence on what it usually is.
+
+    Raises
+    ------
+    UsageError
+        Of the given kind, from the author's own error.
+    """
+    try:
+        yield
+    except TdabenchError:
+        raise
+    except Exception as error:
+        if ran_out(error):
+            raise
+        text = f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(":. ")
+        raise kind(f"{what} fails: {text}. {hint}{' ' if hint else ''}`tdabench --debug ...` shows where.") from error

@@ -100,14 +100,15 @@ def build(
     UsageError
         If ``out`` exists and ``replace`` is not given, unless only a share is built into a folder of slices that is
         named; or if ``out`` holds other files, or another build into the same folder of slices is running; or if a
-        worker was killed.
+        subset would be empty or whole; or if a worker was killed.
     StorageError
         If ``out`` cannot be written; said before anything is trained.
     """
     task, options = find_task(reference), options or Options()
     out = out or ground_truth_folder(task)
     _refuse_existing(task, out, replace, options)
-    _mislabelled(task, options)  # what is wrong with them is said now, not after all is trained
+    task.subset_masks()  # what is wrong with them is said now, not after all is trained
+    _mislabelled(task, options)
     if options.shard is None:
         check_writable(out.parent, "Pass --out DIR to build into another folder.")
     folder = options.slices or work_folder(task)

@@ -385,8 +385,20 @@ class Task:
         return keep.nonzero().flatten()
 
     def subset_masks(self) -> Tensor:
-        """Return which training examples each subset keeps: ``[n_subsets, n_train]`` bool, all of equal size."""
+        """Return which training examples each subset keeps: ``[n_subsets, n_train]`` bool, all of equal size.
+
+        Raises
+        ------
+        UsageError
+            If a subset would keep none or all of them, so that all subsets were the same.
+        """
         size = round(self.n_train * self.plan.fraction)
+        if not 0 < size < self.n_train:
+            better = "Write another fraction into its plan, as 0.5" if self.n_train > 1 else "It needs more of them"
+            raise UsageError(
+                f"A subset of {self.name} keeps {size} of {self.n_train} training examples (fraction "
+                f"{self.plan.fraction}), so all subsets are the same. {better}."
+            )
         masks = torch.zeros(self.plan.n_subsets, self.n_train, dtype=torch.bool)
         for m in range(self.plan.n_subsets):
             order = torch.randperm(self.n_train, generator=generator(self.name, "subset", m))

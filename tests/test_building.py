@@ -622,6 +622,16 @@ def test_wrong_labels_that_are_no_tensor_are_refused_before_anything_is_trained(
             assert executor.slices == []
 
 
+def test_subsets_that_are_all_the_same_are_refused_before_anything_is_trained(
+    small_reference, small, cache, tmp_path, monkeypatch
+):
+    same = replace(small, plan=replace(small.plan, fraction=0.999))
+    monkeypatch.setattr(building, "find_task", lambda _: same)
+    monkeypatch.setattr(building, "fill", lambda *_: pytest.fail("began"))
+    with pytest.raises(UsageError, match="A subset of small keeps 120 of 120 training examples"):
+        build(small_reference, tmp_path / "truth")
+
+
 def test_a_place_that_cannot_be_written_is_refused_before_anything_is_trained(small_reference, cache, tmp_path):
     (tmp_path / "file").write_text("")
     with InlineExecutor() as executor:

@@ -78,6 +78,19 @@ def test_more_subsets_leave_the_first_ones_as_they_are(small):
     assert torch.equal(more[:8], small.subset_masks())
 
 
+@pytest.mark.parametrize(
+    ("n_train", "fraction", "message"),
+    [
+        (1, 0.5, r"keeps 0 of 1 training examples \(fraction 0\.5\), so all .* It needs more of them\."),
+        (3, 0.9, r"A subset of small keeps 3 of 3 .* Write another fraction into its plan, as 0\.5\."),
+        (3, 0.1, "keeps 0 of 3"),
+    ],
+)
+def test_subsets_of_none_or_all_of_the_examples_are_refused(small, n_train, fraction, message):
+    with pytest.raises(UsageError, match=message):
+        replace(small, n_train=n_train, plan=replace(small.plan, fraction=fraction)).subset_masks()
+
+
 def assert_no_training_example_is_a_query(data):
     training = {row.numpy().tobytes() for row in data.training.inputs}
     assert not [i for i, row in enumerate(data.queries.inputs) if row.numpy().tobytes() in training]

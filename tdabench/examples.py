@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -123,7 +124,13 @@ def _check_type(value: object, name: str, what: str, expected: dict[str, str]) -
     got = str(value.dtype).removeprefix("torch.") if isinstance(value, Tensor) else f"a {type(value).__name__}"
     if got not in expected:
         types = " or ".join(f"{dtype}{note}" for dtype, note in expected.items())
-        raise DataError(
-            f"The {name} of the {what} are {got}, expected a tensor of {types}. "
-            f"Write torch.as_tensor({name}, dtype=torch.{next(iter(expected))}) in load_data."
-        )
+        change = f"Write torch.as_tensor({name}, dtype=torch.{next(iter(expected))}) in load_data."
+        if name == "labels" and _would_be_cut(value):
+            change = "Labels are classes or tokens; the targets of a regression go with the inputs."
+        raise DataError(f"The {name} of the {what} are {got}, expected a tensor of {types}. {change}")
+
+
+def _would_be_cut(value: object) -> bool:
+    """Return whether a cast to whole numbers would change a value."""
+    numbers = torch.as_tensor(value) if isinstance(value, Tensor | np.ndarray) else torch.zeros(0)
+    return numbers.is_floating_point() and bool((numbers != numbers.trunc()).any())

@@ -132,7 +132,13 @@ class Member:
         return torch.cat(parts)
 
     def right_probability(self, examples: Examples) -> Tensor:
-        """Return the probability of the right answer of every example, ``[n]``."""
+        """Return the probability of the right answer of every example, ``[n]``.
+
+        Raises
+        ------
+        Declined
+            If the task's target has none.
+        """
         return self.task.target_probability(self.targets(examples))
 
     def representations(self, examples: Examples, *, pooled: bool = True) -> Tensor:

@@ -23,12 +23,12 @@ class Target:
     function
         ``(logits [B, ...], labels [B, ...]) -> [B]``, differentiable, higher is better.
     probability
-        ``values [B] -> [B]``: the probability of the right answer, from the target's own value.
+        ``values [B] -> [B]``: the probability of the right answer, from the target's own value; None where it has none.
     """
 
     name: str
     function: Callable[[Tensor, Tensor], Tensor]
-    probability: Callable[[Tensor], Tensor]
+    probability: Callable[[Tensor], Tensor] | None = None
 
 
 def log_odds(logits: Tensor, labels: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize
 
 from tdabench import bank, lora, precision
 from tdabench.dropout import DropoutSite
-from tdabench.errors import StorageError, UsageError
+from tdabench.errors import Declined, StorageError, UsageError
 from tdabench.examples import Examples
 from tdabench.member import Member, MemberMasks
 from tdabench.memory import ran_out
@@ -65,7 +65,7 @@ class TaskView:
         check_values(task, self._template, data)
         self.loss_function = task.loss
         self.target_function = task.target.function
-        self.target_probability = task.target.probability
+        self.target_probability = task.target.probability or partial(_no_probability, task.name)
 
     def check_data(self) -> None:
         """Refuse to go on with data that was written to, before a model trained on it is kept for other runs.
@@ -377,6 +377,13 @@ def _load_linear_algebra(device: torch.device) -> None:
         torch.linalg.eigh(matrix)
         torch.linalg.cholesky(matrix)
         torch.linalg.solve(matrix, matrix @ matrix)
+
+
+def _no_probability(name: str, _: Tensor) -> Tensor:
+    raise Declined(
+        f"the target of {name} has no probability of the right answer, which the method needs: it is the third part of "
+        "a tdabench.Target"
+    )
 
 
 def model_name(seed: int, model: int) -> str:

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from tdabench import Examples, TaskData, UsageError
+from tdabench import Examples, Target, TaskData, UsageError
 from tdabench.baselines.controls import GradientNorm, Random
 from tdabench.baselines.grad_dot import GradCos, GradDot, TracIn
 from tdabench.baselines.trak import Trak
 from tdabench.ensembles import Checkpoints, Dropout, Independent, Lora
+from tdabench.errors import Declined
 from tdabench.execution import execute
 from tdabench.trainer import target_outputs, train_replicas
 
@@ -159,6 +160,12 @@ def test_trak_s_projection_approaches_the_exact_kernel(view):
     expected = f @ g.T * (1 - member.right_probability(task.training))
     scores = execute(Trak(2048, ridge=1e4), None, task)
     assert torch.corrcoef(torch.stack([scores.flatten(), expected.flatten()]))[0, 1] > 0.97
+
+
+def test_trak_is_declined_where_the_target_has_no_probability(small, small_data, view):
+    task = view(replace(small, target=Target("first", lambda logits, _: logits[:, 0])), small_data)
+    with pytest.raises(Declined, match="the target of small has no probability of the right answer"):
+        execute(Trak(32), None, task)
 
 
 def test_trak_says_what_to_do_about_a_singular_kernel(view):

@@ -31,6 +31,9 @@ class Target:
     probability: Callable[[Tensor], Tensor] | None = None
 
 
+_NOT_PREDICTED = -100  # what torch's cross-entropy ignores
+
+
 def log_odds(logits: Tensor, labels: Tensor) -> Tensor:
     """Return log(p / (1 - p)) of the right class, ``[B]``, for logits ``[B, C]`` and labels ``[B]``.
 
@@ -51,12 +54,17 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def token_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the mean cross-entropy of each sequence's tokens, ``[B]``; logits ``[B, T, V]``, labels ``[B, T]``."""
-    return torch.nn.functional.cross_entropy(logits.transpose(-1, -2), labels, reduction="none").mean(-1)
+    """Return the mean cross-entropy of each sequence's tokens, ``[B]``; logits ``[B, T, V]``, labels ``[B, T]``.
+
+    Tokens labelled -100, as padding is, are not predicted: they are not in the mean, and a sequence of no others has 0.
+    """
+    losses = torch.nn.functional.cross_entropy(logits.transpose(-1, -2), labels, reduction="none")
+    predicted = (labels != _NOT_PREDICTED).sum(-1).clamp(min=1).to(losses.dtype)
+    return losses.mean(-1) * (labels.shape[-1] / predicted)  # times one, so the mean to the bit, where all are
 
 
 def mean_log_probability(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the mean log-probability of each sequence's tokens, ``[B]``."""
+    """Return the mean log-probability of each sequence's tokens, ``[B]``; those labelled -100 are left out."""
     return -token_cross_entropy(logits, labels)
 
 

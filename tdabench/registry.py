@@ -206,7 +206,8 @@ def _load(path: Path) -> ModuleType:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # a script may call sys.exit at its end
         del sys.modules[name]
-        raise UsageError(f"{path} fails on import: {type(error).__name__}: {error}. Run `python {path}`.") from error
+        text = f"{type(error).__name__}: {error}".rstrip(".")
+        raise UsageError(f"{path} fails on import: {text}. Run `python {path}`.") from error
     finally:
         if added and beside in sys.path:
             sys.path.remove(beside)

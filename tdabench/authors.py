@@ -1,4 +1,4 @@
-"""A task's author: what fails in the functions of a task is said as the author's to mend, and is no run that failed."""
+"""Authors: what fails in the functions of a task, or in what a method says of itself, is theirs to mend, and no run."""
 
 from __future__ import annotations
 

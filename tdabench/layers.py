@@ -110,7 +110,7 @@ def _linear(name: str, module: nn.Linear, x: Tensor, g: Tensor, values: Mapping[
     x, g = _positions(x), _positions(g)
     yield from _products(name, x, g, values)
     down, up = adapter_names(name)
-    if is_adapted(module) and down in values:
+    if down in values and is_adapted(module):
         yield Outer(up, (up,), g, x @ values[down].T)  # [out, r]
         yield Outer(down, (down,), g @ values[up], x)  # [r, in]
 

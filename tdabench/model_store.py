@@ -10,12 +10,13 @@ import hashlib
 import json
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+from torch import Tensor
 
 from tdabench.files import storage_errors, write_bytes
 from tdabench.meter import Trained
@@ -89,14 +90,7 @@ class ModelStore:
             tempfile.TemporaryFile(dir=self.folder).close()
 
     def _keep(self, name: str, parameters: Parameters, seconds: float, cpu_seconds: float) -> Trained:
-        tensors = {k: p.cpu().contiguous() for k, p in parameters.items()}
-        bare = memoryview(save(tensors))
-        metadata = {
-            "seconds": repr(seconds),
-            "cpu_seconds": repr(cpu_seconds),
-            "sha256": hashlib.sha256(bare[8 + _header_bytes(bare[:8]) :]).hexdigest(),
-        }
-        content = save(tensors, metadata=metadata)
+        content = file_content(parameters, seconds, cpu_seconds)
         write_bytes(self._path(name), content)
         return Trained(seconds, len(content), cpu_seconds)
 
@@ -106,6 +100,18 @@ class ModelStore:
     def _synchronize(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+
+def file_content(parameters: Mapping[str, Tensor], seconds: float, cpu_seconds: float) -> bytes:
+    """Return what a checkpoint's file holds: the tensors, what training them took, and their hash."""
+    tensors = {k: p.cpu().contiguous() for k, p in parameters.items()}
+    bare = memoryview(save(tensors))
+    metadata = {
+        "seconds": repr(seconds),
+        "cpu_seconds": repr(cpu_seconds),
+        "sha256": hashlib.sha256(bare[8 + _header_bytes(bare[:8]) :]).hexdigest(),
+    }
+    return save(tensors, metadata=metadata)
 
 
 def _header_bytes(first: bytes | memoryview) -> int:

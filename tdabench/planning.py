@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from tdabench.authors import author_errors
 from tdabench.calibration import Bench, Rates
 from tdabench.ensembles import Checkpoints, Independent, check_supported, parse_ensemble
 from tdabench.errors import DataError, Declined, UsageError
@@ -98,12 +99,8 @@ def _estimate(planned: Plan, bench: Bench, stored: bool) -> Estimate:
 
 def _work_of(method: Any, name: str, sizes: Sizes) -> Work | None:
     """Return what a method says of its work; what goes wrong in it is the author's to mend."""
-    try:
+    with author_errors(f"work(sizes) of {name}"):
         work = method.work(sizes)
-    except Declined:
-        raise
-    except Exception as error:
-        raise UsageError(f"work(sizes) of {name} fails: {type(error).__name__}: {error}. Mend it.") from error
     if work is not None and not isinstance(work, Work):
         raise UsageError(f"work(sizes) of {name} returns {work!r}. Return a tdabench.Work, or None.")
     return work

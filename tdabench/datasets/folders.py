@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from pathlib import Path
 
@@ -39,13 +38,14 @@ def _named(variable: str) -> Path | None:
     said = os.environ.get(variable)
     if not said:
         return None
-    why = "there is no home folder of that user"
-    with contextlib.suppress(RuntimeError):
+    try:
         folder = Path(said).expanduser()
         why = unusable(folder)
-        if not why:
-            return folder
-    raise UsageError(f"{variable} is {said!r}, and {why}. Write the path of another folder.")
+    except RuntimeError:
+        why = "there is no home folder of that user"
+    if why:
+        raise UsageError(f"{variable} is {said!r}, and {why}. Write the path of another folder.")
+    return folder
 
 
 def download_folder() -> Path:

@@ -16,13 +16,7 @@ from torch import Tensor, nn
 
 from tdabench.precision import bfloat16_pays
 
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def product(dtype: torch.dtype) -> Callable[[], Tensor]:

@@ -21,15 +21,9 @@ from tdabench.registry import find_task
 from tdabench.tasks.mnist import MEAN, STANDARD_DEVIATION
 from tdabench.trainer import Program, fit_stacked, group_size, train_replicas
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 EPOCHS, ROUNDS = 3, 5
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module", params=["mnist-mlp", "digits-mlp"])

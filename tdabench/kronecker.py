@@ -182,7 +182,14 @@ def _eigenvectors(moment: Tensor | None) -> Tensor | None:
     if moment is None:
         return None
     # In double precision: the small eigenvalues' vectors matter most once they are divided by.
-    return torch.linalg.eigh(moment.double()).eigenvectors.to(moment.dtype)
+    exact = moment.double()
+    try:
+        vectors = torch.linalg.eigh(exact).eigenvectors
+    except torch.linalg.LinAlgError:
+        if exact.device.type == "cpu":
+            raise
+        vectors = torch.linalg.eigh(exact.cpu()).eigenvectors  # a GPU's library gives up on some of low rank
+    return vectors.to(moment)
 
 
 def _sum_of_squares(piece: Piece) -> Tensor:

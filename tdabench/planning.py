@@ -6,6 +6,7 @@ this machine (:mod:`tdabench.calibration`). Nothing is trained to the end and no
 
 from __future__ import annotations
 
+import os
 import statistics
 import subprocess
 import sys
@@ -35,6 +36,7 @@ from tdabench.options import make
 from tdabench.precision import exact_float32
 from tdabench.registry import find_method
 from tdabench.retraining import local_pool
+from tdabench.runner import on_device
 from tdabench.view import adapter_name, checkpoint_name, model_name
 from tdabench.work import Counts, Parts, Work
 
@@ -266,6 +268,7 @@ def start_s(device: str) -> float:
     script = "import tdabench.worker"
     if device != "cpu":  # a context, and the libraries
         script += f"; import torch; square = torch.ones(2, 2, device={device!r}); (square @ square).sum().item()"
+    environment = {**os.environ, **on_device(device)}
     start = time.perf_counter()
-    subprocess.run([sys.executable, "-P", "-c", script], check=True, capture_output=True)
+    subprocess.run([sys.executable, "-P", "-c", script], check=True, capture_output=True, env=environment)
     return time.perf_counter() - start

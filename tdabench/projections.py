@@ -182,7 +182,7 @@ def signs(n: int, like: Tensor, *stream: str | int) -> Tensor:
     # A bit is a sign. random_raw is part of NumPy's stream-compatibility promise.
     words = np.random.SFC64(derive_seed(*stream)).random_raw(-(-n // 64)).astype("<u8", copy=False)
     bits = np.unpackbits(words.view(np.uint8))[:n]
-    return torch.from_numpy(bits).to(like.device, like.dtype).mul_(2).sub_(1)
+    return torch.from_numpy(bits).to(like.device).to(like.dtype).mul_(2).sub_(1)  # bytes on the way there
 
 
 def _sparse(n: int, size: int, like: Tensor, *stream: str | int) -> Sparse:

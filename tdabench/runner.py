@@ -160,9 +160,15 @@ def _environment(planned: Plan) -> dict[str, str]:
     libraries = dict.fromkeys(
         (f"{name}_NUM_THREADS" for name in ("OMP", "MKL", "OPENBLAS", "BLIS", "NUMEXPR")), threads
     )
-    # CUDA would load each kernel at its first call, which may be in a clock.
-    loading = {} if planned.job.device == "cpu" else {"CUDA_MODULE_LOADING": "EAGER"}
-    return {**os.environ, **libraries, **loading, "PYTHONUNBUFFERED": "1"}
+    return {**os.environ, **libraries, **on_device(planned.job.device), "PYTHONUNBUFFERED": "1"}
+
+
+def on_device(device: str) -> dict[str, str]:
+    """Return the variables of a process whose times on a device are measured: nothing is loaded late, in a clock."""
+    if device == "cpu":
+        return {}
+    # CUDA would load each kernel at its first call, and torch compile some products of its own.
+    return {"CUDA_MODULE_LOADING": "EAGER", "TORCH_DISABLE_NATIVE_JIT": "1"}
 
 
 def _follow(process: subprocess.Popen[bytes], reading: int, timeout_s: float, on_event: OnEvent) -> bool:

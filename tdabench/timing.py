@@ -20,12 +20,14 @@ _QUEUED = 64
 @cache
 def machine_speed(threads: int, device: str) -> tuple[float, float]:
     """Return the seconds of a multiply-add in a matrix product, and of a number written to memory."""
-    square = torch.ones(768, 768, device=device)
-    left, right = torch.ones(128, 64, 1, device=device), torch.ones(128, 1, 512, device=device)
     where = torch.device(device)
+    # A GPU is not filled by what fills a CPU's thread, and keeps it in its cache.
+    side, rows = (768, 128) if where.type == "cpu" else (4096, 2048)
+    square = torch.ones(side, side, device=device)
+    left, right = torch.ones(rows, 64, 1, device=device), torch.ones(rows, 1, 512, device=device)
     product_s = _seconds_of_one(lambda: square @ square, where)
     moving_s = _seconds_of_one(lambda: left * right, where)
-    return product_s / 768**3, moving_s / (128 * 64 * 512)
+    return product_s / side**3, moving_s / (rows * 64 * 512)
 
 
 def _seconds_of_one(run: Callable[[], object], device: torch.device) -> float:

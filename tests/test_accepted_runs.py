@@ -81,6 +81,7 @@ def test_no_method_takes_more_host_memory_than_the_budget():
     assert {run: peak for run, peak in taken.items() if peak >= BUDGET_BYTES} == {}
 
 
+@pytest.mark.slow(minutes=1)
 def test_evidence_and_the_findings_in_the_documents_are_those_of_the_runs():
     """One test, as the runs are evaluated for it, which takes minutes."""
     runs, tasks = read_runs(FOLDERS)

@@ -48,16 +48,6 @@ def test_many_subsets(n_subsets, tolerance):
     np.testing.assert_allclose(draws.both, expected, rtol=0, atol=tolerance)
 
 
-def test_blocks_of_queries_change_nothing(monkeypatch):
-    rng = np.random.default_rng(0)
-    predicted, truth = rng.normal(size=(2, 20, 11))
-    resamples = draw(20, 11, 50, seed=0)
-    whole = bootstrap_lds(predicted, RankedTruth.of(truth, resamples))
-    monkeypatch.setattr("tdabench.bootstrap.BLOCK_BYTES", 3 * 20 * 50 * 4)
-    in_blocks = bootstrap_lds(predicted, RankedTruth.of(truth, resamples))
-    np.testing.assert_allclose(in_blocks.both, whole.both, rtol=0, atol=1e-14)
-
-
 @pytest.mark.parametrize("n_subsets", [22, 23, 24, 361, 362, 363])
 def test_kept_ranks_hold_the_most_extreme_resample(n_subsets):
     """The first and the last subset alone are drawn, half and half: around the edges of one and two bytes."""

@@ -149,7 +149,7 @@ def test_ground_truth_has_a_ceiling_and_is_verified(folder):
     assert len(verified["checks"]) == 3
 
 
-@pytest.mark.slow
+@pytest.mark.slow(minutes=2)
 def test_every_method_and_every_ensemble_runs_on_it_and_stands_on_the_board(folder):
     methods = registry.names(registry.METHODS)
     ensembles = [SMALL.get(kind, kind) for kind in KINDS]

@@ -39,7 +39,7 @@ PLANTED = 8
 
 def param(name: str):
     marks = [pytest.mark.data] if name.split("-")[0] in PLACES else []
-    return pytest.param(name, marks=[*marks, pytest.mark.slow] if name in SLOW else marks)
+    return pytest.param(name, marks=[*marks, pytest.mark.slow(minutes=1)] if name in SLOW else marks)
 
 
 every_task = pytest.mark.parametrize("name", NAMES)

@@ -40,6 +40,8 @@ _BLOCK_BYTES = 128 << 20
 _BATCH = 256
 # Vectors share passes where so many fit into a block: what fewer save is less than what ``vmap`` copies.
 _FEWEST_SHARING = 16
+# Of a vector, in a pass that vectors share.
+_COPIES = 4
 # Of the estimate of the diagonal; its relative error is below sqrt(2 / 32) and typically a few percent.
 _PROBES = 32
 #: The largest explicit Hessian: 1.2 GB in float32, so that a process which factors it in place stays below 2 GB.
@@ -177,8 +179,9 @@ class Hessian:
 
     @property
     def _vectors_at_once(self) -> int:
-        examples = min(_BATCH, len(self.rows))
-        return max(1, min(self._most_bytes // (8 * self._numbers * examples), self._rows_at_once))
+        # What passes of a vector hold of the examples, and the copies of it, by parameter, and of its product.
+        of_one = 8 * self._numbers * min(_BATCH, len(self.rows)) + 4 * _COPIES * self.n_parameters
+        return max(1, self._most_bytes // of_one)
 
     @cached_property
     def _numbers(self) -> int:

@@ -60,7 +60,7 @@ def _brief_products() -> Iterator[None]:
 
     def brief(self: Hessian, vectors: Tensor) -> Tensor:
         nonlocal seen
-        n, m = (2, 2) if seen else (len(next(self._batches())), max(2, self._vectors_at_once))
+        n, m = (2, 2) if seen else (2 * len(next(self._batches())), max(2, self._vectors_at_once))
         seen = True
         whole(self.on(self.rows[:n]), vectors[:m])
         return vectors.clone()

@@ -46,8 +46,9 @@ class CorrelationMeter:
 
     A query's scores are centred, scaled to length one and shortened by a random-sign projection that preserves inner
     products; the sum of a set's pairwise inner products follows from the length of its sum. Members of one model come
-    one after another. For two members and a query the projected correlation errs by up to 1 / sqrt(256), independently
-    between queries, so the mean over 250 by .004; sets of up to 256 training examples are not projected.
+    one after another. For two members and a query the projected correlation has a standard error of up to
+    1 / sqrt(256), independently between queries, so the mean over 250 one of .004; sets of up to 256 training examples
+    are not projected.
 
     Parameters
     ----------

@@ -158,9 +158,9 @@ class Lora:
 class Checkpoints:
     """Checkpoints of a model's own training: every (model, checkpoint) pair is a member (arXiv 2002.08484).
 
-    Earlier checkpoints are worse than the final model and resemble it, but all of them cost one training. They are
-    counted backwards, so that the first member of each model is the model itself. Each carries the learning rate of
-    the epoch it ends, relative to the mean over its model's members, for methods that sum along the training.
+    They resemble one another more than independent models do, but all of them cost one training. They are counted
+    backwards, so that the first member of each model is the model itself. Each carries the learning rate of the epoch
+    it ends, relative to the mean over its model's members, for methods that sum along the training.
     """
 
     models: int = option(1, "independently trained models", low=1)
@@ -182,8 +182,8 @@ class Checkpoints:
     def epochs(self, n: int) -> list[int]:
         """Return after which of ``n`` epochs the checkpoints are taken, the last one first.
 
-        By default they are spread over the second half, whose models have learnt most of what they will; where that
-        has fewer epochs than there are checkpoints, every epoch has one.
+        By default they are spread over the second half; where that has fewer epochs than there are checkpoints, every
+        epoch has one. Spread over the whole, with ``every`` = n / last, they are often better (docs/measurements.md).
         """
         step = max(1.0, n / 2 / self.last) if self.every is None else self.every
         return [n - math.floor(i * step) for i in range(self.last)]

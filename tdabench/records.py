@@ -36,8 +36,11 @@ OptionValue = bool | int | float | str | None
 OptionsFrom = Literal["tuned", "defaults", "given"]
 MOST = 10**18
 """Of seconds, bytes and whatever is counted: more than any run takes, and not too much to reckon with."""
+MOST_SEED = 2**53 - 1
+"""The highest run seed: the page's script, like much that reads JSON, would round a higher one to another."""
 Seconds = Annotated[float, Field(ge=0, le=MOST)]
 Count = Annotated[int, Field(ge=0, le=MOST)]
+RunSeed = Annotated[int, Field(ge=0, le=MOST_SEED)]
 
 
 class Strict(BaseModel):
@@ -181,7 +184,7 @@ class Record(Strict):
 
     None where the method has none that can be tuned."""
     ensemble: EnsembleRecord | None
-    seed: int = Field(ge=0)
+    seed: RunSeed
     status: Status
     reason: str | None = None
     """Why the run did not end as ok; None when it did."""

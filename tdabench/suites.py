@@ -12,13 +12,13 @@ from pydantic import Field, ValidationError, model_validator
 
 from tdabench.errors import FileFormatError, UnknownNameError
 from tdabench.jobs import Job
-from tdabench.records import Strict
+from tdabench.records import RunSeed, Strict
 from tdabench.registry import find_task, split_reference
 
 _FOLDER = Path(__file__).parent / "suites"
 
 
-_Seeds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+_Seeds = Annotated[list[RunSeed], Field(min_length=1)]
 
 
 class _Block(Strict):

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from tdabench.cli.measure import seed_type
 from tdabench.errors import FileFormatError
-from tdabench.records import Record, parse_record, read_record
+from tdabench.records import MOST_SEED, Record, parse_record, read_record
 
 GOLDEN = Path(__file__).parent / "golden" / "record.json"
 WHERE = Path("run/record.json")
@@ -94,6 +95,12 @@ def test_numbers_can_be_reckoned_with(number, field):
     text = GOLDEN.read_text().replace(f'"{field}": ', f'"{field}": {number}, "x": ')
     with pytest.raises(FileFormatError, match=f"costs.{field}: "):
         parse_record(text, WHERE)
+
+
+def test_a_seed_is_no_higher_than_the_page_can_tell_from_the_next():
+    assert parse_record(json.dumps(golden() | {"seed": MOST_SEED}), WHERE).seed == seed_type.max == 2**53 - 1
+    with pytest.raises(FileFormatError, match="seed: Input should be less than or equal to 9007199254740991"):
+        parse_record(json.dumps(golden() | {"seed": MOST_SEED + 1}), WHERE)
 
 
 def test_there_is_no_negative_seed_and_no_ensemble_without_members():

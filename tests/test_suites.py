@@ -170,6 +170,8 @@ def test_unknown_suite():
         ('title = "Two methods"', 'title = "Two methods"\ntimeout_s = inf', "timeout_s: "),
         ("seeds = [0, 1]", "seeds = [-1]", "run.0.seeds.0: "),
         ("seeds = [0, 1]", 'seeds = ["0"]', "run.0.seeds.0: "),
+        ("seeds = [0, 1]", "seeds = [9007199254740992]", "run.0.seeds.0: "),
+        ("seeds = [0, 1]", "seeds_by_task = {digits-mlp = [9007199254740992]}", "run.0.seeds_by_task.digits-mlp.0: "),
         ("seeds = [0, 1]", "seeds_by_task = {digits-mlp = []}", "run.0.seeds_by_task.digits-mlp: "),
         ("seeds = [0, 1]", "seeds_by_task = {mnist-mlp = [1]}", "run.0: Value error, seeds_by_task names mnist-mlp, "),
         ("seeds = [0, 1]", "options = {}", "run.0.options: "),

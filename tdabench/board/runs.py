@@ -12,13 +12,13 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from tdabench.board.seed_draws import SeedDraws, over_seeds
-from tdabench.records import Record
+from tdabench.records import MOST_SEED, Record
 
 if TYPE_CHECKING:  # evaluating loads scipy, showing does not
     from tdabench.bootstrap import Draws
     from tdabench.evaluation import Evaluation
 
-_SEED_BITS = 64  # a run's seed is below two to this
+_SEED_BITS = MOST_SEED.bit_length()
 
 
 @dataclass(frozen=True)

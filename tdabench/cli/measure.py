@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 
 threads_type = click.IntRange(1, 1024)  # torch crashes at more than it can count
+seed_type = click.IntRange(0, 2**53 - 1)  # as in a record
 
 
 def machine_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -53,7 +54,7 @@ set_option = click.option("settings", "--set", multiple=True, metavar="OPTION=VA
 @click.argument("method")
 @set_option
 @click.option("--ensemble", metavar="'KIND(...)'", help="For example 'dropout(models=5, masks=10)'.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the run.")
+@click.option("--seed", type=seed_type, default=0, show_default=True, help="Seed of the run.")
 @click.option("--defaults", is_flag=True, help="Use the method's own defaults, not the options tuned for the task.")
 @click.option(
     "--tune-s",
@@ -318,7 +319,7 @@ def _tried(candidate: Candidate) -> str:
 @click.argument("task")
 @click.argument("method")
 @set_option
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the attribution model.")
+@click.option("--seed", type=seed_type, default=0, show_default=True, help="Seed of the attribution model.")
 @click.option("--dry-run", is_flag=True, help="Do not store the choice.")
 @click.option(
     "--budget", type=click.IntRange(1), default=12, show_default=True, help="How many candidates may be measured."

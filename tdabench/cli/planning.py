@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tdabench.cli.measure import on_machine, parse_settings, plan_job, set_option, threads_type
+from tdabench.cli.measure import on_machine, parse_settings, plan_job, seed_type, set_option, threads_type
 from tdabench.cli.output import data_option, json_option, note, print_facts, print_json
 from tdabench.errors import TdabenchError, UsageError
 
@@ -30,7 +30,7 @@ _SHORT_S = 1.0
 @click.argument("method", required=False)
 @set_option
 @click.option("--ensemble", metavar="'KIND(...)'", help="For example 'dropout(models=5, masks=10)'.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the run.")
+@click.option("--seed", type=seed_type, default=0, show_default=True, help="Seed of the run.")
 @click.option("--defaults", is_flag=True, help="Use the method's own defaults, not the options tuned for the task.")
 @click.option("--threads", type=threads_type, default=1, show_default=True, help="Threads of the run.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)

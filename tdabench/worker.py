@@ -83,7 +83,7 @@ def _guarded(job: Job, key: str, folder: Path, events: Events) -> dict[str, Any]
     except StorageError as error:  # the disk's fault, not the method's
         return _refused(error)
     except Declined as reason:
-        return {"status": "declined", "reason": encodable(str(reason)) or "it gave no reason"}
+        return {"status": "declined", "reason": _one_line(reason) or "it gave no reason"}
     except Exception as error:
         traceback.print_exc()
         return {"status": "out-of-memory" if ran_out(error) else "failed", "reason": _one_line(error)}

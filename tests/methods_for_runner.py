@@ -86,7 +86,7 @@ class Fails(tdabench.MemberMethod):
     how: str = tdabench.option("raise", "which way")
 
     def supports(self, task: tdabench.TaskView) -> str | None:
-        answers = {"decline": "it never works", "answer true": True, "answer nothing": ""}
+        answers = {"decline": "it never works\rand\nnever will", "answer true": True, "answer nothing": ""}
         return answers.get(self.how)
 
     def attribute(self, member: tdabench.Member, state: None) -> torch.Tensor:

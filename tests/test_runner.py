@@ -262,7 +262,7 @@ def failed(planned, runs):
         ("kill", "failed", "killed by SIGKILL"),
         ("memory", "out-of-memory", "MemoryError"),
         ("allocation", "out-of-memory", "can't allocate memory"),
-        ("decline", "declined", "it never works"),
+        ("decline", "declined", "it never works and never will"),
         ("silence", "declined", "it gave no reason"),
         ("answer true", "failed", "supports returns True. Return None where the method can run, else a text"),
         ("answer nothing", "failed", "supports returns ''. Return None where the method can run, else a text"),

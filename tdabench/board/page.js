@@ -147,14 +147,16 @@
     });
   }
 
-  // --- Export of the runs of what is shown. A text cell that a spreadsheet would run as a formula gets a quote in front.
+  // --- Export of the runs of what is shown. A text cell that a spreadsheet would run as a formula gets a quote in front,
+  // and its line breaks are line feeds, as in results.csv.
   function csv(rows) {
     const cell = (value) => {
       if (value === null) return "";
       if (typeof value === "boolean") return value ? "True" : "False";
       let text = String(value);
       if (typeof value === "string" && /^[=+\-@\t\r]/.test(text)) text = "'" + text;
-      return /[",\r\n]/.test(text) ? '"' + text.replaceAll('"', '""') + '"' : text;
+      text = text.replace(/\r\n?/g, "\n");
+      return /[",\n]/.test(text) ? '"' + text.replaceAll('"', '""') + '"' : text;
     };
     const lines = [data.columns, ...rows.map((row) => data.columns.map((name) => row[name]))];
     return lines.map((line) => line.map(cell).join(",") + "\n").join("");

@@ -40,14 +40,15 @@ class Price:
 def price_of(records: Iterable[Record]) -> Price | None:
     """Return the price of a model; None where no run tells.
 
-    A model that several runs used counts once. Trainings that give checkpoints do not count.
+    A model that several runs used counts once; under another version of torch one of the same name is another model.
+    Trainings that give checkpoints do not count.
     """
-    times: dict[str, list[float]] = defaultdict(list)
+    times: dict[tuple[str, str | None], list[float]] = defaultdict(list)
     for record in records:
         if not _for_checkpoints(record):
             for name, training in record.trainings.items():
                 if name.startswith(MODEL):
-                    times[name].append(training.wall_s)
+                    times[name, record.versions.get("torch")].append(training.wall_s)
     return Price(fmean(map(fmean, times.values())), len(times)) if times else None
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, count
 
 from markupsafe import Markup
 
@@ -16,7 +17,6 @@ from tdabench.board.lines import Line, make_lines
 from tdabench.board.marks import FLAVOURS, PATHS, Predicted, colours, points, shape_of
 from tdabench.board.names import names
 from tdabench.board.rows import AXES, Axis, Row, TaskInfo
-from tdabench.board.runs import Run
 
 _NO_TASK = "no LDS: the definition of the task is not at hand"
 _OLDER = "no LDS: the run is of another version of the task"
@@ -98,8 +98,8 @@ def make_sections(ordered: Sequence[Row], fronts: Sequence[frozenset[str]], task
     known = {task.name: task for task in tasks}
     unknown = [_undefined_task(name) for name in by_task if name not in known]
     colour_of, anchors = colours(ordered), _anchors(ordered)
-    made = []
-    for task in [*known.values(), *unknown]:
+    of_page, made = [*known.values(), *unknown], []
+    for task, section_anchor in zip(of_page, _ids(f"task-{_slug(task.name)}" for task in of_page), strict=True):
         mine = by_task.get(task.name, [])
         current = [i for i in mine if ordered[i].record.task_version == task.version]
         older = [i for i in mine if ordered[i].record.task_version != task.version]
@@ -109,7 +109,7 @@ def make_sections(ordered: Sequence[Row], fronts: Sequence[frozenset[str]], task
             Section(
                 task,
                 task.name in known,
-                f"task-{_slug(task.name)}",
+                section_anchor,
                 lines,
                 make_lines(older, ordered, [frozenset()] * len(ordered), anchors, colour_of, None, not_compared),
                 findings(task, [line.row for line in lines]),
@@ -140,14 +140,17 @@ def _undefined_task(name: str) -> TaskInfo:
 
 def _anchors(ordered: Sequence[Row]) -> list[list[str]]:
     """Give every run of every row an id that is safe in a URL and unique on the page."""
-    seen: Counter[str] = Counter()
+    anchors = iter(_ids(f"run-{_slug(run.record.run_id)}" for row in ordered for run in row.runs))
+    return [[next(anchors) for _ in row.runs] for row in ordered]
 
-    def anchor(run: Run) -> str:
-        slug = f"run-{_slug(run.record.run_id)}"
-        seen[slug] += 1
-        return slug if seen[slug] == 1 else f"{slug}--{seen[slug]}"
 
-    return [[anchor(run) for run in row.runs] for row in ordered]
+def _ids(slugs: Iterable[str]) -> list[str]:
+    """Return slugs as ids, with a number where one was there before: other letters than a URL's are all the same."""
+    taken: dict[str, None] = {}
+    for slug in slugs:
+        names = chain([slug], (f"{slug}--{n}" for n in count(2)))
+        taken[next(name for name in names if name not in taken)] = None
+    return list(taken)
 
 
 def _slug(text: str) -> str:

@@ -173,12 +173,18 @@ def _provenance(run: Run) -> dict[str, Any]:
 
 
 def csv_text(frame: pd.DataFrame) -> str:
-    """Write the table as CSV; text that a spreadsheet would run as a formula gets a quote in front."""
+    """Write the table as CSV; text that a spreadsheet would run as a formula gets a quote in front.
+
+    A line break in a text is a line feed: a carriage return alone is not quoted, and would end the line for a reader.
+    """
     return frame.map(_harmless).to_csv(index=False, lineterminator="\n")
 
 
 def _harmless(cell: Any) -> Any:
-    return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA_STARTS) else cell
+    if not isinstance(cell, str):
+        return cell
+    text = f"'{cell}" if cell.startswith(_FORMULA_STARTS) else cell
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def json_text(frame: pd.DataFrame) -> str:

@@ -24,7 +24,7 @@ def site(make, tmp_path_factory):
             command=make.HOSTILE,
             costs={"extra_train_s": 4.0},
         ),
-        make.row("hostile-reason", status="failed", reason=make.HOSTILE, run_id="h2"),
+        make.row("hostile-reason", status="failed", reason=f"{make.HOSTILE}\rand another line", run_id="h2"),
     ]
     return write(render(rows, [make.task()]), tmp_path_factory.mktemp("site"), rows).as_uri()
 
@@ -83,7 +83,7 @@ def test_hostile_names_are_shown_and_never_run(visit, make):
     row = page.locator("tbody", has_text="alert(1)").first
     row.locator("summary").click()
     assert make.HOSTILE in row.locator(".command code").text_content()
-    assert page.locator("td.reason", has_text="alert(1)").text_content() == make.HOSTILE
+    assert page.locator("td.reason", has_text="alert(1)").text_content() == f"{make.HOSTILE}\nand another line"
     page.locator(".legend button", has_text="alert(1)").click()
     assert methods(page) == [make.HOSTILE]
     assert page.locator("img").count() == 0

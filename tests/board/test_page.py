@@ -174,6 +174,17 @@ def test_ids_are_unique_even_where_run_ids_are_not(make):
     assert len(ids) == len(set(ids))
 
 
+def test_tasks_whose_names_no_url_can_hold_have_sections_of_their_own(make):
+    """One of them has the very name that would be made for the second of two that look the same."""
+    tasks = [make.task(name=name, title=name) for name in ("日本", "中国", "a b", "a-b", "-", "---2")]
+    page = Reader(render([make.row(task="a+b")], tasks))
+    sections = [a["id"] for _, a in page.elements if "data-task" in a and "id" in a]
+    assert len(sections) == len(set(sections)) == 7
+    assert len(page.ids()) == len(set(page.ids()))
+    links = [a["href"] for tag, a in page.elements if tag == "a" and a.get("href", "").startswith("#task-")]
+    assert {link.removeprefix("#") for link in links} == set(sections)
+
+
 def test_points_lead_to_rows(make):
     page = Reader(render(make.board(), [make.task()]))
     targets = {a["href"][1:] for t, a in page.elements if t == "a" and a.get("class", "").startswith("point")}

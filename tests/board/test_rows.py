@@ -223,6 +223,15 @@ def test_rows_whose_runs_trained_alike_pay_alike(make):
     assert [row.mean(lambda r: r.record.costs.train_s) for row in in_order(rows)] == [4.0, 2.0, 3.0], "records stand"
 
 
+def test_a_model_of_another_torch_is_another_model_and_counts_for_itself(make):
+    def run(run_id, seconds, torch="2.13.0"):
+        training = {"model-0-0": {"wall_s": seconds, "cpu_s": seconds}}
+        return make.run(run_id, run_id=run_id, packages={"torch": torch}, trainings=training)
+
+    rows = rows_of([run("a", 1.0), run("b", 1.0), run("c", 4.0, torch="2.14.0")])
+    assert {(row.price.seconds, row.price.n) for row in rows} == {(2.5, 2)}
+
+
 def test_a_method_that_trains_for_checkpoints_itself_pays_a_model_and_whoever_has_one_pays_it_too(make):
     """Its training has a model's name; as a model gives no checkpoints, an owner of one is charged with all of it."""
 

@@ -2,6 +2,7 @@ import io
 import json
 
 import pandas as pd
+import pytest
 
 from tdabench.board.rows import in_order, on_fronts, rows_of
 from tdabench.board.table import COLUMNS, KEYS, csv_text, flat_rows, json_text, results_frame
@@ -122,6 +123,14 @@ def test_csv_cells_are_never_formulas_and_json_is_exact(make):
     assert table.method == '\'=HYPERLINK("http://x")'
     assert table.reason == "'@SUM(1)"
     assert json.loads(json_text(frame))[0]["reason"] == "@SUM(1)"
+
+
+@pytest.mark.parametrize("line_break", ["\r", "\r\n", "\n"])
+def test_csv_has_a_line_a_run_whatever_breaks_the_lines_of_a_reason(make, line_break):
+    """A carriage return alone is not quoted by every Python, and ends a line for whoever reads the file."""
+    rows = [make.row("late", status="timeout", reason=f"a line{line_break}and another"), make.row()]
+    table = pd.read_csv(io.StringIO(csv_text(results_frame(rows)), newline=""))
+    assert list(table.reason.fillna("")) == ["a line\nand another", ""]
 
 
 def test_negative_numbers_stay_numbers_in_csv(make):

@@ -104,13 +104,17 @@ def read_runs(
 ) -> tuple[list[Run], list[TaskInfo]]:
     """Read and evaluate runs, and return them with what is known of their tasks.
 
-    A run whose evidence is of other ground truth than there is has no LDS, and says so.
+    A run whose evidence is of other ground truth than there is has no LDS, and says so. Folders whose records are equal
+    hold one run (the original and the archive's, a copy), which is returned once, with its LDS if one of them has it.
     """
-    runs = []
+    found: dict[str, Run] = {}
     for folder in folders:
         record = read_record(folder)
-        runs.append(_evaluated(folder, record))
+        run, text = _evaluated(folder, record), record.to_json()
+        if text not in found or found[text].lds is None:
+            found[text] = run
         on_run(record)
+    runs = list(found.values())
     tasks = [info for name in dict.fromkeys(r.record.task for r in runs) if (info := _task_info(name)) is not None]
     return runs, tasks
 

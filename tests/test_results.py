@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ import pytest
 from tdabench import results
 from tdabench.archive import archive_runs
 from tdabench.errors import FileFormatError, OtherGroundTruthError, UsageError
-from tdabench.files import write_arrays
+from tdabench.files import read_arrays, write_arrays
 from tdabench.ground_truth import read_ground_truth
 from tdabench.lds import lds_per_query
 from tdabench.records import read_record
@@ -88,6 +89,22 @@ def test_runs_are_evaluated_and_unknown_tasks_pass(write_run, small, small_truth
     assert [t.name for t in tasks] == ["small"]
     assert (tasks[0].n_subsets, tasks[0].n_seeds, tasks[0].n_queries) == (8, 4, 32)
     assert len(seen) == 4
+
+
+def test_a_run_that_lies_in_several_folders_is_one(write_run, small_truth_folder, tmp_path):
+    """As where runs and their archive are given, or a folder was copied; and with its LDS where any of them has it."""
+    first, other = (write_run(name, np.random.default_rng(n).normal(size=(40, 120))) for n, name in enumerate("ab"))
+    archive_runs([first], tmp_path / "archive")
+    copied = Path(shutil.copytree(first, tmp_path / "runs" / "copy"))
+    seen = []
+    runs, _ = read_runs([first, other, copied, tmp_path / "archive" / "a"], on_run=seen.append)
+    assert ([run.record.run_id for run in runs], len(seen)) == (["a", "b"], 4)
+    evidence = tmp_path / "archive" / "a" / "evidence.safetensors"
+    arrays = read_arrays(evidence, "file of evidence", "")
+    write_arrays(evidence, arrays, {"basis": "other", "scores_sha256": runs[0].record.scores.sha256})
+    for folders in ([first, evidence.parent], [evidence.parent, first]):
+        ((run,), _) = read_runs(folders)
+        assert (run.lds, run.no_score) == (runs[0].lds, "")
 
 
 def test_a_task_without_ground_truth_is_known_and_says_so(write_run, small, monkeypatch, tmp_path):

@@ -180,13 +180,15 @@ def board(runs: Path, out: Path, suite_name: str | None, as_json: bool) -> None:
 @json_option
 def wandb(runs: Path, project: str, mode: Literal["offline", "online"], folder: Path, as_json: bool) -> None:
     """Copy the results of the run folders in RUNS to Weights & Biases; needs the wandb extra."""
-    from tdabench.cli.reports import run_folders
+    from tdabench.cli.reports import note_copies, run_folders
     from tdabench.results import read_runs
     from tdabench.wandb_sink import send
 
     if not project.strip():
         raise UsageError("The project has no name. Give one with --project, or leave it out.")
-    found, _ = read_runs(run_folders([runs]))
+    folders = run_folders([runs])
+    found, _ = read_runs(folders)
+    note_copies(folders, found)
     count = send(found, project, folder, mode)
     if as_json:
         return print_json({"runs": count, "project": project, "mode": mode})

@@ -16,7 +16,7 @@ from tdabench.board.names import names
 from tdabench.board.rows import AXES, Row, TaskInfo, format_bytes, format_seconds, in_order, on_fronts, peak_bytes
 from tdabench.board.runs import Run
 from tdabench.cli.caveats import note_other_sources
-from tdabench.cli.output import Live, json_option, own_tasks_option, print_facts, print_json, print_table, warn
+from tdabench.cli.output import Live, json_option, note, own_tasks_option, print_facts, print_json, print_table, warn
 from tdabench.errors import UnknownNameError, UsageError
 from tdabench.evaluation import Evaluation
 from tdabench.records import LOG_FILE, RECORD_FILE, Record
@@ -94,6 +94,7 @@ def finish_board(folders: Sequence[Path], out: Path, as_json: bool, suite: Suite
         runs, tasks = read_runs(folders, on_run=lambda _: live.skip(1))
     if suite is not None:
         tasks = [replace(task, left_out=suite.left_out_of(task.name)) for task in tasks]
+    note_copies(folders, runs)
     rows = rows_of(runs)
     page = write(render(rows, tasks), out, rows)
     note_other_sources([run.record for run in runs])
@@ -123,6 +124,16 @@ def warn_of_unknown(runs: Sequence[Run], tasks: Sequence[TaskInfo]) -> None:
             warn(f"{left_out}: no task of that name is registered. Name its file with --task FILE.py:NAME.")
         except TdabenchError as error:
             warn(f"{left_out}: {error}")
+
+
+def note_copies(folders: Sequence[Path], runs: Sequence[Run]) -> None:
+    """Say how many folders are left out, as each holds a run that another one holds too."""
+    from tdabench.findings.markdown import count
+
+    copies = len(folders) - len(runs)
+    if copies:
+        left_out = count(copies, "folder is", "folders are")
+        note(f"{left_out} left out, as another holds the same record: a run counts once.")
 
 
 def warn_of_other_truth(runs: Sequence[Run]) -> None:
@@ -222,6 +233,7 @@ def findings(runs: tuple[Path, ...], out: Path, suites: tuple[str, ...], as_json
     with Live(len(folders), "evaluations") as live:
         live.now("evaluating")
         found, tasks = read_runs(folders, on_run=lambda _: live.skip(1))
+    note_copies(folders, found)
     tasks = [task for task in tasks if task.has_truth]
     write_text(out, encodable(render(found, tasks, source)))  # the command names files
     warn_of_unknown(found, tasks)
@@ -229,7 +241,7 @@ def findings(runs: tuple[Path, ...], out: Path, suites: tuple[str, ...], as_json
     if as_json:
         told = {"file": str(out), "runs": len(found), "tasks": [task.name for task in tasks]}
         return print_json({**told, "findings": numbers(found, tasks)})
-    return click.echo(f"{count(len(found), 'run')} of {count(len(tasks), 'task')}: {out}")
+    return click.echo(f"{count(len(found), 'run')} of {count(len({run.record.task for run in found}), 'task')}: {out}")
 
 
 def run_folders(given: Sequence[Path]) -> list[Path]:

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -42,12 +43,14 @@ from tdabench.findings.markdown import share, signed
 from tdabench.findings.redrawn import redrawn
 from tdabench.findings.savings import CLAIMS, gains, verdicts
 from tdabench.findings.winners import best_so_far, duel, winners
-from tdabench.findings.words import ensemble, flavour
-from tdabench.jobs import Job
+from tdabench.findings.words import contender, ensemble, flavour
+from tdabench.jobs import Job, plan
 from tdabench.options import values
 from tdabench.records import Record
+from tdabench.registry import find_task
 from tdabench.saturation import predicted_lds
 from tdabench.suites import LeftOut, Suite
+from tdabench.tuned import with_tuned_options
 
 GOLDEN = Path(__file__).parent / "golden" / "findings.md"
 RECORD = json.loads((Path(__file__).parent / "golden" / "record.json").read_text())
@@ -56,6 +59,8 @@ VERSION = RECORD["task_version"]
 TASK = TaskInfo("digits-mlp", "Digits", VERSION, "Made up.", N_TRAIN, N_QUERIES, N_SUBSETS, 2, 0.9, 0.8)
 OTHER = replace(TASK, name="mnist-mlp", title="More digits")
 SOURCE = Source("tdabench findings runs --out findings.md")
+PLANNED = plan(with_tuned_options(Job("digits-mlp", "trak", {}), find_task("digits-mlp"))[0])
+"""What a suite would run: the runs that are made up here have its options and its code."""
 
 
 # --- curves
@@ -230,8 +235,9 @@ def run(world):
     perfect, evaluator = world
 
     def make(
-        method="trak", ensemble=None, noise=None, train=1.0, serve=1.0, storage=100, stream=1, sha256="bb", **changes
-    ):
+        method="trak", ensemble=None, noise=None, train=1.0, serve=1.0, storage=100, stream=1,
+        sha256=PLANNED.method_sha256, **changes
+    ):  # fmt: skip
         wrapped = ensemble_record(ensemble)
         kind, options = (wrapped["kind"], wrapped["options"]) if wrapped else ("", {})
         # A model gives neither the checkpoints of its past nor a bank: both are charged to its owner as well.
@@ -243,7 +249,8 @@ def run(world):
         if kind == "lora":
             took[f"adapter-{seed}-0-0-rank-8-epochs-5"] = train - models
         trainings = {"trainings": {name: {"wall_s": s, "cpu_s": s} for name, s in took.items()}}
-        value = RECORD | trainings | {"method": method, "ensemble": wrapped, "correlations": None} | changes
+        named = {"method": method, "options": PLANNED.options, "ensemble": wrapped}
+        value = RECORD | trainings | named | {"correlations": None} | changes
         value["run_id"] = f"{method}-{ensemble}-{value['seed']}"
         value["costs"] = costs | {"fit_s": serve / 2, "attribute_s": serve / 2} if noise is not None else None
         value["provenance"] = RECORD["provenance"] | changes.get("provenance", {}) | {"method_sha256": sha256}
@@ -497,6 +504,26 @@ def test_a_run_that_was_measured_again_sets_no_price(run):
     assert (contest.price.seconds, contest.entries[0].costs["train"]) == (1.0, 1.0)
     (row,) = rows_of([busy, again])
     assert row.price == contest.price, "as on the board"
+
+
+def test_a_run_without_an_lds_tells_the_price_of_a_model_as_on_the_board(run):
+    able = run(noise=6.0, trainings=trained(model_0_0=1.0))
+    unable = replace(run(noise=6.0, seed=1, train=9.0, trainings=trained(model_1_0=9.0)), evaluation=None, no_score="x")
+    old = replace(run(noise=6.0, task_version="before", trainings=trained(model_0_0=99.0)), evaluation=None)
+    (contest,) = contests_of([able, unable, old], [TASK])
+    assert (contest.price.seconds, contest.entries[0].costs["train"]) == (5.0, 5.0)
+    prices = {row.record.task_version: row.price for row in rows_of([able, unable, old])}
+    assert prices[VERSION] == contest.price
+
+
+def test_models_that_took_no_time_are_no_measure_of_an_adapter(run):
+    took = trained(model_0_0=0.0)
+    adapted = took | {"adapter-0-0-0-epochs-5": {"wall_s": 0.0, "cpu_s": 0.0}}
+    rows = [run(noise=6.0, train=0.0, trainings=took)]
+    rows += [run(ensemble="lora(models=1, adapters=1)", noise=5.0, train=0.0, trainings=adapted)]
+    text = render(rows, [TASK], SOURCE)
+    assert "Training one model takes 0 s, as measured once" in text
+    assert "Fine-tuning an adapter" not in text
 
 
 def test_winners_stay_within_the_budget_and_name_who_is_level(trak):
@@ -881,7 +908,11 @@ def test_the_order_of_runs_does_not_matter(rows, random):
 def test_tables_hold_together_whatever_a_record_says(rows, run):
     hostile = "x | <b>`y`</b> \n| z"
     more = run(hostile, noise=3.0), run(hostile, noise=None, status="failed", reason=hostile, scores=None, seed=1)
+    machine = RECORD["machine"] | {"machine_class": hostile, "cpu": hostile}
+    made_with = {"tdabench_version": hostile, "packages": RECORD["provenance"]["packages"] | {"torch": hostile}}
+    more += run(noise=3.0, machine=machine, provenance=made_with), run(noise=3.0, machine=machine)
     lines = render([*rows, *more], [TASK], SOURCE).splitlines()
+    assert all(line.startswith("## digits-mlp, on ") for line in lines if line.startswith("## digits-mlp"))
     for above, line in itertools.pairwise(lines):
         if above.startswith("|") and line.startswith("|"):
             assert len(re.findall(r"(?<!\\)\|", above)) == len(re.findall(r"(?<!\\)\|", line))
@@ -1092,6 +1123,69 @@ def test_what_leads_is_significantly_better(run):
     assert "the best ensemble is a tie of independent models and others on 1 and one of dropout masks on 1." in line
 
 
+def test_each_race_speaks_of_its_own_method(run):
+    """On one task the weak method has the most ensembles, on the other one the other method, and is the weak one."""
+
+    def two(weak, strong, task):
+        curve = [(None, 1.0), ("independent(models=5)", 5.0)]
+        more = [(f"dropout(models=1, masks={n})", 1.0) for n in (2, 5)]
+        return [
+            run(method, text, noise=noise, train=train, serve=train, stream=len(str(text)), task=task)
+            for method, noise, made in ((weak, 9.0, [*curve, *more]), (strong, 0.5, [*curve, *more[:1]]))
+            for text, train in made
+        ]
+
+    rows = [*two("mine", "trak", "digits-mlp"), *two("trak", "mine", "mnist-mlp")]
+    top = render(rows, [TASK, OTHER], SOURCE).partition("## Kinds of ensemble")[0]
+    (line,) = [line for line in top.splitlines() if line.startswith("- **At equal training time")]
+    one, other = line.split(" At the training time of as many independent models of ")[1:]
+    for text, weak, strong, task in ((one, "mine", "trak", "digits"), (other, "trak", "mine", "mnist")):
+        lost = f"`{weak}`, another method is significantly better than all ensembles of `{weak}` that cost no more on"
+        assert text.startswith(f"{lost} 1 of 1 task: `{strong}` with ")
+        assert text.endswith(f"on {task}-mlp.")
+
+
+@pytest.mark.parametrize(("sign", "beaten"), [(1, True), (-1, False)])
+def test_what_beats_all_ensembles_is_better_than_each_and_not_than_their_winner_alone(run, sign, beaten):
+    """The masks are level with the models, and where they vary the other way nobody knows what beats them."""
+
+    def judged(method, text, lds, train, sign=1):
+        made, ends = run(method, text, noise=1.0, train=train), lds + 0.02 * sign * np.resize([1.0, -1.0], 200)
+        draws = Draws(lds, ends, np.full(200, lds), ends)
+        return replace(made, evaluation=replace(made.evaluation, lds=lds, draws=draws))
+
+    rows = [
+        judged("trak", None, 0.20, 1.0),
+        judged("trak", "independent(models=5)", 0.30, 5.0),
+        judged("trak", "dropout(models=1, masks=5)", 0.295, 1.0, sign),
+        judged("new", None, 0.31, 4.0),
+    ]
+    lines = render(rows, [TASK], SOURCE).partition("## Kinds of ensemble")[0].splitlines()
+    (line,) = [line for line in lines if line.startswith("- **At equal training time")]
+    assert ("than all ensembles of `trak` that cost no more on 1 of 1 task: `new` with one model" in line) == beaten
+
+
+def test_a_method_that_was_run_on_the_task_is_missing_on_none_of_its_machine_classes(run):
+    machine = RECORD["machine"] | {"machine_class": "other", "device": "cuda", "device_name": "A GPU"}
+    rows = [run(noise=3.0), run("mine", noise=3.0, machine=machine)]
+    assert "(run on another task)" not in render(rows, [TASK], SOURCE)
+    text = render([*rows, run(noise=3.0, task="mnist-mlp")], [TASK, OTHER], SOURCE)
+    assert "- mnist-mlp: `mine` (run on another task).\n" in text
+
+
+def test_runs_of_a_suite_that_were_not_made_as_it_would_make_them_are_not_there(run):
+    """`tdabench suite` would measure them: of other options, or of other code."""
+    source = Source("x", (Suite("mine", "", (Job("digits-mlp", "trak", {}),)),))
+    there = "Suite `mine`: 1 of 1 run has an LDS."
+    missing = "Suite `mine`: 0 of 1 run has an LDS; not there: 1, `digits-mlp trak`."
+    other = run(noise=3.0, options=PLANNED.options | {"ridge": 77.0}), run(noise=3.0, sha256="c" * 64)
+    assert there in render([run(noise=3.0), *other], [TASK], source)
+    for row in other:
+        assert missing in render([row], [TASK], source)
+    gone = Source("x", (Suite("mine", "", (Job("digits-mlp", "gone.py:Mine", {}),)),))
+    assert there in render([run("gone.py:Mine", noise=3.0)], [TASK], gone), "its code is not at hand"
+
+
 def test_runs_of_a_suite_that_failed_or_are_out_of_date_are_not_there(run):
     jobs = [Job("digits-mlp", "trak", {}, None, seed) for seed in range(4)]
     source = Source("x", (Suite("mine", "", tuple(jobs)),))
@@ -1109,6 +1203,48 @@ def test_runs_of_a_suite_that_failed_or_are_out_of_date_are_not_there(run):
     other = replace(rows[0], evaluation=None, no_score="no LDS: its evidence is of other ground truth than there is")
     text = render([other, run(noise=3.0, seed=1)], [TASK], source)
     assert "without one: 1, `digits-mlp trak` (evidence of other ground truth);" in text
+
+
+def test_ensembles_that_read_the_same_are_told_apart_and_keep_their_own_savings(run):
+    """A record of another version has no such option, which is at its default and not written in the other."""
+    text = "lora(models=1, adapters=2)"
+    old = run(ensemble=text, noise=4.0, train=2.0, stream=2)
+    options = {k: v for k, v in old.record.ensemble.options.items() if k != "epochs"}
+    lacking = old.record.ensemble.model_copy(update={"options": options})
+    old = replace(old, record=old.record.model_copy(update={"ensemble": lacking}))
+    curve = [run(noise=6.0), run(ensemble="independent(models=5)", noise=2.5, train=5.0, serve=5.0, storage=500)]
+    rows = [*curve, old, run(ensemble=text, noise=3.0, train=4.0, stream=3)]
+    found = {e["name"]: e for e in numbers(rows, [TASK])[0]["methods"][0]["ensembles"]}
+    names = [f"trak + {text}", f"trak + {text} (epochs=5)"]
+    assert sorted(list(found)[2:]) == names
+    shares = [found[name]["equal_lds"]["saved"]["extra"]["value"] for name in names]
+    assert shares[0] > shares[1], "each at its own cost"
+    document = render(rows, [TASK], SOURCE)
+    for words in ("| 2 LoRA adapters of one model |", "| 2 LoRA adapters of one model (epochs=5) |"):
+        assert words in document
+    (contest,) = contests_of(rows, [TASK])
+    named = {entry.name: contender(entry) for entry in contest.entries}
+    assert named[names[1]] == "`trak` with 2 LoRA adapters of one model (epochs=5)"
+
+
+def test_an_independent_ensemble_of_one_stands_beside_the_single_model(run):
+    """It is no other size of the curve, and was run: tables have it."""
+    rows = [
+        run(noise=6.0),
+        run(ensemble="independent(models=1)", noise=6.0),
+        run(ensemble="independent(models=5)", noise=2.5, train=5.0, serve=5.0, storage=500),
+        run(ensemble="dropout(models=1, masks=5)", noise=4.0, serve=5.0),
+    ]
+    (contest,) = contests_of(rows, [TASK])
+    (family,) = contest.families
+    assert family.entries == (family.curve[0], *family.doubles, family.curve[1], *family.others)
+    assert [entry.ensemble for entry in family.curve] == ["one model", "independent(models=5)"]
+    table = render(rows, [TASK], SOURCE).partition("### LDS and costs")[2].partition("### Saved")[0]
+    assert [line.split(" | ")[0] for line in table.splitlines() if line.startswith("| ")][1:] == [
+        "| :--", "| one model", "| 1 independent model", "| 5 independent models", "| 5 dropout masks of one model",
+    ]  # fmt: skip
+    (method,) = numbers(rows, [TASK])[0]["methods"]
+    assert len(method["ensembles"]) == 4
 
 
 def test_the_numbers_are_those_of_the_document(all_rows):
@@ -1183,6 +1319,34 @@ def test_the_command_writes_the_same_bytes_in_any_order(tdabench, folders, tmp_p
     assert (told["file"], told["runs"], told["tasks"]) == ("docs/findings.md", 4, ["small"])
     assert [e["ensemble"] for e in told["findings"][0]["methods"][0]["ensembles"]][1] == "independent(models=2)"
     assert Path("docs/findings.md").read_text() == text.replace("one two --out", "one two two/c --out")
+
+
+def test_the_command_counts_the_tasks_of_the_runs(tdabench, folders, tmp_path, monkeypatch):
+    """As the document does, also those that are not at hand."""
+    monkeypatch.chdir(tmp_path)
+    folder = Path(shutil.copytree(folders[0] / "a", folders[0] / "e"))
+    record = json.loads((folder / "record.json").read_text())
+    (folder / "record.json").write_text(json.dumps(record | {"task": "a-task-that-is-not-here"}))
+    _, out, _ = tdabench("findings", "one", "two")
+    assert out == "5 runs of 2 tasks: findings.md\n"
+    assert "- 5 runs of 2 tasks, of which 4 have an LDS;" in Path("findings.md").read_text()
+
+
+def test_the_command_counts_a_run_once_however_often_it_is_given(tdabench, folders, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tdabench("findings", "one", "two")
+    text = Path("findings.md").read_text()
+    shutil.copytree(folders[0] / "a", folders[1] / "copy of a")
+    _, out, err = tdabench("findings", "one", "two")
+    assert out == "4 runs of 1 task: findings.md\n"
+    assert "1 folder is left out, as another holds the same record: a run counts once.\n" in err
+    assert Path("findings.md").read_text() == text
+    (tmp_path / "both").mkdir()
+    for name in ("a", "again"):
+        shutil.copytree(folders[0] / "a", tmp_path / "both" / name)
+    _, out, err = tdabench("board", "both", "--json")
+    assert len(json.loads(out)) == 1
+    assert "1 folder is left out" in err
 
 
 def test_the_command_names_no_folder_of_the_machine(tdabench, folders, tmp_path):

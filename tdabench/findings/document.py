@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from tdabench._version import __version__
 from tdabench.board.findings import describe_machine
@@ -12,6 +14,7 @@ from tdabench.board.rows import TaskInfo, in_order
 from tdabench.board.runs import Run
 from tdabench.bootstrap import RESAMPLE_SEED
 from tdabench.ensembles import format_ensemble, kind_of, parse_ensemble
+from tdabench.errors import UsageError
 from tdabench.findings.curves import SERVING_TOLERANCE, TOLERANCE
 from tdabench.findings.entries import Contest, contests_of
 from tdabench.findings.kinds import kinds
@@ -20,11 +23,15 @@ from tdabench.findings.savings import CLAIMS
 from tdabench.findings.sections import section
 from tdabench.findings.summary import summary
 from tdabench.findings.words import COSTS, listed
-from tdabench.jobs import Job, shown
+from tdabench.jobs import Job, plan, shown
 from tdabench.options import values
-from tdabench.records import Record
-from tdabench.registry import find_task
+from tdabench.records import OptionValue, Record
+from tdabench.registry import find_method, find_task
 from tdabench.suites import Suite
+from tdabench.tuned import with_tuned_options
+
+if TYPE_CHECKING:
+    from tdabench.task import Task
 
 _HOW = (
     "**LDS**: from the stored scores, on the reported queries; 95 % intervals from {resamples} resamples of subsets and"
@@ -101,6 +108,7 @@ def _question() -> list[str]:
 def _source(runs: Sequence[Run], source: Source) -> list[str]:
     machines = {run.record.machine.machine_class: run.record.machine for run in runs}
     made = [run.record.provenance for run in runs]
+    tdabench = sorted({p.tdabench_version for p in made})
     torch = sorted({p.packages["torch"] for p in made if "torch" in p.packages})
     commits = sorted({f"{(p.commit or 'unknown')[:10]}{' with changes' if p.dirty else ''}" for p in made})
     return [
@@ -111,8 +119,8 @@ def _source(runs: Sequence[Run], source: Source) -> list[str]:
         "```",
         "",
         f"- {count(len(runs), 'run')} of {count(len({run.record.task for run in runs}), 'task')}, of which"
-        f" {sum(run.lds is not None for run in runs)} have an LDS; measured with tdabench"
-        f" {_listed(sorted({p.tdabench_version for p in made}))}, torch {_listed(torch)}, commits"
+        f" {count(sum(run.lds is not None for run in runs), 'has', 'have')} an LDS; measured with tdabench"
+        f" {_listed([plain(v) for v in tdabench])}, torch {_listed([plain(v) for v in torch])}, commits"
         f" {_listed([code(c) for c in commits])}.",
         *(f"- Machine class {code(key)}: {plain(describe_machine(m))}." for key, m in sorted(machines.items())),
         "",
@@ -160,14 +168,14 @@ def _unknown(runs: Sequence[Run], contests: Sequence[Contest]) -> list[str]:
 
 
 def _gaps(contests: Sequence[Contest]) -> list[str]:
-    """Say, for each task, which methods were run elsewhere and not there."""
+    """Say, for each task, which methods were run on others and not on it, whatever the machine class."""
     tried: dict[str, set[str]] = defaultdict(set)
     for contest in contests:
-        tried[contest.title] |= {e.method for e in contest.entries} | {r.record.method for r in contest.without}
+        tried[contest.task.name] |= {e.method for e in contest.entries} | {r.record.method for r in contest.without}
     everything = set().union(*tried.values()) if tried else set()
     return [
-        f"{plain(title)}: {', '.join(code(m) for m in sorted(everything - methods))} (run on another task)."
-        for title, methods in tried.items()
+        f"{plain(task)}: {', '.join(code(m) for m in sorted(everything - methods))} (run on another task)."
+        for task, methods in tried.items()
         if everything - methods
     ]
 
@@ -175,19 +183,22 @@ def _gaps(contests: Sequence[Contest]) -> list[str]:
 def _suite_gaps(suite: Suite, runs: Sequence[Run], tasks: Sequence[TaskInfo]) -> str:
     """Count the runs of a suite that have an LDS, that ended without one, and that are not there.
 
-    A run of an older version of its task is not there: it would be measured again.
+    A run of an older version of its task, with other options or of other code is not there: it would be measured again.
     """
     versions = {task.name: task.version for task in tasks}
+    known = {task: find_task(task) for task in sorted({job.task for job in suite.jobs})}
+    settings = _settings(suite, known)
     ended: dict[_Planned, str] = {}
     for run in sorted(runs, key=lambda run: run.lds is not None):  # one with an LDS is the last word
         r = run.record
-        if versions.get(r.task, r.task_version) == r.task_version:
+        as_planned = settings.get((r.task, r.method)) in (None, (_text(r.options), r.provenance.method_sha256))
+        if versions.get(r.task, r.task_version) == r.task_version and as_planned:
             ended[r.task, r.method, _ensemble(r), r.seed] = "" if run.lds is not None else _without(run)
-    planned = sorted({_planned(job) for job in suite.jobs})
+    planned = sorted({_planned(job, known[job.task]) for job in suite.jobs})
     without = [(run, ended[run]) for run in planned if ended.get(run)]
     missing = [run for run in planned if run not in ended]
     there = len(planned) - len(without) - len(missing)
-    text = f"Suite {code(suite.name)}: {there} of {count(len(planned), 'run')} have an LDS"
+    text = f"Suite {code(suite.name)}: {there} of {count(len(planned), 'run has', 'runs have')} an LDS"
     if without:
         named = [f"{_run(run)} ({why})" for run, why in without]
         text += f"; without one: {len(without)}, {listing(named, 12)}"
@@ -216,11 +227,37 @@ def _ensemble(record: Record) -> str:
     return "" if record.ensemble is None else record.ensemble.text
 
 
-def _planned(job: Job) -> _Planned:
+_Settings = tuple[str, str]
+"""A method's options, as text that is equal where they are, and the hash of its file."""
+
+
+def _settings(suite: Suite, known: Mapping[str, Task]) -> dict[tuple[str, str], _Settings | None]:
+    """Return how a suite would measure its methods now, by the names of task and method.
+
+    None for a method that is not at hand: nobody can say how it would be measured, so any of its runs will do.
+    """
+    jobs = {(job.task, job.method): job for job in reversed(suite.jobs)}  # one will do: they share options
+    return {(known[task].name, shown(method)): _settings_of(job, known[task]) for (task, method), job in jobs.items()}
+
+
+def _settings_of(job: Job, task: Task) -> _Settings | None:
+    try:
+        find_method(job.method)
+    except UsageError:
+        return None
+    planned = plan(replace(with_tuned_options(job, task)[0], ensemble=None))
+    return _text(planned.options), planned.method_sha256
+
+
+def _text(options: Mapping[str, OptionValue]) -> str:
+    return json.dumps(options, sort_keys=True)
+
+
+def _planned(job: Job, task: Task) -> _Planned:
     """Return what a job's record will say: task, method, ensemble, seed."""
     if job.ensemble is None:
         ensemble = ""
     else:
         parsed = parse_ensemble(job.ensemble)
         ensemble = format_ensemble(kind_of(parsed), values(parsed))
-    return find_task(job.task).name, shown(job.method), ensemble, job.seed
+    return task.name, shown(job.method), ensemble, job.seed

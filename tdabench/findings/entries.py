@@ -36,12 +36,16 @@ class Entry:
         By the keys of :data:`~tdabench.board.rows.AXES`; means over run seeds, models at their price.
     name
         Tells it from the other entries of its contest.
+    variant
+        What tells its ensemble from one that reads the same, in brackets; else empty. A record of another version may
+        lack an option that is at its default here, which is not written.
     """
 
     records: tuple[Record, ...]
     draws: SeedDraws = field(repr=False)
     costs: Mapping[str, float]
     name: str
+    variant: str = ""
 
     @property
     def record(self) -> Record:
@@ -132,16 +136,19 @@ class Family:
         The single model and the independent ensembles, one a size, smallest first; may be empty.
     others
         The other ensembles.
+    doubles
+        Independent ensembles of a size that the curve has already: of one model beside the single model.
     """
 
     name: str
     curve: tuple[Entry, ...]
     others: tuple[Entry, ...]
+    doubles: tuple[Entry, ...] = ()
 
     @property
     def entries(self) -> tuple[Entry, ...]:
         """All of them."""
-        return (*self.curve, *self.others)
+        return (*sorted((*self.curve, *self.doubles), key=lambda entry: entry.members), *self.others)
 
     @property
     def from_one(self) -> bool:
@@ -199,9 +206,10 @@ class Contest:
         groups: dict[tuple[str, ...], list[Entry]] = defaultdict(list)
         for entry in self.entries:
             groups[entry.method, entry.options, entry.code, *entry.versions.values()].append(entry)
-        firsts = [members[0] for _, members in sorted(groups.items())]
-        named = zip(_told_apart(firsts, [e.method for e in firsts]), sorted(groups.items()), strict=True)
-        return [_family(name, members) for name, (_, members) in named]
+        families = [members for _, members in sorted(groups.items())]
+        names = [members[0].method for members in families]
+        apart = _apart(names, [_facts(members[0]) for members in families])
+        return [_family(f"{name}{said}", found) for name, said, found in zip(names, apart, families, strict=True)]
 
 
 @lru_cache(maxsize=4096)  # tables ask for the same pairs again and again
@@ -240,14 +248,17 @@ def contests_of(runs: Iterable[Run], tasks: Sequence[TaskInfo]) -> list[Contest]
 def _contest(task: TaskInfo, runs: Sequence[Run]) -> Contest:
     able = [run for run in runs if counts(run)]
     groups = by_configuration(able)
-    price = price_of(run.record for group in groups for run in group)
+    price = _price(run for run in runs if run.record.task_version == task.version)
     made = (_entry(members, price, luck) for members, luck in zip(groups, lucks_of(groups), strict=True))
-    entries = sorted(made, key=_entry_order)
-    named = zip(entries, _told_apart(entries, [entry.name for entry in entries]), strict=True)
+    entries = _named(sorted(made, key=_entry_order))
     machine = runs[0].record.machine
     without = tuple(run for run in runs if not counts(run))
-    told = tuple(replace(entry, name=name) for entry, name in named)
-    return Contest(task, machine, told, without, describe_machine(machine), task.name, price)
+    return Contest(task, machine, entries, without, describe_machine(machine), task.name, price)
+
+
+def _price(runs: Iterable[Run]) -> Price | None:
+    """Return the price of a model over all runs of a task's version, also those without an LDS, as the board does."""
+    return price_of(run.record for group in by_configuration(runs) for run in group)
 
 
 def counts(run: Run) -> bool:
@@ -273,30 +284,47 @@ def _entry_order(entry: Entry) -> tuple[object, ...]:
     return entry.method, place, entry.flavour, *size, entry.options, entry.ensemble, *made_by
 
 
-def _told_apart(entries: Sequence[Entry], names: Sequence[str]) -> list[str]:
-    """Add, to names that several entries share, what they differ in: options, the code's hash, library versions."""
-    sharing: dict[str, list[dict[str, str]]] = defaultdict(list)
-    for entry, name in zip(entries, names, strict=True):
-        sharing[name].append(_facts(entry))
+def _named(entries: Sequence[Entry]) -> tuple[Entry, ...]:
+    """Tell entries apart that have the same name: their ensembles first, then how they were run."""
+    variants = _apart([entry.name for entry in entries], [_ensemble_facts(entry) for entry in entries])
+    names = [f"{entry.name}{variant}" for entry, variant in zip(entries, variants, strict=True)]
+    apart = _apart(names, [_facts(entry) for entry in entries])
+    told = zip(entries, names, apart, variants, strict=True)
+    return tuple(replace(entry, name=f"{name}{said}", variant=variant) for entry, name, said, variant in told)
+
+
+def _apart(names: Sequence[str], facts: Sequence[Mapping[str, str]]) -> list[str]:
+    """Return, for each of several that share a name, the facts in which they differ, in brackets; else nothing."""
+    sharing: dict[str, list[Mapping[str, str]]] = defaultdict(list)
+    for name, own in zip(names, facts, strict=True):
+        sharing[name].append(own)
     told = []
-    for entry, name in zip(entries, names, strict=True):
-        said = [v for k, v in _facts(entry).items() if any(other.get(k) != v for other in sharing[name])]
-        told.append(f"{name} ({', '.join(said)})" if said else name)
+    for name, own in zip(names, facts, strict=True):
+        said = [v for k, v in own.items() if any(other.get(k) != v for other in sharing[name])]
+        told.append(f" ({', '.join(said)})" if said else "")
     return told
 
 
+def _ensemble_facts(entry: Entry) -> dict[str, str]:
+    """Return the options of an ensemble, also those at their default."""
+    made = entry.record.ensemble
+    return {} if made is None else {name: f"{name}={value}" for name, value in made.options.items()}
+
+
 def _facts(entry: Entry) -> dict[str, str]:
+    """Return how an entry was run: options, the code's hash, library versions."""
     options = {name: f"{name}={value}" for name, value in entry.record.options.items()}
     return options | {"": f"code {entry.code[:6]}"} | {f" {k}": f"{k} {v}" for k, v in entry.versions.items()}
 
 
 def _family(name: str, entries: Sequence[Entry]) -> Family:
     curve: dict[int, Entry] = {}
-    for entry in entries:  # the single model comes before an independent ensemble of one
-        if entry.kind in (ONE_MODEL, INDEPENDENT):
-            curve.setdefault(entry.members, entry)
+    plain = [entry for entry in entries if entry.kind in (ONE_MODEL, INDEPENDENT)]
+    for entry in plain:  # the single model comes before an independent ensemble of one
+        curve.setdefault(entry.members, entry)
     others = tuple(e for e in entries if e.kind not in (ONE_MODEL, INDEPENDENT))
-    return Family(name, tuple(curve[size] for size in sorted(curve)), others)
+    doubles = tuple(e for e in plain if e is not curve[e.members])
+    return Family(name, tuple(curve[size] for size in sorted(curve)), others, doubles)
 
 
 def _titled(contests: Sequence[Contest]) -> list[Contest]:

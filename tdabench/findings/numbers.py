@@ -41,13 +41,13 @@ def _contest(contest: Contest) -> dict[str, Any]:
 
 
 def _family(family: Family, judged: Sequence[Verdict]) -> dict[str, Any]:
-    found = {gain.entry.name: gain for gain in gains(family)}
+    found = {gain.entry: gain for gain in gains(family)}
     return {
         "method": family.name,
         "options": family.entries[0].record.options,
         "code": family.entries[0].code,
         "claim": {v.axis: v.outcome for v in judged if v.family.name == family.name},
-        "ensembles": [_entry(entry, family, found.get(entry.name)) for entry in family.entries],
+        "ensembles": [_entry(entry, family, found.get(entry)) for entry in family.entries],
         "winners": _winners(family, family.entries) if len(family.curve) > 1 else [],
     }
 

@@ -114,27 +114,38 @@ def variant_of(entry: Entry) -> str:
 
 
 def _overall(axis: str, races: Sequence[Race]) -> str:
-    """Say what is best of all methods at the cost of the strongest curve's budget."""
-    found = leading(races)
-    lost = [(race, better) for race in found if (better := _better(race, axis)) is not None]
+    """Say what is best of all methods at the cost of each strongest curve's budget, a sentence a method."""
+    families: dict[str, list[Race]] = defaultdict(list)
+    for race in leading(races):
+        families[race.family.name].append(race)
+    return "".join(_beaten(axis, name, found) for name, found in sorted(families.items()))
+
+
+def _beaten(axis: str, name: str, races: Sequence[Race]) -> str:
+    """Say on which tasks all ensembles of a method lose to another one; nothing where they do not."""
+    lost = [(race, better) for race in races if (better := _better(race, axis)) is not None]
     if not lost:
         return ""
-    names = sorted({race.family.name for race in found})
     others = [f"{contender(better)} on {plain(race.contest.title)}" for race, better in lost]
-    tasks, all_tasks = (len({race.contest.task.name for race in some}) for some in ([r for r, _ in lost], found))
-    listed_names = listed(list(map(code, names)))
+    tasks, all_tasks = (len({race.contest.task.name for race in some}) for some in ([r for r, _ in lost], races))
     return (
-        f" At the {COSTS[axis]} of as many independent models of {listed_names}, another method is significantly better"
-        f" than all ensembles of {listed_names} that cost no more on {tasks} of {count(all_tasks, 'task')}:"
+        f" At the {COSTS[axis]} of as many independent models of {code(name)}, another method is significantly better"
+        f" than all ensembles of {code(name)} that cost no more on {tasks} of {count(all_tasks, 'task')}:"
         f" {listing(others, 4, '; ')}."
     )
 
 
 def _better(race: Race, axis: str) -> Entry | None:
-    """Return the best of all methods at the same cost, if it is another one and significantly better."""
-    best = winners(race.contest.entries, [race.winners[axis].budget], axis)[0].best
-    other = best.method != race.family.entries[0].method
-    return best if other and ahead(best, race.winners[axis].best) > 0 else None
+    """Return the best of all methods at the same cost, if it is another one and significantly better than all of these.
+
+    Not of the family's winner alone: what is level with that may have a wider interval, or other seeds.
+    """
+    budget = race.winners[axis].budget
+    best = winners(race.contest.entries, [budget], axis)[0].best
+    if best.method == race.family.entries[0].method:
+        return None
+    own = within(race.family.entries, axis, budget.costs[axis])
+    return best if all(ahead(best, entry) > 0 for entry in own) else None
 
 
 def race_table(races: Sequence[Race]) -> list[str]:

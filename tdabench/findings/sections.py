@@ -24,7 +24,7 @@ SAVED = ("train", "serve", "total", "memory", "storage")
 def section(contest: Contest) -> list[str]:
     """Return the lines of a contest's section."""
     return [
-        f"## {contest.title}",
+        f"## {plain(contest.title)}",
         "",
         *_facts(contest),
         *_measured(contest),
@@ -73,7 +73,12 @@ def _price(contest: Contest) -> list[str]:
 
 
 def _adapters(contest: Contest, price: Price) -> list[str]:
-    """Say what an adapter takes of what a model does: whether it can save anything follows from that."""
+    """Say what an adapter takes of what a model does: whether it can save anything follows from that.
+
+    Nothing where a model took no time that the clock could tell.
+    """
+    if price.seconds == 0:
+        return []
     times: dict[str, list[float]] = defaultdict(list)
     for entry in contest.entries:
         if entry.kind == "lora":
@@ -123,7 +128,8 @@ def _codes(contest: Contest) -> list[str]:
     torches = sorted({entry.versions.get("torch", "unknown") for entry in contest.entries})
     if len(torches) > 1:
         said.append(
-            f"Run with several versions of torch, whose models differ and are not averaged: {', '.join(torches)}."
+            "Run with several versions of torch, whose models differ and are not averaged:"
+            f" {', '.join(map(plain, torches))}."
         )
     return said
 

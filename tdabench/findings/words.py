@@ -32,13 +32,17 @@ def ensemble(entry: Entry) -> str:
     if record is None:
         return ONE_MODEL
     if entry.kind == INDEPENDENT:
-        return count(entry.models, "independent model")
+        return f"{count(entry.models, 'independent model')}{_apart(entry)}"
     option, noun = _COUNTED.get(entry.kind, ("", ""))
     number = record.options.get(option)
     if not isinstance(number, int):
-        return code(entry.ensemble)
+        return code(f"{entry.ensemble}{entry.variant}")
     models = ONE_MODEL if entry.models == 1 else f"each of {entry.models} models"
-    return f"{count(number, noun)} of {models}{_variant(entry.flavour)}"
+    return f"{count(number, noun)} of {models}{_variant(entry.flavour)}{_apart(entry)}"
+
+
+def _apart(entry: Entry) -> str:
+    return f" {plain(entry.variant)}" if entry.variant else ""
 
 
 def flavour(text: str) -> str:
@@ -70,7 +74,7 @@ def contender(entry: Entry) -> str:
 
 def method(entry: Entry) -> str:
     """Name an entry's method with what tells it apart."""
-    return f"{entry.method}{entry.name.removeprefix(entry.record.label)}"
+    return f"{entry.method}{entry.name.removeprefix(f'{entry.record.label}{entry.variant}')}"
 
 
 def tally(duels: Iterable[Duel]) -> str:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from tdabench.method import MemberMethod
     from tdabench.view import TaskView
 
+_MOST = 10**6  # of what is counted: a product of two is still a count that a record holds
+
 
 class Ensemble(Protocol):
     """A frozen dataclass of options that makes members."""
@@ -50,7 +52,7 @@ def _one_by_one(task: TaskView, models: int) -> Iterator[int]:
 class Independent:
     """Independently trained models: the naive ensemble, good and dear."""
 
-    models: int = option(1, "independently trained models", low=1)
+    models: int = option(1, "independently trained models", low=1, high=_MOST)
 
     @property
     def size(self) -> int:
@@ -75,8 +77,8 @@ class Independent:
 class Dropout:
     """Few models, many dropout masks: every (model, mask) pair is a member (arXiv 2405.17293)."""
 
-    models: int = option(1, "independently trained models", low=1)
-    masks: int = option(10, "dropout masks per model", low=1)
+    models: int = option(1, "independently trained models", low=1, high=_MOST)
+    masks: int = option(10, "dropout masks per model", low=1, high=_MOST)
     scope: Literal["all", "q-only"] = option(
         "all", "all: gradients and Q factor under the mask; q-only: gradients once per model, dropout for the Q factor"
     )
@@ -123,8 +125,8 @@ class Lora:
     Gradients are taken with respect to the adapter only.
     """
 
-    models: int = option(1, "independently trained models", low=1)
-    adapters: int = option(5, "adapters per model", low=1)
+    models: int = option(1, "independently trained models", low=1, high=_MOST)
+    adapters: int = option(5, "adapters per model", low=1, high=_MOST)
     rank: int = option(8, "rank of an adapter, at most the smaller side of its layer", low=1)
     epochs: int = option(5, "epochs of fine-tuning, with the task's recipe", low=1)
 
@@ -163,8 +165,8 @@ class Checkpoints:
     it ends, relative to the mean over its model's members, for methods that sum along the training.
     """
 
-    models: int = option(1, "independently trained models", low=1)
-    last: int = option(5, "checkpoints per model, the final parameters included", low=1)
+    models: int = option(1, "independently trained models", low=1, high=_MOST)
+    last: int = option(5, "checkpoints per model, the final parameters included", low=1, high=_MOST)
     every: int | None = option(None, "epochs between checkpoints; none: evenly over the second half of training", low=1)
 
     @property
@@ -174,7 +176,7 @@ class Checkpoints:
 
     def supports(self, method: MemberMethod, task: TaskView) -> str | None:
         """Need as many epochs as the checkpoints reach back."""
-        if self.epochs(task.epochs)[-1] >= 1:
+        if self.last <= task.epochs and self.epochs(task.epochs)[-1] >= 1:
             return None
         every = "" if self.every is None else f", {self.every} epochs apart,"
         return f"a model of {task.name} is trained for {task.epochs} epochs: too few for {self.last} checkpoints{every}"
@@ -207,8 +209,8 @@ class Checkpoints:
 class Projections:
     """Few models, several random projections of each: only the method's own randomness differs between members."""
 
-    models: int = option(1, "independently trained models", low=1)
-    seeds: int = option(5, "projections per model", low=1)
+    models: int = option(1, "independently trained models", low=1, high=_MOST)
+    seeds: int = option(5, "projections per model", low=1, high=_MOST)
 
     @property
     def size(self) -> int:

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from tdabench.errors import Declined, ScoresError, UsageError
@@ -125,7 +126,7 @@ def check_task(method: Method | MemberMethod, task: TaskView) -> None:
 
 
 def mean(parts: Iterable[Any]) -> Any:
-    """Return the running mean of tensors, or of tuples of tensors element by element."""
+    """Return the running mean of tensors, or of tuples of tensors element by element; in float32 at least."""
     total: list[Tensor] = []
     count = 0
     single = True
@@ -133,13 +134,18 @@ def mean(parts: Iterable[Any]) -> Any:
         single = not isinstance(part, tuple)
         tensors = (part,) if single else part
         check_floats(*tensors)
-        total = [t.clone() for t in tensors] if count == 0 else [a.add_(b) for a, b in zip(total, tensors, strict=True)]
+        total = [a.add_(b) for a, b in zip(total, tensors, strict=True)] if count else [_to_add_to(t) for t in tensors]
         count += 1
         del part, tensors  # before the next one is made
     if count == 0:
         raise ValueError("An ensemble has at least one member.")
     means = tuple(t.div_(count) for t in total)
     return means[0] if single else means
+
+
+def _to_add_to(tensor: Tensor) -> Tensor:
+    """Return a copy that a sum fits into: in bfloat16 it stops growing after some hundred members."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32), copy=True)
 
 
 def check_floats(*parts: Any) -> None:

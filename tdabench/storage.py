@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import types
 from collections import deque
 from collections.abc import Collection, Mapping
@@ -84,8 +83,6 @@ def _parts(state: Any) -> list[Any]:
         return list(state.ravel())
     if isinstance(state, partial):
         return [state.func, state.args, state.keywords]
-    if dataclasses.is_dataclass(state):
-        return [getattr(state, f.name) for f in dataclasses.fields(state)]
     attributes = _attributes(state)
     if isinstance(state, _CONTAINERS) or (attributes is None and isinstance(state, Collection)):
         items = [*state.keys(), *state.values()] if isinstance(state, Mapping) else list(state)

@@ -8,6 +8,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +60,7 @@ class TaskView:
         self._store = ModelStore(store, self.device)
         self._models: dict[str, Parameters] = {}
         self._checkpoints: dict[str, dict[int, Trained]] = {}
+        self._loaded_storages: WeakSet[torch.UntypedStorage] = WeakSet()
         self._unchanged = self._data_versions()
         self._template, self._sites = task.template(data.training.inputs[:1].cpu())
         self._template.to(self.device).requires_grad_(False)
@@ -157,9 +159,12 @@ class TaskView:
         """
         self._models.pop(model_name(self.seed, model), None)
 
-    def loaded(self) -> Iterator[Tensor]:
-        """Yield the tensors of the models in memory: what is kept of them is stored, and charged, with the models."""
-        return (tensor for values in self._models.values() for tensor in values.values())
+    def loaded(self) -> Iterator[torch.UntypedStorage]:
+        """Yield what was loaded of models, checkpoints and adapters, and is held by somebody.
+
+        What is kept of it is stored, and charged, with them.
+        """
+        return iter(self._loaded_storages)
 
     def train_run(self, model: int, epochs: Sequence[int]) -> dict[int, Parameters]:
         """Return the parameters of attribution model number ``model`` at the end of some epochs of its training.
@@ -298,7 +303,8 @@ class TaskView:
     def _found(self, name: str) -> Trained | None:
         """Return what a whole checkpoint cost, None where there is none; to look whether it is whole costs nobody."""
         with self.meter.stopwatch.phase(HARNESS):
-            return self._store.find(name) if self._store.is_intact(name) else None
+            found = self._store.find(name)
+            return found if found is not None and self._store.is_intact(name) else None
 
     def _loaded(self, name: str) -> tuple[Parameters, Trained]:
         found = self._store.load(name)
@@ -307,6 +313,7 @@ class TaskView:
                 f"The checkpoint {name} in {self._store.folder} was there a moment ago, and is gone or damaged. "
                 "Leave the folder alone while a run uses it, and give the command again."
             )
+        self._loaded_storages.update(tensor.untyped_storage() for tensor in found[0].values())
         return found
 
     def member(self, model: int = 0, *, number: int | None = None, mask: tuple[int, bool] | None = None) -> Member:

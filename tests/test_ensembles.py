@@ -17,6 +17,7 @@ from tdabench import MemberMethod
 from tdabench.baselines.grad_dot import GradDot, TracIn
 from tdabench.baselines.trak import Trak
 from tdabench.ensembles import (
+    KINDS,
     SIZES,
     Checkpoints,
     Dropout,
@@ -30,7 +31,9 @@ from tdabench.ensembles import (
 from tdabench.errors import Declined, OptionError, UnknownNameError, UsageError
 from tdabench.execution import execute
 from tdabench.member import _table, forget_masks
-from tdabench.options import values
+from tdabench.method import mean
+from tdabench.options import describe, values
+from tdabench.records import EnsembleRecord
 
 counts = st.integers(1, 1000)
 ensembles = (
@@ -87,7 +90,13 @@ def test_ensembles_are_written_freely(text, ensemble):
         ("dropuot(models=5)", UnknownNameError, "Unknown ensemble 'dropuot'. Did you mean 'dropout'"),
         ("dropout(model=5)", UnknownNameError, "Unknown option of ensemble dropout 'model'. Did you mean 'models'"),
         ("dropout(models=five)", OptionError, "ensemble dropout's models must be of type int; got 'five'"),
-        ("dropout(models=0)", OptionError, "ensemble dropout's models must be between 1 and inf; got 0"),
+        ("dropout(models=0)", OptionError, "ensemble dropout's models must be between 1 and 1e\\+06; got 0"),
+        ("independent(models=10000000000000000000)", OptionError, "models must be between 1 and 1e\\+06; got 1000"),
+        ("dropout(models=1000001, masks=2)", OptionError, "models must be between 1 and 1e\\+06; got 1000001"),
+        ("dropout(masks=1000001)", OptionError, "masks must be between 1 and 1e\\+06; got 1000001"),
+        ("lora(adapters=1000001)", OptionError, "adapters must be between 1 and 1e\\+06; got 1000001"),
+        ("checkpoints(last=1000001)", OptionError, "last must be between 1 and 1e\\+06; got 1000001"),
+        ("projections(seeds=1000001)", OptionError, "seeds must be between 1 and 1e\\+06; got 1000001"),
         ("checkpoints(every=0)", OptionError, "ensemble checkpoints's every must be between 1 and inf; got 0"),
         ("dropout(scope=some)", OptionError, "ensemble dropout's scope must be one of all, q-only; got 'some'"),
     ],
@@ -236,6 +245,19 @@ def test_too_few_epochs_for_the_checkpoints_is_declined_before_anything_is_train
     assert not task.meter.runs
 
 
+def test_more_checkpoints_than_epochs_are_declined_without_counting_them(view, monkeypatch):
+    monkeypatch.setattr(Checkpoints, "epochs", lambda *_: pytest.fail("listed"))
+    with pytest.raises(Declined, match="too few for 1000000 checkpoints"):
+        execute(GradDot(), Checkpoints(1, 10**6), view())
+
+
+def test_the_largest_ensembles_are_counts_that_a_record_holds():
+    for kind, cls in KINDS.items():
+        largest = {info.name: int(info.high) for info in describe(cls) if info.name in SIZES}
+        ensemble = parse_ensemble(f"{kind}({', '.join(f'{k}={v}' for k, v in largest.items())})")
+        assert EnsembleRecord(kind=kind, options=values(ensemble), members=ensemble.size).members >= 10**6
+
+
 def test_checkpoints_cost_one_training_a_model_also_for_who_has_it(view):
     task, alone = view(), view()
     execute(GradDot(), Checkpoints(2, 3), task)
@@ -312,20 +334,20 @@ class Held:
         self.models, self.rest, self.bytes_of_models = [], [], []
 
     def bytes_of(self, references):
-        storages = [tensor.untyped_storage() for r in references if (tensor := r()) is not None]
+        storages = [storage for r in references if (storage := r()) is not None]
         return sum({s.data_ptr(): s.nbytes() for s in storages}.values())
 
     def note(self, member):
         """Note a member that starts; nothing may be there of what members before it have returned."""
         tensors = (*member.parameters.values(), *member.statistics.values(), *member.model.parameters())
-        self.models += [weakref.ref(t) for t in (*tensors, *member.task.loaded())]
+        self.models += [weakref.ref(s) for s in (*(t.untyped_storage() for t in tensors), *member.task.loaded())]
         self.bytes_of_models.append(self.bytes_of(self.models))
         assert self.bytes_of(self.rest) == 0
         assert _table.cache_info().currsize == 0
 
     def result(self):
         tensor = torch.zeros(40, 120)
-        self.rest.append(weakref.ref(tensor))
+        self.rest.append(weakref.ref(tensor.untyped_storage()))
         return tensor
 
 
@@ -452,6 +474,14 @@ def test_other_methods_average_scores(view):
     ensemble = Independent(3)
     parts = [GradDot().attribute(m, None) for m in ensemble.members(view())]
     torch.testing.assert_close(execute(GradDot(), ensemble, view()), torch.stack(parts).mean(0))
+
+
+@pytest.mark.parametrize(("dtype", "value"), [(torch.float16, 60000.0), (torch.bfloat16, 1.0)])
+def test_a_mean_does_not_saturate_in_the_format_of_the_members_scores(dtype, value):
+    part = torch.full((4, 12), value, dtype=dtype)
+    assert torch.equal(mean([part] * 300), torch.full((4, 12), value))
+    assert torch.equal(part, torch.full((4, 12), value, dtype=dtype)), "nothing is added to what a member returned"
+    assert mean([part.double()]).dtype == torch.float64
 
 
 def test_an_ensemble_is_charged_for_its_models_once(view):

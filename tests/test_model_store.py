@@ -75,6 +75,16 @@ def test_other_tensors_than_were_written_are_noticed(store):
     assert not store.is_intact("model-0-1")
 
 
+@pytest.mark.parametrize("header", [b"[]", b"{}", b'{"__metadata__": null}', b"\xff", b"[" * 100_000])
+def test_whatever_a_header_holds_it_is_read_and_found_damaged(store, header):
+    store.folder.mkdir()
+    path = store.folder / "model-0-0.safetensors"
+    for length in (len(header), 1 << 50):
+        path.write_bytes(length.to_bytes(8, "little") + header)
+        assert not store.is_intact("model-0-0")
+        assert store.find("model-0-0") is None
+
+
 def test_a_checkpoint_without_its_seconds_counts_as_none(store):
     from safetensors.torch import save_file
 

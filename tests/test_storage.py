@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from array import array as python_array
 from collections import UserDict, deque
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from threading import Lock
 from types import MappingProxyType
 from typing import Any
@@ -83,6 +83,7 @@ def test_containers_and_objects_are_walked_to_any_depth():
 def test_a_module_counts_its_weights_although_it_can_be_called():
     assert size(nn.Linear(3, 4)) >= 64
     assert size([nn.Linear(3, 4).weight]) == 48
+    assert size(Net(4)) >= 48, "a dataclass, too"
 
 
 def test_functions_classes_and_methods_count_nothing():
@@ -127,6 +128,46 @@ def test_every_place_that_can_hold_an_array_is_looked_into():
     assert size(np.array([array, None], dtype=object)) == 20
     assert size(bytearray(7)) == 7
     assert size(python_array("d", [1, 2])) == 16
+
+
+@dataclass
+class Solved:
+    """Fields, and what is found from them."""
+
+    array: Any
+    later: Any = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.inverse = torch.zeros(6)
+
+    @cached_property
+    def root(self) -> Any:
+        return torch.zeros(7)
+
+
+@dataclass
+class Named(dict):
+    array: Any
+
+
+@dataclass(eq=False)
+class Net(nn.Module):
+    width: int
+
+    def __post_init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(self.width, 3, bias=False)
+
+
+def test_a_dataclass_counts_more_than_its_fields():
+    array = torch.zeros(5)
+    solved = Solved(array)
+    assert size(solved) == 20 + 24
+    assert solved.root.numel() == 7
+    assert size(solved) == 20 + 24 + 28
+    named = Named(array)
+    named["a"] = torch.zeros(2)
+    assert size(named) == 20 + 1 + 8
 
 
 @pytest.mark.filterwarnings("ignore:Sparse")

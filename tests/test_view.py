@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import pytest
@@ -126,8 +127,10 @@ def test_the_memory_of_training_is_not_that_of_fit(view, monkeypatch):
 
 def test_a_model_that_was_forgotten_is_loaded_again_and_charged_once(view, loads):
     task = view()
-    first, charged = task.train(0), dict(task.meter.models)
-    assert {t.data_ptr() for t in task.loaded()} == {t.data_ptr() for t in first.values()}
+    loaded, charged = task.train(0), dict(task.meter.models)
+    assert {s.data_ptr() for s in task.loaded()} == {t.data_ptr() for t in loaded.values()}
+    first = {k: v.clone() for k, v in loaded.items()}
+    del loaded
     task.forget(0)
     assert not list(task.loaded())
     assert same(task.train(0), first)
@@ -174,6 +177,31 @@ def test_a_model_that_fit_returns_is_stored_once(view):
     assert task.meter.state_bytes == 100
 
 
+class KeepsCheckpoints(Method):
+    """Keeps what the view does not: checkpoints, and views of an adapter's tensors."""
+
+    def fit(self, task):
+        adapter = task.train_adapter(0, 0, rank=2, epochs=1)[1]
+        return [task.train_run(0, [1, 3])[1]["0.weight"], *(p.flatten() for p in adapter.values()), torch.zeros(25)]
+
+    def attribute(self, task, state):
+        return torch.ones(task.n_queries, task.n_train)
+
+
+def test_checkpoints_and_adapters_that_fit_returns_are_stored_once(view):
+    task = view()
+    execute(KeepsCheckpoints(), None, task)
+    assert task.meter.state_bytes == 100
+
+
+def test_what_nobody_holds_is_forgotten(view):
+    """Another tensor may come to lie where it was."""
+    task = view()
+    kept = task.train_run(0, [1, 2])
+    del kept[2]
+    assert {s.data_ptr() for s in task.loaded()} == {t.data_ptr() for t in kept[1].values()}
+
+
 class KeepsItsModule(MemberMethod):
     """Keeps the module that is called, and with it what is under an adapter."""
 
@@ -202,6 +230,25 @@ def test_a_damaged_checkpoint_is_trained_again(view, trainings, tmp_path, damage
     assert same(view().train(0), expected)
     assert len(trainings) == 2
     assert len(path.read_bytes()) == pytest.approx(len(whole), abs=16)
+
+
+def test_a_checkpoint_with_a_header_of_any_length_is_trained_again(view, trainings, tmp_path):
+    expected = view().train(0)
+    (path,) = (tmp_path / "models").iterdir()
+    whole = path.read_bytes()
+    path.unlink()
+    path.write_bytes((1 << 50).to_bytes(8, "little") + whole[8:])
+    assert same(view().train(0), expected)
+    assert len(trainings) == 2
+
+
+def test_counting_the_state_is_the_harness_s_time(view, monkeypatch):
+    task = view()
+    task.member()
+    monkeypatch.setattr(task.meter, "keep", lambda *_: time.sleep(0.5))
+    execute(KeepsItsModule(), None, task)
+    phases = task.meter.stopwatch.phases
+    assert phases["harness"] >= 0.5 > phases["attribute"] + phases["fit"]
 
 
 def test_models_are_trained_on_everything_from_a_stream_of_their_own(view, small, small_data):

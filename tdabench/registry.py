@@ -10,6 +10,7 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import inspect
+import os
 import shlex
 import sys
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from tdabench.errors import UnknownNameError, UsageError
+from tdabench.files import encodable
 
 if TYPE_CHECKING:
     from tdabench.task import Task
@@ -188,8 +190,10 @@ def _is_imported(value: Any, module: ModuleType) -> bool:
 def _load(path: Path) -> ModuleType:
     if not path.is_file():
         raise UsageError(f"There is no file {path}. Give the path of a Python file, as FILE.py:NAME.")
+    if encodable(path.name) != path.name:
+        raise UsageError(f"The name of {path} is not UTF-8, and no record can hold it. Give the file another name.")
     # One module per file content: an edited file is a new module, and a worker finds the same one.
-    name = f"tdabench_file_{hashlib.sha256(str(path.resolve()).encode() + path.read_bytes()).hexdigest()[:12]}"
+    name = f"tdabench_file_{hashlib.sha256(os.fsencode(path.resolve()) + path.read_bytes()).hexdigest()[:12]}"
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
@@ -215,8 +219,18 @@ def _load(path: Path) -> ModuleType:
 
 
 def source_sha256(thing: type[Any]) -> str:
-    """Return the SHA-256 of the file that defines a class: a change of the code is a new run."""
+    """Return the SHA-256 of the file that defines a class: a change of the code is a new run.
+
+    Of a class that extends a registered method's, it is that of both files, one after the other.
+    """
+    registered = {entry.module for entry in importlib.metadata.entry_points(group=METHODS)}
+    extended = [cls for cls in thing.__mro__ if cls.__module__ in registered - {thing.__module__}]
+    files = dict.fromkeys(_source_file(cls) for cls in (thing, *extended))  # each once
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+def _source_file(thing: type[Any]) -> Path:
     file = inspect.getsourcefile(thing)
     if file is None:
         raise UsageError(f"{thing.__name__} has no source file; define it in a .py file.")
-    return hashlib.sha256(Path(file).read_bytes()).hexdigest()
+    return Path(file)

@@ -11,6 +11,7 @@ the initialisation: the seed's main effect is common to all subsets and drops ou
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -22,6 +23,7 @@ from tdabench.dropout import DropoutSite, MaskTable
 from tdabench.errors import UsageError
 from tdabench.examples import Examples
 from tdabench.kernels import differentiable, is_recurrent
+from tdabench.memory import ran_out
 from tdabench.optimizers import Optimizer, optimizer_of
 from tdabench.precision import Precision, autocast, used
 from tdabench.seeds import generator
@@ -168,15 +170,31 @@ def train_replicas(
     ValueError
         If the rows of ``masks`` are not of equal size.
     UsageError
-        If the model cannot be trained; see :class:`Program` and :func:`fit_stacked`.
+        If the model cannot be trained; see :class:`Program` and :func:`fit_stacked`. If it can one replica at a time,
+        and not as many at once as ``masks`` has rows.
     """
     if masks.sum(1).unique().numel() != 1:
         raise ValueError(f"Subsets that train at once must be of equal size; got {sorted(set(masks.sum(1).tolist()))}.")
     name, program = (task.name, *stream), Program.of(task, data)
     stacked = stacked_state(task.initial_model(*stream), masks.shape[0], data.training.inputs.device)
     stacked = _laid_out_as_gradients(program.model, stacked)
-    trained = fit_stacked(program, stacked, data.training, masks, name, recipe or task.recipe, on_epoch, snapshots)
+    with _vmap_errors(task.name, len(masks)):
+        trained = fit_stacked(program, stacked, data.training, masks, name, recipe or task.recipe, on_epoch, snapshots)
     return {k: p.contiguous() for k, p in trained.items()}
+
+
+@contextlib.contextmanager
+def _vmap_errors(task: str, replicas: int) -> Iterator[None]:
+    """Say what to do where ``vmap`` has no rule for a model that was tried alone when it was looked over."""
+    try:
+        yield
+    except RuntimeError as error:
+        if replicas == 1 or ran_out(error):
+            raise
+        raise UsageError(
+            f"{replicas} replicas of the model of {task} cannot be trained at once: torch.func.vmap has no rule for "
+            "something in it. Train one at a time, each with its own row of masks."
+        ) from error
 
 
 def _laid_out_as_gradients(model: nn.Module, stacked: Parameters) -> Parameters:

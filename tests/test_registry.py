@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import shlex
 import shutil
 import sys
@@ -13,6 +14,7 @@ import pytest
 
 from tdabench import registry
 from tdabench.errors import UnknownNameError, UsageError
+from tdabench.files import sha256_file
 from tdabench.registry import find_all, find_method, find_task, reference_to, source_sha256, split_reference
 
 METHOD = """
@@ -90,6 +92,40 @@ def test_an_edited_file_is_a_new_method_with_another_hash(mine):
     second = find_method(f"{mine}:Mine")
     assert second().attribute(None, None) == 22
     assert source_sha256(second) != before
+
+
+def test_a_method_that_extends_a_registered_one_changes_with_it(tmp_path, monkeypatch):
+    base, mine = tmp_path / "registered_base.py", tmp_path / "mine.py"
+    base.write_text("from tdabench import MemberMethod\n\n\nclass Base(MemberMethod): pass\n")
+    mine.write_text("from registered_base import Base\n\n\nclass Mine(Base): pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    try:
+        method = find_method(f"{mine}:Mine")
+        assert source_sha256(method) == sha256_file(mine), "of nobody's method but its own"
+        entry = importlib.metadata.EntryPoint("base", "registered_base:Base", registry.METHODS)
+        monkeypatch.setattr(importlib.metadata, "entry_points", lambda **_: importlib.metadata.EntryPoints([entry]))
+        before = source_sha256(method)
+        base.write_text(base.read_text() + "# changed\n")
+        assert len({before, source_sha256(method), sha256_file(mine)}) == 3
+        assert source_sha256(method.__mro__[1]) == sha256_file(base)
+    finally:
+        sys.modules.pop("registered_base", None)
+
+
+def test_methods_that_are_registered_are_known_by_their_own_files():
+    for name in registry.names(registry.METHODS):
+        method = find_method(name)
+        assert source_sha256(method) == sha256_file(Path(sys.modules[method.__module__].__file__))
+
+
+def test_a_file_whose_name_is_no_text_is_refused_and_a_folder_is_not(tmp_path, mine):
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    folder.mkdir()
+    named = mine.rename(folder / "mine.py")
+    assert find_method(f"{named}:Mine").__name__ == "Mine"
+    named = named.rename(tmp_path / os.fsdecode(b"m\xff.py"))
+    with pytest.raises(UsageError, match=r"The name of .* is not UTF-8, .* Give the file another name\."):
+        find_method(f"{named}:Mine")
 
 
 @pytest.mark.parametrize(

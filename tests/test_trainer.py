@@ -234,6 +234,26 @@ def test_other_batches_are_normalised(small, small_data, images, kept):
     assert tracked.tolist() == [-(-kept // 20)] * 2
 
 
+class Choosing(nn.Module):
+    """Does one thing or another, by what it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(64, 10)
+
+    def forward(self, x):
+        h = self.last(x)
+        return h if float(h.detach().abs().max()) > 1e9 else h.tanh()
+
+
+def test_what_vmap_has_no_rule_for_is_refused_in_a_group_and_trained_alone(small, small_data):
+    task = replace(small, make_model=Choosing)
+    masks = torch.ones(2, small.n_train, dtype=torch.bool)
+    with pytest.raises(UsageError, match=r"2 replicas of the model of small cannot .* at once: .*one at a time"):
+        train_replicas(task, small_data, masks, "test")
+    assert train_replicas(task, small_data, masks[:1], "test")["last.bias"].shape == (1, 10)
+
+
 def test_groups_are_bounded_by_memory_and_number():
     assert group_size({"w": torch.zeros(1)}) == 50
     assert group_size({"w": torch.empty(10**8, device="meta")}) == 1

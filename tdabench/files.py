@@ -170,6 +170,19 @@ def folder_aside(parent: Path) -> Iterator[Path]:
             os.close(lock)
 
 
+def folders_at_work(parent: Path) -> Iterator[Path]:
+    """Yield the unfinished folders that living processes fill; those of killed ones have no lock any more."""
+    for folder in parent.glob(f"{_ASIDE}*"):
+        with contextlib.suppress(OSError):  # it is finished meanwhile, or not ours
+            lock = os.open(folder, os.O_RDONLY)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield folder
+            finally:
+                os.close(lock)
+
+
 def place_folder(aside: Path, target: Path) -> None:
     """Rename a folder once its files are on the disk; a folder with content that is there already is an error."""
     for file in aside.iterdir():

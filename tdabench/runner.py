@@ -19,7 +19,7 @@ from typing import Any
 from tdabench import errors, provenance
 from tdabench._version import __version__
 from tdabench.errors import TdabenchError
-from tdabench.files import folder_aside, place_folder, write_text
+from tdabench.files import folder_aside, folders_at_work, place_folder, write_text
 from tdabench.jobs import RESULT_FILE, Plan
 from tdabench.records import (
     LOG_FILE,
@@ -45,6 +45,11 @@ def find_run(planned: Plan, runs: Path) -> Path | None:
     found = [folder for folder in _attempts(planned, runs) if (folder / RECORD_FILE).exists()]
     able = [folder for folder in found if read_record(folder).status == "ok"]
     return next(reversed(able or found), None)
+
+
+def is_at_work(planned: Plan, runs: Path) -> bool:
+    """Return whether another command measures this job now, and will put it into the same folder."""
+    return any(_text(folder / _JOB_FILE) == planned.job.to_json() for folder in folders_at_work(runs))
 
 
 def _attempts(planned: Plan, runs: Path) -> list[Path]:
@@ -238,9 +243,16 @@ def _result(folder: Path, code: int, out_of_memory: bool) -> dict[str, Any]:
     if out_of_memory and code == -signal.SIGKILL:
         return {"status": "out-of-memory", "reason": "killed by the kernel, which ran out of memory"}
     if code < 0:
-        name = signal.Signals(-code).name
-        return {"status": "failed", "reason": f"killed by {name} from outside; its log ends where it was"}
+        return {"status": "failed", "reason": f"killed by {_name_of(-code)} from outside; its log ends where it was"}
     return {"status": "failed", "reason": f"the process ended with code {code} and left no result; see its log"}
+
+
+def _name_of(number: int) -> str:
+    """Return what a signal is called; most of those for real-time programs have a number alone."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
 
 def _record(planned: Plan, run_id: str, result: dict[str, Any], process_s: float) -> Record:

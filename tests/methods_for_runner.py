@@ -66,6 +66,21 @@ class Slow(tdabench.MemberMethod):
 
 
 @dataclass(frozen=True)
+class Imports(tdabench.MemberMethod):
+    """Says how much torch imports at the first gradient and the first step of an optimizer."""
+
+    def fit(self, member: tdabench.Member) -> None:
+        before = set(sys.modules)
+        p = torch.nn.Parameter(torch.ones(2))
+        p.grad = torch.func.grad(lambda x: x.sin().sum())(torch.ones(2))
+        torch.optim.SGD([p], lr=1.0).step()
+        print("modules imported:", len(set(sys.modules) - before))
+
+    def attribute(self, member: tdabench.Member, state: None) -> torch.Tensor:
+        return zeros(member.task)
+
+
+@dataclass(frozen=True)
 class TrainsInside(tdabench.Method):
     """A method on the whole task, which trains in both of its phases."""
 
@@ -101,6 +116,14 @@ def fail_by_raise(task: tdabench.TaskView) -> None:
 
 def fail_by_silence(task: tdabench.TaskView) -> None:
     raise tdabench.Declined
+
+
+def fail_by_blank(task: tdabench.TaskView) -> None:
+    raise tdabench.Declined(" ")
+
+
+def fail_by_saying_nothing(task: tdabench.TaskView) -> None:
+    raise tdabench.UsageError("\n")
 
 
 def fail_by_hang(task: tdabench.TaskView) -> None:

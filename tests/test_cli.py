@@ -225,6 +225,26 @@ def test_data_that_are_not_there_are_named_before_anything_is_measured(
     assert "--data" in done.err
 
 
+@pytest.mark.parametrize("retry", [(), ("--retry-failed",)])
+def test_what_another_suite_does_meanwhile_is_left_to_it(
+    tdabench, suite_file, runs, tmp_path, launched, monkeypatch, retry
+):
+    """It has measured the second run by the time that the first ends, and is at work on the third."""
+    here, copy = tmp_path / "here", runner.run
+
+    def meanwhile(planned, folder, **options):
+        shutil.copytree(one(runs, "Raises"), here / one(runs, "Raises").name)
+        return copy(planned, folder, **options)
+
+    monkeypatch.setattr(runner, "run", meanwhile)
+    monkeypatch.setattr(runner, "is_at_work", lambda planned, _: planned.method == "random")
+    done = tdabench("suite", suite_file, "--runs", here, "--board", tmp_path / "board", *retry)
+    assert done.code == 0
+    assert launched == ["methods_for_runner.py:Good"]
+    assert "[2/3] small: methods_for_runner.py:Raises: measured by another command" in done.err
+    assert "[3/3] small: random: another command measures it" in done.err
+
+
 def test_failed_runs_are_tried_again_only_when_asked(tdabench, suite_file, runs, tmp_path, launched):
     done = tdabench("suite", suite_file, "--runs", runs, "--board", tmp_path / "board", "--retry-failed")
     assert done.code == 0
@@ -258,7 +278,8 @@ def test_a_failed_run_exits_with_1_and_says_where_its_log_is(tdabench, small_ref
     assert "log.txt" in done.out
 
 
-def test_interrupting_a_run_leaves_nothing(tmp_path, small_reference):
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupting_a_run_leaves_nothing(tmp_path, small_reference, sent, code):
     pids = tmp_path / "pids"
     words = ["run", small_reference, f"{METHODS}:Fails", "--set", "how=hang", "--runs", "runs"]
     process = subprocess.Popen(
@@ -274,12 +295,12 @@ def test_interrupting_a_run_leaves_nothing(tmp_path, small_reference):
         end = time.monotonic() + 120
         while not pids.exists() and process.poll() is None and time.monotonic() < end:
             time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(sent)
         out, err = process.communicate(timeout=120)
     finally:
         process.kill()
         process.communicate()
-    assert process.returncode == 130
+    assert process.returncode == code
     assert out == ""
     assert err.strip().splitlines()[-1].startswith("Interrupted.")
     assert "Traceback" not in err

@@ -21,7 +21,7 @@ from tdabench import errors, provenance, runner, worker
 from tdabench.errors import DataError, UnknownNameError
 from tdabench.jobs import Job, Plan, plan
 from tdabench.records import Record, read_record
-from tdabench.runner import find_run, run
+from tdabench.runner import find_run, is_at_work, run
 from tdabench.scores import read_scores
 from tdabench.view import TaskView
 
@@ -201,6 +201,24 @@ def test_training_inside_a_phase_is_not_counted_in_it(training_run):
     assert training_run.costs.train_s > training_run.costs.extra_train_s > 0
 
 
+# --- warm-up
+
+
+def test_what_torch_imports_at_a_first_gradient_or_step_is_not_the_methods(planned, runs):
+    folder, record = run(planned("Imports"), runs)
+    assert record.status == "ok"
+    said, _, count = (folder / "log.txt").read_text().rpartition(": ")
+    assert (said, int(count) < 10) == ("modules imported", True), "hundreds otherwise"
+
+
+def test_a_method_that_ships_with_tdabench_is_measured_without_it(planned, small_reference, monkeypatch):
+    loaded = []
+    monkeypatch.setattr(worker, "_load_transforms", loaded.append)
+    for job in (planned("Good"), plan(Job(small_reference, "random", {}))):
+        worker._prepare(job.job, job.key, worker.Events(-1))
+    assert loaded == ["cpu"]
+
+
 # --- memory
 
 
@@ -264,6 +282,8 @@ def failed(planned, runs):
         ("allocation", "out-of-memory", "can't allocate memory"),
         ("decline", "declined", "it never works and never will"),
         ("silence", "declined", "it gave no reason"),
+        ("blank", "declined", "it gave no reason"),
+        ("saying_nothing", "failed", "UsageError"),
         ("answer true", "failed", "supports returns True. Return None where the method can run, else a text"),
         ("answer nothing", "failed", "supports returns ''. Return None where the method can run, else a text"),
     ],
@@ -292,6 +312,17 @@ def test_two_commands_that_measure_the_same_at_once_both_keep_what_they_measured
     assert folder.name == record.run_id == f"{job.run_id}-attempt-2"
     assert names(tmp_path) == [job.run_id, f"{job.run_id}-attempt-2"]
     assert read_record(folder) == record
+
+
+def test_a_job_is_at_work_while_a_command_measures_it(planned, tmp_path):
+    job, other, seen = planned("Good"), planned("Good", seed=5), []
+    run(job, tmp_path, on_event=lambda _: seen.append((is_at_work(job, tmp_path), is_at_work(other, tmp_path))))
+    assert set(seen) == {(True, False)}
+    assert not is_at_work(job, tmp_path)
+    left = tmp_path / ".partial-killed"  # by a launcher that was killed
+    left.mkdir()
+    (left / "job.json").write_text(job.job.to_json())
+    assert not is_at_work(job, tmp_path)
 
 
 def test_memory_that_runs_out_before_the_method_began_is_not_the_methods(planned, tmp_path, monkeypatch, capfd):
@@ -431,6 +462,11 @@ def test_memory_kills_are_counted_wherever_the_kernel_tells(kernel, counter):
 def test_a_run_that_was_killed_for_memory_is_told_from_one_that_was_killed(tmp_path):
     assert runner._result(tmp_path, -9, out_of_memory=True)["status"] == "out-of-memory"
     assert runner._result(tmp_path, -9, out_of_memory=False)["status"] == "failed"
+
+
+def test_a_signal_without_a_name_has_its_number(tmp_path):
+    reasons = [runner._result(tmp_path, -n, out_of_memory=False)["reason"] for n in (signal.SIGTERM, 45)]
+    assert [r.split(" from outside")[0] for r in reasons] == ["killed by SIGTERM", "killed by signal 45"]
 
 
 @pytest.mark.skipif(not Path("/proc/vmstat").exists(), reason="the kernel keeps no counts here")

@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from tdabench._version import __version__
+from tdabench.cli.termination import Terminated
 from tdabench.errors import TdabenchError, UsageError
 
 # Command -> module; a command's module is imported when the command is used, so that --help answers at once.
@@ -93,9 +94,9 @@ def main(args: list[str] | None = None) -> None:
         path = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "tdabench"
         _say(f"Error: {error.format_message()} Type `{path} --help`.")
         sys.exit(2)
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, click.Abort) as error:
         _say("Interrupted. What was finished is kept; give the same command to go on.")
-        sys.exit(130)
+        sys.exit(143 if isinstance(error.__cause__, Terminated) else 130)  # click raises its Abort from the former
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)

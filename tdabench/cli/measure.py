@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ import click
 from click.core import ParameterSource
 
 from tdabench.cli.output import Duration, Live, data_option, json_option, note, phase_printer, print_json, runs_option
+from tdabench.cli.termination import cleaning_up
 from tdabench.errors import MissingGroundTruthError, OptionError, UsageError
 
 if TYPE_CHECKING:
@@ -164,20 +165,40 @@ def _say(remarks: Sequence[Remark | None]) -> None:
 
 
 def _measure(
-    plans: Sequence[Plan], runs: Path, timeout_s: float, done_before: int = 0, expected: Sequence[float] = ()
+    plans: Sequence[Plan],
+    runs: Path,
+    timeout_s: float,
+    done_before: int = 0,
+    expected: Sequence[float] = (),
+    before: Mapping[str, Path | None] | None = None,
 ) -> list[Path]:
-    """Run every plan, one after the other, and show progress; return the run folders."""
+    """Run every plan, one after the other, and show progress; return the run folders.
+
+    Given what was there ``before`` by run, what other commands do about a run is not done again.
+    """
     from tdabench.runner import run as run_job
 
     folders = []
-    with Live(done_before + len(plans), "runs", expected) as live:
+    with cleaning_up(), Live(done_before + len(plans), "runs", expected) as live:
         live.skip(done_before)
         for planned in plans:
             label = f"{planned.task.name}: {planned.label}"
+            if before is not None and (elsewhere := _elsewhere(planned, runs, before[planned.run_id])):
+                live.finish(f"{label}: {elsewhere}")
+                continue
             folder, record = run_job(planned, runs, timeout_s=timeout_s, on_event=phase_printer(live, label))
             live.finish(f"{label}: {_outcome(record)}")
             folders.append(folder)
     return folders
+
+
+def _elsewhere(planned: Plan, runs: Path, before: Path | None) -> str | None:
+    """Return what another command has done about a run since this one found ``before``; None if nothing."""
+    from tdabench.runner import find_run, is_at_work
+
+    if find_run(planned, runs) != before:
+        return "measured by another command"
+    return "another command measures it" if is_at_work(planned, runs) else None
 
 
 def _outcome(record: Record) -> str:
@@ -240,7 +261,8 @@ def suite(
     after how many seconds a run is stopped; --timeout goes before that.
 
     Runs are measured one after another. Where there are cores for two, give two commands different tasks (--task), the
-    same --runs and a --board each, and then the command without --task, which writes the leaderboard of all.
+    same --runs and a --board each, and then the command without --task, which writes the leaderboard of all. What
+    another command has measured by then, or is measuring, is left to it.
     """
     from tdabench.cli.caveats import warn_of_busy
     from tdabench.cli.reports import finish_board
@@ -256,13 +278,14 @@ def suite(
     planned = [_plan_tuned(on_machine(job, threads, device, data_folder)) for job in found.jobs]
     plans = list({p.run_id: p for p, _ in planned}.values())  # blocks may overlap
     _say([remark for _, remark in planned])
-    missing = [p for p in plans if _is_missing(find_run(p, runs), retry_failed)]
+    before = {p.run_id: find_run(p, runs) for p in plans}
+    missing = [p for p in plans if _is_missing(before[p.run_id], retry_failed)]
     if missing:
         note(f"Suite {found.name}: {len(missing)} of {len(plans)} runs to measure.")
         note_without_truth({p.task.name: p.task for p in missing}.values())
         _find_data(missing)
         expected = note_estimate([p.job for p in missing])
-        _measure(missing, runs, timeout_s, done_before=len(plans) - len(missing), expected=expected)
+        _measure(missing, runs, timeout_s, len(plans) - len(missing), expected, before)
     else:
         note(f"Suite {found.name}: all {len(plans)} runs are measured; nothing to do.")
     folders = [folder for p in plans if (folder := find_run(p, runs)) is not None]
@@ -360,7 +383,8 @@ def tune(
         note(f"{candidate.options}: {_tried(candidate)}")
         records.append(record)
 
-    chosen = tune_job(job, runs, on_candidate=tried, timeout_s=timeout_s, budget=budget)
+    with cleaning_up():
+        chosen = tune_job(job, runs, on_candidate=tried, timeout_s=timeout_s, budget=budget)
     warn_of_busy_candidates(records, runs)
     where = None if dry_run else write_tuned(find_task(task), method, chosen)
     command = plan(replace(job, options=chosen.options, tune_s=chosen.tune_s)).command

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from tdabench.errors import Declined, UnknownNameError, UsageError
+from tdabench.errors import Declined, OptionError, UnknownNameError, UsageError
 from tdabench.options import OptionInfo, describe, make, option
 from tdabench.work import Parts
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tdabench.method import MemberMethod
     from tdabench.view import TaskView
 
-_MOST = 10**6  # of what is counted: a product of two is still a count that a record holds
+_MOST = 10**6  # members: more than any run has time for
 
 
 class Ensemble(Protocol):
@@ -52,7 +52,7 @@ def _one_by_one(task: TaskView, models: int) -> Iterator[int]:
 class Independent:
     """Independently trained models: the naive ensemble, good and dear."""
 
-    models: int = option(1, "independently trained models", low=1, high=_MOST)
+    models: int = option(1, "independently trained models", low=1)
 
     @property
     def size(self) -> int:
@@ -77,8 +77,8 @@ class Independent:
 class Dropout:
     """Few models, many dropout masks: every (model, mask) pair is a member (arXiv 2405.17293)."""
 
-    models: int = option(1, "independently trained models", low=1, high=_MOST)
-    masks: int = option(10, "dropout masks per model", low=1, high=_MOST)
+    models: int = option(1, "independently trained models", low=1)
+    masks: int = option(10, "dropout masks per model", low=1)
     scope: Literal["all", "q-only"] = option(
         "all", "all: gradients and Q factor under the mask; q-only: gradients once per model, dropout for the Q factor"
     )
@@ -125,8 +125,8 @@ class Lora:
     Gradients are taken with respect to the adapter only.
     """
 
-    models: int = option(1, "independently trained models", low=1, high=_MOST)
-    adapters: int = option(5, "adapters per model", low=1, high=_MOST)
+    models: int = option(1, "independently trained models", low=1)
+    adapters: int = option(5, "adapters per model", low=1)
     rank: int = option(8, "rank of an adapter, at most the smaller side of its layer", low=1)
     epochs: int = option(5, "epochs of fine-tuning, with the task's recipe", low=1)
 
@@ -165,8 +165,8 @@ class Checkpoints:
     it ends, relative to the mean over its model's members, for methods that sum along the training.
     """
 
-    models: int = option(1, "independently trained models", low=1, high=_MOST)
-    last: int = option(5, "checkpoints per model, the final parameters included", low=1, high=_MOST)
+    models: int = option(1, "independently trained models", low=1)
+    last: int = option(5, "checkpoints per model, the final parameters included", low=1)
     every: int | None = option(None, "epochs between checkpoints; none: evenly over the second half of training", low=1)
 
     @property
@@ -209,8 +209,8 @@ class Checkpoints:
 class Projections:
     """Few models, several random projections of each: only the method's own randomness differs between members."""
 
-    models: int = option(1, "independently trained models", low=1, high=_MOST)
-    seeds: int = option(5, "projections per model", low=1, high=_MOST)
+    models: int = option(1, "independently trained models", low=1)
+    seeds: int = option(5, "projections per model", low=1)
 
     @property
     def size(self) -> int:
@@ -250,7 +250,8 @@ def parse_ensemble(text: str) -> Any:
     Raises
     ------
     UsageError
-        If the text is not of that form, or names an unknown kind or option, or gives a wrong value.
+        If the text is not of that form, or names an unknown kind or option, or gives a wrong value; if there are more
+        than a million members.
     """
     found = _FORM.fullmatch(text)
     if found is None:
@@ -266,7 +267,10 @@ def parse_ensemble(text: str) -> Any:
         if name in given:
             raise UsageError(f"The ensemble {text!r} gives {name} twice. Give it once.")
         given[name] = value
-    return make(KINDS[kind], f"ensemble {kind}", given)
+    ensemble = make(KINDS[kind], f"ensemble {kind}", given)
+    if ensemble.size > _MOST:
+        raise OptionError(f"The ensemble {text!r} has more than {_MOST} members. Ask for fewer.")
+    return ensemble
 
 
 def _example() -> str:

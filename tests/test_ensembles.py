@@ -17,7 +17,6 @@ from tdabench import MemberMethod
 from tdabench.baselines.grad_dot import GradDot, TracIn
 from tdabench.baselines.trak import Trak
 from tdabench.ensembles import (
-    KINDS,
     SIZES,
     Checkpoints,
     Dropout,
@@ -32,8 +31,7 @@ from tdabench.errors import Declined, OptionError, UnknownNameError, UsageError
 from tdabench.execution import execute
 from tdabench.member import _table, forget_masks
 from tdabench.method import mean
-from tdabench.options import describe, values
-from tdabench.records import EnsembleRecord
+from tdabench.options import values
 
 counts = st.integers(1, 1000)
 ensembles = (
@@ -90,13 +88,9 @@ def test_ensembles_are_written_freely(text, ensemble):
         ("dropuot(models=5)", UnknownNameError, "Unknown ensemble 'dropuot'. Did you mean 'dropout'"),
         ("dropout(model=5)", UnknownNameError, "Unknown option of ensemble dropout 'model'. Did you mean 'models'"),
         ("dropout(models=five)", OptionError, "ensemble dropout's models must be of type int; got 'five'"),
-        ("dropout(models=0)", OptionError, "ensemble dropout's models must be between 1 and 1e\\+06; got 0"),
-        ("independent(models=10000000000000000000)", OptionError, "models must be between 1 and 1e\\+06; got 1000"),
-        ("dropout(models=1000001, masks=2)", OptionError, "models must be between 1 and 1e\\+06; got 1000001"),
-        ("dropout(masks=1000001)", OptionError, "masks must be between 1 and 1e\\+06; got 1000001"),
-        ("lora(adapters=1000001)", OptionError, "adapters must be between 1 and 1e\\+06; got 1000001"),
-        ("checkpoints(last=1000001)", OptionError, "last must be between 1 and 1e\\+06; got 1000001"),
-        ("projections(seeds=1000001)", OptionError, "seeds must be between 1 and 1e\\+06; got 1000001"),
+        ("dropout(models=0)", OptionError, "ensemble dropout's models must be between 1 and inf; got 0"),
+        ("independent(models=10000000000000000000)", OptionError, r"\)' has more than 1000000 members. Ask for fewer."),
+        ("dropout(models=1001, masks=1000)", OptionError, "has more than 1000000 members"),
         ("checkpoints(every=0)", OptionError, "ensemble checkpoints's every must be between 1 and inf; got 0"),
         ("dropout(scope=some)", OptionError, "ensemble dropout's scope must be one of all, q-only; got 'some'"),
     ],
@@ -249,13 +243,6 @@ def test_more_checkpoints_than_epochs_are_declined_without_counting_them(view, m
     monkeypatch.setattr(Checkpoints, "epochs", lambda *_: pytest.fail("listed"))
     with pytest.raises(Declined, match="too few for 1000000 checkpoints"):
         execute(GradDot(), Checkpoints(1, 10**6), view())
-
-
-def test_the_largest_ensembles_are_counts_that_a_record_holds():
-    for kind, cls in KINDS.items():
-        largest = {info.name: int(info.high) for info in describe(cls) if info.name in SIZES}
-        ensemble = parse_ensemble(f"{kind}({', '.join(f'{k}={v}' for k, v in largest.items())})")
-        assert EnsembleRecord(kind=kind, options=values(ensemble), members=ensemble.size).members >= 10**6
 
 
 def test_checkpoints_cost_one_training_a_model_also_for_who_has_it(view):

@@ -85,6 +85,7 @@ def run_folder(tmp_path, small) -> Path:
         (["run", "TASK", "trak", "--ensemble", "dropuot(masks=2)"], ["Did you mean 'dropout'?"]),
         (["run", "TASK", "trak", "--ensemble", "dropout(mask=2)"], ["ensemble dropout's mask must be one of shared"]),
         (["run", "TASK", "trak", "--ensemble", "dropout(masks=0)"], ["must be between 1 and inf; got 0."]),
+        (["run", "TASK", "trak", "--ensemble", "lora(models=1001, adapters=1000)"], ["has more than 1000000 members."]),
         (["run", "TASK", "./gone.py:Mine"], ["There is no file gone.py."]),
         (["run", "TASK", "./gone.py"], ["Write ./gone.py:NAME."]),
         (["tune", "TASK", "random"], ["random declares nothing to tune"]),

@@ -2,11 +2,12 @@
 
 Both predict the next token. They differ in how a position is known (learned vectors added to the tokens; or relative
 attention, Huang et al. 2018), in the feed-forward part (GELU of four times the width; ReLU of twice the width) and in
-biases. Five things are not as in the originals. For attribution's sake the token embedding and the output layer do not
+biases. Some things are not as in the originals. For attribution's sake the token embedding and the output layer do not
 share weights, so every gradient belongs to one layer; a dropout mask holds for all positions of a sequence (Gal &
 Ghahramani 2016), so it is one sub-network for the whole example and needs no memory per token; and attention weights
 are not dropped. The Music Transformer normalises before each part, as nanoGPT does, which trains without a warm-up of
-thousands of steps, and its heads share one table of relative distances.
+thousands of steps, and its heads share one table of relative distances. It adds no
+absolute positions to the tokens, its output layer has no bias, and it is initialised as nanoGPT is.
 """
 
 from __future__ import annotations

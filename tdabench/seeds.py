@@ -2,7 +2,8 @@
 
 A seed is a hash of what it belongs to (task, purpose, number, epoch, ...). Nothing draws from a global generator, so
 the order of the work, the grouping of replicas and the number of workers cannot change a result. Streams of ground
-truth and of attribution models start with different words, so they are disjoint by construction.
+truth and of attribution models start with different words, so they have different seeds; a test looks for two of the
+shipped tasks that torch, which uses 32 bits of a seed, would not tell apart.
 """
 
 from __future__ import annotations

@@ -267,6 +267,8 @@ def _read_slice(task: Task, path: Path) -> tuple[dict[str, np.ndarray], Builder]
             f"{arrays['seed'].tolist()}, which is not of the plan of {task.name} ({plan.n_subsets} subsets, "
             f"{plan.n_seeds} seeds, {task.n_queries} queries). {hint}"
         )
+    if not np.isfinite(arrays["outputs"]).all():
+        raise FileFormatError(f"{path} holds outputs that are not finite, which no build writes. {hint}")
     try:
         facts = {**json.loads(metadata[FACTS]), "n_replicas": 0, "seconds_per_replica": 0.0}
         return arrays, Builder.model_validate(facts)
@@ -278,6 +280,7 @@ def _fits(task: Task, outputs: np.ndarray, subsets: np.ndarray, seed: np.ndarray
     """Tell whether these are outputs of replicas that the task's plan has."""
     return (
         outputs.shape == (subsets.size, task.n_queries)
+        and outputs.dtype == np.float32
         and subsets.ndim == 1
         and subsets.size == len(np.unique(subsets)) > 0
         and bool((subsets >= 0).all() and (subsets < task.plan.n_subsets).all())

@@ -41,7 +41,7 @@ class Recipe:
     Attributes
     ----------
     lr
-        Learning rate; the highest where the schedule changes it.
+        Learning rate, times what the schedule and the warm-up say.
     momentum
         Of SGD; Adam's first decay rate.
     batch_size, epochs
@@ -53,9 +53,10 @@ class Recipe:
     beta2
         Adam's second decay rate; unused by SGD.
     schedule
-        ``constant``, or ``linear``: down to zero at the last step.
+        ``constant``, or ``linear``: times a line from 1 at the first step that would be 0 after the last.
     warmup
-        Share of the steps, at the start, over which the rate rises linearly from zero.
+        Share of the steps, at the start, over which the rate rises linearly. With the falling line, which begins at the
+        first step, too, the most is .95 to .96 of ``lr`` at a share of .05.
     precision
         ``bfloat16``: autocast where the processor is faster in it, else as ``float32``. What was used is recorded.
     """

@@ -4,6 +4,8 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from tdabench.registry import TASKS, find_task
+from tdabench.registry import names as names_of
 from tdabench.seeds import derive_seed, generator
 
 names = st.lists(st.text(max_size=5) | st.integers(), max_size=4).map(tuple)
@@ -44,3 +46,19 @@ def test_streams_of_ground_truth_and_attribution_are_disjoint():
         derive_seed("t", "attribution", s, m, "order", e) for s in range(10) for m in range(10) for e in range(50)
     }
     assert not truth & attribution
+
+
+def streams_of(task):
+    yield (task.name, "query-split")
+    yield from ((task.name, "subset", subset) for subset in range(task.plan.n_subsets))
+    trainings = [("ground-truth", seed) for seed in range(task.plan.n_seeds)]
+    trainings += [("attribution", seed, model) for seed in range(5) for model in range(20)]
+    for training in trainings:
+        yield (task.name, *training, "init")
+        yield from ((task.name, *training, "order", epoch) for epoch in range(task.recipe.epochs))
+
+
+def test_torch_tells_all_streams_of_the_shipped_tasks_apart():
+    """Its generator uses 32 bits of a seed, so two streams of other names could be the same."""
+    streams = [stream for name in names_of(TASKS) for stream in streams_of(find_task(name))]
+    assert len({derive_seed(*stream) % 2**32 for stream in streams}) == len(streams) > 20_000

@@ -225,6 +225,13 @@ def test_arrays_that_do_not_fit_the_plan_are_named(small, write, tmp_path, chang
     refused(small, path, r"not of the plan of small \(8 subsets, 4 seeds, 40 queries\)")
 
 
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+def test_outputs_that_are_not_finite_are_named(small, write, tmp_path, number):
+    path = write(tmp_path, 0, range(8))
+    rewrite(path, outputs=np.full((8, 40), number, dtype=np.float32))
+    refused(small, path, "holds outputs that are not finite")
+
+
 @pytest.mark.parametrize("name", ["outputs", "subsets", "seed", "seconds"])
 def test_an_array_that_is_missing_is_named(small, write, tmp_path, name):
     path = write(tmp_path, 0, range(8))

@@ -106,7 +106,12 @@
     show() {
       const passing = this.rows.map((row, i) => this.passes(row, this.texts[i]));
       passing.forEach((ok, i) => { this.bodies[i].hidden = !ok; });
-      const shown = passing.filter(Boolean).length;
+      this.tell();
+    }
+
+    // Say what is shown, which may be more than what passes: a link opens a row whatever the filters are.
+    tell() {
+      const shown = this.bodies.filter((body) => !body.hidden).length;
       this.form.querySelector(".count").textContent = shown + " of " + this.rows.length + " rows";
       this.section.querySelector(".no-match").hidden = shown > 0;
       const hidden = new Set(this.bodies.filter((body) => body.hidden).map((body) => "#" + body.id));
@@ -170,9 +175,15 @@
     setTimeout(() => URL.revokeObjectURL(link.href), 1000);
   }
 
-  // --- Points: a tooltip, arrow keys from one to the next, a click opens its row.
+  // --- Points: a tooltip, arrow keys from one to the next, a click opens its row. Where nothing hovers, the first tap on
+  // a point is what shows its tip, so that it is read before the page moves away.
   const tip = document.querySelector(".tip");
-  function hideTip() { tip.hidden = true; }
+  const touched = matchMedia("(hover: none)");
+  let tapped = null;
+  function hideTip() {
+    tip.hidden = true;
+    tapped = null;
+  }
 
   function showTip(point) {
     tip.textContent = point.getAttribute("aria-label");
@@ -193,6 +204,7 @@
     const older = body.closest("details.older");
     if (older) older.open = true;
     body.hidden = false;
+    for (const view of views.filter((view) => view.bodies.includes(body))) view.tell();
     body.classList.add("picked");
     body.querySelector("details").open = true;
     body.scrollIntoView({ block: "center" });
@@ -214,7 +226,6 @@
     });
     chart.addEventListener("keydown", (event) => {
       const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
-      if (event.key === "Escape") hideTip();
       if (!step) return;
       event.preventDefault();
       const here = inOrder.indexOf(event.target.closest("a.point"));
@@ -227,7 +238,16 @@
       for (const name of ["mouseleave", "blur"]) point.addEventListener(name, hideTip);
       point.addEventListener("click", (event) => {
         if (event.ctrlKey || event.metaKey || event.shiftKey) return; // another tab or window
-        if (openRow(point.getAttribute("href").slice(1))) event.preventDefault();
+        event.preventDefault();
+        if (touched.matches && event.detail > 0 && tapped !== point) { // no detail: a key, which had the tip on focus
+          showTip(point);
+          tapped = point;
+          return;
+        }
+        // Before the page moves: Back comes back to where the point was clicked.
+        const href = point.getAttribute("href");
+        if (location.hash !== href) history.pushState(null, "", href);
+        openRow(href.slice(1));
       });
     }
   }
@@ -275,7 +295,10 @@
       writeAddress(button.closest("section").dataset.task);
     });
   }
+  addEventListener("keydown", (event) => { if (event.key === "Escape") hideTip(); });
   addEventListener("hashchange", readAddress);
   chooseAxis(axis);
   readAddress();
+  // And once more after the browser's own jump to the address, which takes the place and the focus away.
+  addEventListener("load", () => setTimeout(readAddress));
 })();

@@ -273,6 +273,63 @@ def test_a_link_to_a_run_opens_it_on_the_open_page_also_where_it_was_filtered_ou
     assert page.locator("tbody.picked").evaluate_all("bodies => bodies.map(b => b.id)") == ["run-ek-fac-0001"]
 
 
+def test_a_row_opened_against_the_filters_is_counted(visit):
+    page = visit()
+    page.locator("input[name=text]").fill("nothing-like-this")
+    assert page.locator(".count").inner_text() == "0 of 31 rows"
+    page.evaluate("location.hash = '#run-ek-fac-0001'")
+    page.locator("tbody#run-ek-fac-0001 tr.details").wait_for(state="visible")
+    assert page.locator(".count").inner_text() == "1 of 31 rows"
+    assert not page.locator(".no-match").is_visible()
+
+
+def test_a_link_to_a_run_has_the_focus_and_the_place_once_the_page_has_loaded(visit):
+    page = visit("#run-ek-fac-0001")
+    page.wait_for_function("document.activeElement.closest('#run-ek-fac-0001')")
+    page.wait_for_function(
+        """() => {
+          const { top } = document.activeElement.getBoundingClientRect();
+          return document.activeElement.tagName === "SUMMARY" && top > 0 && top < innerHeight;
+        }"""
+    )
+
+
+def test_a_click_on_a_point_is_an_address_and_back_returns(visit):
+    page = visit(reduced_motion="reduce")
+    point = page.locator("svg.wide a.point.on-front:visible").first
+    point.scroll_into_view_if_needed()
+    before, href = page.evaluate("scrollY"), point.get_attribute("href")
+    point.locator(".mark").click()
+    assert page.url.endswith(href)
+    assert page.locator(f"tbody{href}.picked summary").evaluate("e => e === document.activeElement")
+    assert page.evaluate("scrollY") > before
+    page.go_back()
+    page.wait_for_function("before => Math.abs(scrollY - before) < 2", arg=before)
+    assert "#" not in page.url
+    page.go_forward()
+    page.wait_for_function("before => scrollY > before + 2", arg=before)
+
+
+def test_the_first_tap_on_a_point_shows_its_tip_and_the_second_opens_its_row(visit):
+    page = visit(viewport={"width": 390, "height": 800}, has_touch=True, is_mobile=True)
+    assert page.evaluate("matchMedia('(hover: none)').matches")
+    mark = page.locator("svg.compact a.point.on-front:visible .mark").first
+    mark.tap()
+    assert page.locator(".tip").is_visible()
+    assert page.locator("tbody.picked").count() == 0
+    mark.tap()
+    assert page.locator("tbody.picked tr.details").is_visible()
+    assert "#run-" in page.url
+
+
+def test_escape_hides_the_tip_of_a_hovered_point(visit):
+    page = visit()
+    page.locator("svg.wide a.point.on-front:visible .mark").first.hover()
+    assert page.locator(".tip").is_visible()
+    page.keyboard.press("Escape")
+    assert not page.locator(".tip").is_visible()
+
+
 def test_a_point_opens_in_another_tab_with_ctrl(visit):
     page = visit()
     point = page.locator("svg.wide a.point:visible").first

@@ -37,7 +37,8 @@ def findings(task: TaskInfo, rows: Sequence[Row]) -> list[Finding]:
         return []
     best, name, draws = scored[best_of([d for *_, d in scored])]
     one = "1 seed" if any(row.seeds for row, *_ in scored) else ""  # beside others that have several
-    made = [Finding("Best", f"{name} ({_score(best, best.seeds or one)}{_share(best, task.ceiling)}).")]
+    lead = "Best" if len(scored) > 1 else "The only one scored so far"  # with nothing beside it, nothing is best
+    made = [Finding(lead, f"{name} ({_score(best, best.seeds or one)}{_share(best, task.ceiling)}).")]
     if best.rank_group is None:
         return made
     level = [(row, n) for row, n, d in scored if row is not best and ahead(draws, d) == 0]  # in later ranks, too

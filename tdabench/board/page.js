@@ -100,7 +100,7 @@
       const words = wanted.text.value.toLowerCase().split(/\s+/).filter(Boolean);
       return words.every((word) => text.includes(word))
         && ["method", "ensemble", "status"].every((name) => !wanted[name].value || row.runs.some((run) => run[name] === wanted[name].value))
-        && (!wanted.front.checked || (axis === "all" ? axisNames.some((key) => row["front_" + key]) : row["front_" + axis]));
+        && (!wanted.front || !wanted.front.checked || (axis === "all" ? axisNames.some((key) => row["front_" + key]) : row["front_" + axis]));
     }
 
     show() {
@@ -207,7 +207,7 @@
     for (const view of views.filter((view) => view.bodies.includes(body))) view.tell();
     body.classList.add("picked");
     body.querySelector("details").open = true;
-    body.scrollIntoView({ block: "center" });
+    body.scrollIntoView({ block: "start" });
     body.querySelector("summary").focus({ preventScroll: true });
     return true;
   }

@@ -249,7 +249,7 @@ def test_zero_cost_is_visible(visit):
     assert len(inside) >= 6
 
 
-@pytest.mark.parametrize("width", [390, 768, 1280])
+@pytest.mark.parametrize("width", [390, 768, 1280, 1440])
 def test_page_never_scrolls_sideways(visit, width):
     page = visit(viewport={"width": width, "height": 800})
     for body in page.locator("table.runs summary").all()[:2]:
@@ -404,6 +404,29 @@ def test_dark_scheme_changes_the_colours(visit):
     assert colours[0][0] == "rgb(255, 255, 255)"
     assert colours[0][0] != colours[1][0]
     assert colours[0][1] != colours[1][1]
+
+
+def test_heads_stay_over_a_long_table(visit):
+    page = visit(reduced_motion="reduce")
+    scroll = page.locator(".scroll").first
+    scroll.scroll_into_view_if_needed()
+    page.locator("table.runs summary").nth(25).focus()
+    head, box = page.locator("table.runs thead").first.bounding_box(), scroll.bounding_box()
+    assert scroll.evaluate("e => e.scrollTop") > 0
+    assert head["y"] == pytest.approx(box["y"], abs=2)
+    page.emulate_media(media="print")
+    assert scroll.evaluate("e => e.scrollHeight <= e.clientHeight + 1")
+
+
+def test_a_row_that_a_link_opens_is_clear_of_the_heads(visit):
+    page = visit("#run-ek-fac-0001", reduced_motion="reduce")
+    page.wait_for_function(
+        """() => {
+          const row = document.querySelector("#run-ek-fac-0001 > tr").getBoundingClientRect();
+          return row.top >= document.querySelector("table.runs thead").getBoundingClientRect().bottom - 1
+            && row.bottom <= innerHeight;
+        }"""
+    )
 
 
 def test_print_shows_all_charts_and_no_controls(visit):

@@ -363,7 +363,11 @@ def test_the_best_is_named_with_its_seeds_where_any_has_several(make, said):
     three = make.seeds(lds=(0.4, 0.42, 0.44), half=0.001)
     assert said(rows_of([*three, make.run("y", 0.1)]))["Best"].startswith("trak (LDS 0.420, 3 seeds, 95 % interval ")
     assert said(rows_of([*three, make.run("y", 0.9)]))["Best"].startswith("y (LDS 0.900, 1 seed, 95 % interval ")
-    assert "seed" not in said(rows_of([make.run("y", 0.9)]))["Best"]
+    assert "seed" not in said(rows_of([make.run("y", 0.9), make.run("x", 0.8)]))["Best"]
+
+
+def test_what_alone_is_scored_is_not_called_the_best(make, said):
+    assert list(said([make.row("random", 0.01), make.row(status="declined")])) == ["The only one scored so far"]
 
 
 def test_the_best_is_not_worse_than_another_at_the_seed_that_both_have(make, said):

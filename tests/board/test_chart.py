@@ -1,6 +1,7 @@
 import itertools
 import math
 import os
+import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import tdabench.board
 from tdabench.board.chart import COMPACT, WIDE, draw
 from tdabench.board.marks import PALETTE, PATHS, colours, curves, points
 from tdabench.board.names import names
@@ -16,6 +18,7 @@ from tdabench.board.rows import AXES, in_order, on_fronts, rows_of
 from tdabench.board.scale import cost_scale, cost_ticks, score_scale, score_ticks
 
 AXIS = {axis.key: axis for axis in AXES}
+STYLE = (Path(tdabench.board.__file__).parent / "style.css").read_text(encoding="utf-8")
 GOLDEN = Path(__file__).parents[1] / "golden" / "board_chart.svg"
 
 
@@ -307,11 +310,45 @@ def luminance(colour):
     return float(linear(colour) @ [0.2126, 0.7152, 0.0722])
 
 
-@pytest.mark.parametrize(("scheme", "background"), [(0, "#ffffff"), (1, "#14171c")], ids=["light", "dark"])
-def test_colours_stand_out_from_the_background(scheme, background):
+def contrast(colour, background):
+    low, high = sorted((luminance(colour), luminance(background)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def mixed(colour, other, share):
+    """``share`` of a colour over another, as a browser blends them."""
+    pairs = ((int(colour[i : i + 2], 16), int(other[i : i + 2], 16)) for i in (1, 3, 5))
+    return "#" + "".join(f"{round(share * a + (1 - share) * b):02x}" for a, b in pairs)
+
+
+def styled(selector, found):
+    """What a pattern finds in the rules that have a selector."""
+    rules = re.findall(r"^(\S[^{}]*) \{ ([^}]*) \}", STYLE, re.M)
+    return [m[1] for names, rule in rules if selector in names.split(", ") and (m := re.search(found, rule))]
+
+
+SCHEMES = pytest.mark.parametrize(
+    ("scheme", "background", "ink"), [(0, "#ffffff", "#191b1f"), (1, "#14171c", "#eceef1")], ids=["light", "dark"]
+)
+
+
+@SCHEMES
+def test_marks_stand_out_from_the_background(scheme, background, ink):
+    marks = (".point .mark", ".point:not(.on-front) .mark", ".point.on-front .mark")
+    assert all(styled(mark, r"(stroke-width)") for mark in marks), "the rules for marks have other names now"
+    opacity = math.prod(float(value) for mark in marks for value in styled(mark, r"\bopacity: ([\d.]+)"))
     for pair in PALETTE:
-        low, high = sorted((luminance(pair[scheme]), luminance(background)))
-        assert (high + 0.05) / (low + 0.05) >= 3
+        assert contrast(mixed(pair[scheme], background, opacity), background) >= 3
+
+
+@SCHEMES
+def test_labels_can_be_read_on_the_background(scheme, background, ink):
+    assert STYLE.count(f"--bg: {background};") == STYLE.count(f"--ink: {ink};") == 1
+    for label in (".chart .label", ".chart .size"):
+        (percent,) = styled(label, r"fill: color-mix\(in srgb, var\(--c\) (\d+)%, var\(--ink\)\)")
+        assert not styled(label, r"\b(opacity)")
+        for pair in PALETTE:
+            assert contrast(mixed(pair[scheme], ink, int(percent) / 100), background) >= 4.5
 
 
 @pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])

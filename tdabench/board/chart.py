@@ -168,7 +168,8 @@ def _curves(frame: Frame, points: Sequence[Point]) -> Iterable[Markup]:
     for path in _in_curves(points):
         if len(path) > 1:
             d = svg.line([(frame.x(p.cost), frame.y(p.lds)) for p in path])
-            yield svg.tag("path", class_=f"curve c{path[0].colour}", d=d)
+            of = " ".join(p.anchor for p in path)
+            yield svg.tag("path", class_=f"curve c{path[0].colour}", d=d, data_of=of)
 
 
 def _in_curves(points: Sequence[Point]) -> list[list[Point]]:
@@ -214,17 +215,18 @@ def _labels(
     taken = [_around(frame, p) for p in points]
     taken += [_whisker_box(frame, p) for p in points if p.on_front]
     taken += _front_boxes(frame, points)
-    if frame.size.ends_labelled:
-        lines = [*([(p.cost, p.lds) for p in path] for path in _in_curves(points)), *(p.line for p in predicted)]
-        taken += [box for places in lines for box in _line_boxes(frame, places)]
+    lines = [*([(p.cost, p.lds) for p in path] for path in _in_curves(points)), *(p.line for p in predicted)]
+    crossed = [box for places in lines for box in _line_boxes(frame, places)]
     if ceiling is not None:
         width, y = _width(_ceiling_text(ceiling), frame.size.font), frame.y(ceiling)
         taken.append((frame.right - width, y - 18, frame.right, y))
     for point, texts, css in _wanted(frame.size, points):
-        place = next((p for text in texts if (p := _free_place(frame, point, text, taken, css))), None)
+        # The front is named first of all, across a curve if need be; what is small and thin has to lie clear of them.
+        filled = taken + crossed if frame.size.ends_labelled or css == "size" else taken
+        place = next((p for text in texts if (p := _free_place(frame, point, text, filled, css))), None)
         if place is not None:
             taken.append(place.box)
-            yield svg.text(place.text, place.x, place.y, place.anchor, f"{css} c{point.colour}")
+            yield svg.text(place.text, place.x, place.y, place.anchor, f"{css} c{point.colour}", data_of=point.anchor)
 
 
 def _wanted(size: Size, points: Sequence[Point]) -> Iterable[tuple[Point, list[str], str]]:
@@ -239,6 +241,9 @@ def _wanted(size: Size, points: Sequence[Point]) -> Iterable[tuple[Point, list[s
         for p in sorted((path[-1] for path in _in_curves(points)), key=lambda p: (p.members, p.lds), reverse=True):
             yield p, [_shorten(p.label), _shorten(p.brief)], "label"
     if size.sizes_labelled:
+        for p in sorted(points, key=lambda p: (-p.lds, p.anchor)):
+            if p.members == 1 and not p.on_front:
+                yield p, [_shorten(p.label)], "size"
         for p in points:
             if p.members > 1 and not p.on_front:
                 yield p, [p.size], "size"

@@ -118,6 +118,9 @@
       for (const point of all("a.point", this.section)) {
         point.classList.toggle("dim", hidden.has(point.getAttribute("href")));
       }
+      for (const drawn of all("[data-of]", this.section)) { // labels and curves, with all the rows they are of
+        drawn.classList.toggle("dim", drawn.dataset.of.split(" ").every((id) => hidden.has("#" + id)));
+      }
       const method = this.form.elements.method.value;
       for (const button of all(".legend button", this.section)) {
         button.setAttribute("aria-pressed", String(button.parentElement.dataset.method === method));

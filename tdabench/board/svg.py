@@ -14,9 +14,9 @@ def tag(name: str, *children: Markup | str, **attributes: object) -> Markup:
     return Markup(f"<{name}{written}>{inside}</{name}>" if children else f"<{name}{written}/>")
 
 
-def text(words: str, x: float, y: float, anchor: str, css: str = "value") -> Markup:
+def text(words: str, x: float, y: float, anchor: str, css: str = "value", **attributes: object) -> Markup:
     """Build a line of text whose start, middle or end (``anchor``) is at a place."""
-    return tag("text", words, x=number(x), y=number(y), text_anchor=anchor, class_=css)
+    return tag("text", words, x=number(x), y=number(y), text_anchor=anchor, class_=css, **attributes)
 
 
 def number(value: float) -> str:

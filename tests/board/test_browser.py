@@ -151,6 +151,10 @@ def test_filters_narrow_rows_dim_points_and_clear(visit):
     assert set(column(page, "ensemble")) == {"dropout"}
     assert page.locator(".count").inner_text() == "6 of 31 rows"
     assert page.locator("svg.wide a.point:not(.dim):visible").count() == 6
+    bright = page.locator("svg.wide [data-of]:not(.dim):visible").evaluate_all("found => found.map(e => e.dataset.of)")
+    assert bright
+    assert all("-dropout-" in ids for ids in bright)
+    assert page.locator("svg.wide [data-of].dim:visible").count() > 0
     page.locator("input[name=text]").fill("masks models nothing-like-this")
     assert page.locator(".no-match").is_visible()
     page.locator("button[data-act=clear]").click()

@@ -88,6 +88,21 @@ def test_front_runs_are_filled_and_labelled_and_others_are_not(make):
     assert "beaten by one on the front" in svg
 
 
+def test_what_is_lone_and_beaten_is_named_on_a_wide_chart(make):
+    rows = [make.row("good", 0.4), make.row("bad", 0.1), make.row("worse", 0.2, ensemble=make.ensemble("lora", 2, n=2))]
+    assert "bad" in [t.text for t in having(chart(rows), "size")]
+    assert not having(chart(rows, size=COMPACT), "size")
+
+
+def test_labels_and_curves_say_which_rows_they_are_of(make):
+    rows = [make.row(run_id=f"i{n}", lds=n / 10, ensemble=make.ensemble("independent", n, models=n)) for n in (1, 5, 2)]
+    svg = chart(rows)
+    anchors = {m.get("href")[1:] for m in having(svg, "point")}
+    (curve,) = having(svg, "curve")
+    assert set(curve.get("data-of").split(" ")) == anchors
+    assert {t.get("data-of") for t in [*having(svg, "label"), *having(svg, "size")]} <= anchors
+
+
 def test_front_steps_through_its_runs(make):
     rows = [make.row("a", 0.1, costs={"fit_s": 1.0}), make.row("b", 0.3, costs={"fit_s": 9.0})]
     svg = chart(rows, "serve")
@@ -250,6 +265,23 @@ def test_labels_overlap_neither_each_other_nor_the_edge(make, axis, size):
     assert all(left >= 0 and right <= size.width for left, _, right, _ in found)
     for a, b in itertools.combinations(found, 2):
         assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
+
+
+@pytest.mark.parametrize("axis", list(AXIS))
+def test_sizes_lie_across_no_curve(make, axis):
+    svg = chart([row for row in make.board() if row.record.task_version[0] == "0"], axis)
+    curves_drawn = [
+        [tuple(map(float, pair.split())) for pair in curve.get("d")[1:].split("L")] for curve in having(svg, "curve")
+    ]
+    for text in having(svg, "size"):
+        width = 0.6 * WIDE.font * len(text.text)
+        left = float(text.get("x")) - width * {"start": 0, "middle": 0.5, "end": 1}[text.get("text-anchor")]
+        bottom = float(text.get("y"))
+        for curve in curves_drawn:
+            for (x0, y0), (x1, y1) in itertools.pairwise(curve):
+                for share in np.linspace(0, 1, 200):
+                    x, y = x0 + share * (x1 - x0), y0 + share * (y1 - y0)
+                    assert not (left < x < left + width and bottom - 0.8 * WIDE.font < y < bottom), text.text
 
 
 def test_hostile_names_are_text(make):

@@ -17,13 +17,16 @@
   const sections = all("section.task");
   let axis = "train";
 
+  // Where the page was when the address was left for a row is its state: Back comes back to there.
   function readAddress() {
-    if (location.hash.startsWith("#run-") && openRow(location.hash.slice(1))) return;
+    const move = history.state === null;
+    if (!move) scrollTo({ top: history.state, behavior: "instant" });
+    if (location.hash.startsWith("#run-") && openRow(location.hash.slice(1), move)) return;
     const fields = new URLSearchParams(location.hash.slice(1));
     const wanted = fields.get("axis");
     if (wanted === "all" || axisNames.includes(wanted)) chooseAxis(wanted);
     const section = sections.find((s) => s.dataset.task === fields.get("task"));
-    if (section) section.scrollIntoView();
+    if (section && move) section.scrollIntoView();
   }
 
   function writeAddress(task) {
@@ -199,7 +202,7 @@
     tip.style.top = (above > 4 ? above : box.bottom + 12) + scrollY + "px";
   }
 
-  function openRow(id) {
+  function openRow(id, move = true) {
     const found = document.getElementById(id);
     const body = found && found.closest("tbody"); // a run is inside its row
     if (!body) return false;
@@ -210,8 +213,10 @@
     for (const view of views.filter((view) => view.bodies.includes(body))) view.tell();
     body.classList.add("picked");
     body.querySelector("details").open = true;
-    body.scrollIntoView({ block: "start" });
-    body.querySelector("summary").focus({ preventScroll: true });
+    if (move) {
+      body.scrollIntoView({ block: "start" });
+      body.querySelector("summary").focus({ preventScroll: true });
+    }
     return true;
   }
 
@@ -247,9 +252,11 @@
           tapped = point;
           return;
         }
-        // Before the page moves: Back comes back to where the point was clicked.
         const href = point.getAttribute("href");
-        if (location.hash !== href) history.pushState(null, "", href);
+        if (location.hash !== href) {
+          history.replaceState(scrollY, "");
+          history.pushState(null, "", href);
+        }
         openRow(href.slice(1));
       });
     }

@@ -314,6 +314,20 @@ def test_a_click_on_a_point_is_an_address_and_back_returns(visit):
     page.wait_for_function("before => scrollY > before + 2", arg=before)
 
 
+def test_back_from_a_row_returns_to_the_chart_also_where_a_row_was_open_before(visit):
+    page = visit("#run-ek-fac-0001", reduced_motion="reduce")
+    page.wait_for_function("document.activeElement.closest('#run-ek-fac-0001')")
+    point = page.locator("svg.wide a.point.on-front:visible").first
+    page.locator("svg.wide:visible").evaluate("chart => chart.scrollIntoView()")
+    before = page.evaluate("scrollY")
+    point.evaluate("p => p.dispatchEvent(new MouseEvent('click', { bubbles: true, cancelable: true }))")
+    page.wait_for_function("before => scrollY > before + 2", arg=before)
+    page.go_back()
+    page.wait_for_function("before => Math.abs(scrollY - before) < 2", arg=before)
+    page.wait_for_function("document.querySelector('tbody.picked').id === 'run-ek-fac-0001'")
+    assert page.evaluate("scrollY") == pytest.approx(before, abs=2)
+
+
 def test_the_first_tap_on_a_point_shows_its_tip_and_the_second_opens_its_row(visit):
     page = visit(viewport={"width": 390, "height": 800}, has_touch=True, is_mobile=True)
     assert page.evaluate("matchMedia('(hover: none)').matches")

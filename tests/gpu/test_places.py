@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tdabench import pieces, snapshots
+from tdabench import kronecker, pieces, snapshots
 from tdabench.baselines.ek_fac import EkFac
 from tdabench.baselines.grad_dot import GradDot
 from tdabench.baselines.influence import lissa
@@ -186,3 +186,18 @@ def test_products_in_bfloat16_agree_with_the_cpu(setting, place, tmp_path, monke
     task, data = setting(name)
     here, there = (TaskView(task, d, tmp_path / "models") for d in (data, data.to(place)))
     check_alike(method, here, there)
+
+
+def test_eigenvectors_that_a_device_s_library_does_not_find_are_the_cpu_s(place, monkeypatch):
+    rows = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
+    moment, eigh = rows.T @ rows, torch.linalg.eigh
+
+    def on_the_cpu_alone(matrix):
+        if matrix.device.type != "cpu":
+            raise torch.linalg.LinAlgError("the algorithm failed to converge")
+        return eigh(matrix)
+
+    monkeypatch.setattr(torch.linalg, "eigh", on_the_cpu_alone)
+    found = kronecker._eigenvectors(moment.to(place))
+    assert (found.device.type, found.dtype) == (place.type, torch.float32)
+    assert torch.equal(found.cpu(), kronecker._eigenvectors(moment))

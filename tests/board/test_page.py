@@ -241,7 +241,7 @@ def test_machine_classes_have_charts_of_their_own(make):
     groups = html.split('<div class="machine">')[1:]
     assert len(groups) == 2
     for group, own, other in zip(groups, ("cpu-run", "gpu-run"), ("gpu-run", "cpu-run"), strict=True):
-        charts = group.split("<h3>All results")[0]
+        charts = group.split("All results")[0]
         assert f"#run-{own}" in charts
         assert f"#run-{other}" not in charts
 
@@ -457,3 +457,10 @@ def test_rows_whose_options_were_not_tuned_are_marked_in_words(make):
 def test_tuning_time_of_another_machine_class_is_not_shown_as_none_at_all(make):
     text = Reader(render([make.row(costs={"tune_s": None})], [make.task()])).text
     assert "tuning on another machine class" in text
+
+
+def test_a_link_leads_past_the_charts_to_the_table_of_its_task(make):
+    html = render([make.row(), make.row("more", 0.2)], [make.task()])
+    (target,) = re.findall(r'<a href="#([^"]*)">The table of 2 results</a>', html)
+    assert html.count(f'id="{target}"') == 1
+    assert html.index(f'href="#{target}"') < html.index("<figure") < html.index(f'id="{target}"')

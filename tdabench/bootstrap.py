@@ -111,12 +111,15 @@ class RankedTruth:
         n_subsets^2 / 4.
     variance
         ``[n_queries, n_resamples]``, of the ranks of the drawn subsets, not divided by anything.
+    untied
+        ``[n_resamples]``, the same of any values of which no two are equal.
     """
 
     values: npt.NDArray[np.floating]
     resamples: Resamples
     weighted: npt.NDArray[np.signedinteger]
     variance: Floats
+    untied: Floats
 
     @classmethod
     @threadpool_limits.wrap(limits=1, user_api="blas")
@@ -132,7 +135,7 @@ class RankedTruth:
             ranks = counts @ _signs(values[:, q])
             weighted[q] = ranks * counts
             variance[q] = _variance(values[:, q], ranks, counts, untied)
-        return cls(values, resamples, weighted, variance)
+        return cls(values, resamples, weighted, variance, untied)
 
 
 # One query's product is small: waking other threads for it costs more than it does, and far more on a busy machine.
@@ -163,14 +166,13 @@ def bootstrap_lds(predicted: npt.ArrayLike, truth: RankedTruth) -> Draws:
     n_queries = predicted.shape[1]
     rho = spearman_columns(predicted, truth.values)  # [n_queries]
     counts = resamples.subsets.astype(np.float32)  # [n_resamples, n_subsets]
-    untied = _untied_variance(counts)
     ranks, weighted = np.empty_like(counts), np.empty_like(counts)
     subsets, both = np.zeros(len(counts)), np.zeros(len(counts))
     for q in range(n_queries):
         np.matmul(counts, _signs(predicted[:, q]), out=ranks)
         np.copyto(weighted, truth.weighted[q])
         covariance = np.einsum("bm,bm->b", ranks, weighted).astype(np.float64)
-        variance = _variance(predicted[:, q], ranks, counts, untied) * truth.variance[q]
+        variance = _variance(predicted[:, q], ranks, counts, truth.untied) * truth.variance[q]
         resampled = np.divide(covariance, np.sqrt(variance), out=np.zeros_like(covariance), where=variance > 0)
         subsets += resampled
         both += resampled * resamples.queries[:, q]

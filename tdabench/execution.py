@@ -47,7 +47,7 @@ def _execute(
     else:
         with task.meter.phase(FIT):
             state = method.fit(task)
-        task.meter.keep([state, vars(method)], {storage.data_ptr() for storage in task.loaded()})
+        task.meter.keep([state, vars(method)], _charged(task))
         with task.meter.phase(ATTRIBUTE):
             scores = method.attribute(task, state)
     task.check_data()
@@ -77,13 +77,18 @@ def _part(method: MemberMethod, members: Iterator[Member], task: TaskView) -> An
         member = next(members)
         state = method.fit(member)
     with meter.stopwatch.phase(HARNESS):
-        meter.keep(state, {storage.data_ptr() for storage in task.loaded()})
+        meter.keep(state, _charged(task))
     part = method.attribute(member, state)
     forget_masks()
     if meter.correlations is not None:
         with meter.stopwatch.phase(HARNESS):  # neither the method's time nor its doing
             meter.correlations.add(member.model_number, method.member_scores(part))
     return part
+
+
+def _charged(task: TaskView) -> set[int]:
+    """Return where the storages are that are charged with the models they were loaded from."""
+    return {storage.data_ptr() for storage in task.loaded()}
 
 
 def check_scores(scores: Any, n_queries: int, n_train: int) -> Tensor:

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from tdabench.ensembles import format_ensemble
 from tdabench.errors import FileFormatError
 from tdabench.registry import is_task_name
+from tdabench.seeds import MOST_SEED
 
 SCHEMA_VERSION: Literal[2] = 2
 RECORD_FILE = "record.json"
@@ -36,8 +37,6 @@ OptionValue = bool | int | float | str | None
 OptionsFrom = Literal["tuned", "defaults", "given"]
 MOST = 10**18
 """Of seconds, bytes and whatever is counted: more than any run takes, and not too much to reckon with."""
-MOST_SEED = 2**53 - 1
-"""The highest run seed: the page's script, like much that reads JSON, would round a higher one to another."""
 Seconds = Annotated[float, Field(ge=0, le=MOST)]
 Count = Annotated[int, Field(ge=0, le=MOST)]
 RunSeed = Annotated[int, Field(ge=0, le=MOST_SEED)]

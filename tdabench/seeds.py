@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     import torch
 
 
+MOST_SEED = 2**53 - 1
+"""The highest seed of a run: the page's script, like much that reads JSON, would round a higher one to another."""
+
+
 def derive_seed(*name: str | int) -> int:
     """Return the seed of a named stream: 63 bits of the SHA-256 of its name."""
     text = json.dumps(name, separators=(",", ":"))

@@ -1,8 +1,9 @@
-"""Made-up examples for tiny networks."""
+"""Made-up examples for tiny networks, and a tiny network that ``vmap`` has no rule for."""
 
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from tdabench import Examples
 
@@ -17,3 +18,15 @@ def sequences(n: int, split: str, random: torch.Generator, vocabulary: int, leng
     """Return ``n`` sequences of tokens, each labelled with its next."""
     tokens = torch.randint(vocabulary, (n, length + 1), generator=random)
     return Examples(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), split)
+
+
+class Choosing(nn.Module):
+    """Does one thing or another, by what it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(64, 10)
+
+    def forward(self, x):
+        h = self.last(x)
+        return h if float(h.detach().abs().max()) > 1e9 else h.tanh()

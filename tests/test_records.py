@@ -12,7 +12,8 @@ from pydantic import ValidationError
 
 from tdabench.cli.measure import seed_type
 from tdabench.errors import FileFormatError
-from tdabench.records import MOST_SEED, Record, parse_record, read_record
+from tdabench.records import Record, parse_record, read_record
+from tdabench.seeds import MOST_SEED
 
 GOLDEN = Path(__file__).parent / "golden" / "record.json"
 WHERE = Path("run/record.json")

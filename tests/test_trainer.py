@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_up import Choosing
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -232,18 +233,6 @@ def test_other_batches_are_normalised(small, small_data, images, kept):
     found = train_replicas(task, small_data, torch.arange(120).expand(2, 120) < kept, "x")
     (tracked,) = [v for k, v in found.items() if k.endswith("num_batches_tracked")]
     assert tracked.tolist() == [-(-kept // 20)] * 2
-
-
-class Choosing(nn.Module):
-    """Does one thing or another, by what it is given."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.last = nn.Linear(64, 10)
-
-    def forward(self, x):
-        h = self.last(x)
-        return h if float(h.detach().abs().max()) > 1e9 else h.tanh()
 
 
 def test_what_vmap_has_no_rule_for_is_refused_in_a_group_and_trained_alone(small, small_data):

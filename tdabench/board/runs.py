@@ -12,7 +12,8 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from tdabench.board.seed_draws import SeedDraws, over_seeds
-from tdabench.records import MOST_SEED, Record
+from tdabench.records import Record
+from tdabench.seeds import MOST_SEED
 
 if TYPE_CHECKING:  # evaluating loads scipy, showing does not
     from tdabench.bootstrap import Draws

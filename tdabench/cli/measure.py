@@ -14,6 +14,7 @@ from click.core import ParameterSource
 from tdabench.cli.output import Duration, Live, data_option, json_option, note, phase_printer, print_json, runs_option
 from tdabench.cli.termination import cleaning_up
 from tdabench.errors import MissingGroundTruthError, OptionError, UsageError
+from tdabench.seeds import MOST_SEED
 
 if TYPE_CHECKING:
     from tdabench.jobs import Job, Plan
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 
 threads_type = click.IntRange(1, 1024)  # torch crashes at more than it can count
-seed_type = click.IntRange(0, 2**53 - 1)  # as in a record
+seed_type = click.IntRange(0, MOST_SEED)
 
 
 def machine_options(command: Callable[..., None]) -> Callable[..., None]:

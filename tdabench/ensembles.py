@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from tdabench.errors import Declined, OptionError, UnknownNameError, UsageError
-from tdabench.options import OptionInfo, describe, make, option
+from tdabench.options import OptionInfo, describe, make, option, values
 from tdabench.work import Parts
 
 if TYPE_CHECKING:
@@ -167,7 +167,8 @@ class Checkpoints:
 
     models: int = option(1, "independently trained models", low=1)
     last: int = option(5, "checkpoints per model, the final parameters included", low=1)
-    every: int | None = option(None, "epochs between checkpoints; none: evenly over the second half of training", low=1)
+    every: int | None = option(None, "epochs between checkpoints; none: evenly over the span", low=1)
+    span: Literal["half", "whole"] = option("half", "what they are spread over: training's second half, or all of it")
 
     @property
     def size(self) -> int:
@@ -175,7 +176,9 @@ class Checkpoints:
         return self.models * self.last
 
     def supports(self, method: MemberMethod, task: TaskView) -> str | None:
-        """Need as many epochs as the checkpoints reach back."""
+        """Need as many epochs as the checkpoints reach back, and one word on where they are."""
+        if self.every is not None and self.span == "whole":
+            return "every and span=whole both say where checkpoints are taken: give one of them"
         if self.last <= task.epochs and self.epochs(task.epochs)[-1] >= 1:
             return None
         every = "" if self.every is None else f", {self.every} epochs apart,"
@@ -185,9 +188,10 @@ class Checkpoints:
         """Return after which of ``n`` epochs the checkpoints are taken, the last one first.
 
         By default they are spread over the second half; where that has fewer epochs than there are checkpoints, every
-        epoch has one. Spread over the whole, with ``every`` = n / last, they are often better (docs/measurements.md).
+        epoch has one. Spread over the whole they are often better (docs/checkpoints.md).
         """
-        step = max(1.0, n / 2 / self.last) if self.every is None else self.every
+        span = n if self.span == "whole" else n / 2
+        step = max(1.0, span / self.last) if self.every is None else self.every
         return [n - math.floor(i * step) for i in range(self.last)]
 
     def members(self, task: TaskView) -> Iterator[Member]:
@@ -241,6 +245,8 @@ KINDS: dict[str, type[Any]] = {
 }
 SIZES = frozenset({"models", "masks", "adapters", "last", "seeds"})
 """Options that count members; all others make an ensemble another one."""
+_LATER = {"span": "half"}
+"""Options that came after runs were published, with their defaults: there they are no part of what a run is."""
 _FORM = re.compile(r"\s*([A-Za-z][\w-]*)\s*(?:\((.*)\))?\s*", re.DOTALL)
 
 
@@ -280,6 +286,11 @@ def _example() -> str:
 def kind_of(ensemble: Ensemble) -> str:
     """Return the name that :func:`parse_ensemble` knows an ensemble by."""
     return next(name for name, cls in KINDS.items() if type(ensemble) is cls)
+
+
+def recorded(ensemble: Ensemble) -> dict[str, Any]:
+    """Return the options as a record holds them: a run made before an option came, and one made after, are the same."""
+    return {n: value for n, value in values(ensemble).items() if n not in _LATER or value != _LATER[n]}
 
 
 def format_ensemble(kind: str, options: Mapping[str, Any]) -> str:

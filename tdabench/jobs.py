@@ -152,7 +152,7 @@ def plan(job: Job) -> Plan:
     UsageError
         For an unknown task, method, option or ensemble, or a value of the wrong type.
     """
-    from tdabench.ensembles import kind_of, parse_ensemble
+    from tdabench.ensembles import kind_of, parse_ensemble, recorded
 
     task = find_task(job.task)
     cls = find_method(job.method)
@@ -161,7 +161,7 @@ def plan(job: Job) -> Plan:
     if job.ensemble is not None:
         _check_wrappable(cls, job)
         ensemble = parse_ensemble(job.ensemble)
-        record = EnsembleRecord(kind=kind_of(ensemble), options=values(ensemble), members=ensemble.size)
+        record = EnsembleRecord(kind=kind_of(ensemble), options=recorded(ensemble), members=ensemble.size)
     return Plan(
         job=job,
         task=task,

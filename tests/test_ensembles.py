@@ -26,6 +26,7 @@ from tdabench.ensembles import (
     format_ensemble,
     kind_of,
     parse_ensemble,
+    recorded,
 )
 from tdabench.errors import Declined, OptionError, UnknownNameError, UsageError
 from tdabench.execution import execute
@@ -44,7 +45,9 @@ ensembles = (
         mask=st.sampled_from(["shared", "per-sample"]),
     )
     | st.builds(Lora, models=counts, adapters=counts, rank=counts, epochs=counts)
-    | st.builds(Checkpoints, models=counts, last=counts, every=st.none() | counts)
+    | st.builds(
+        Checkpoints, models=counts, last=counts, every=st.none() | counts, span=st.sampled_from(["half", "whole"])
+    )
     | st.builds(Projections, models=counts, seeds=counts)
 )
 
@@ -105,8 +108,17 @@ def test_sizes_are_always_shown_and_other_options_where_they_differ():
     assert format_ensemble("lora", values(Lora(rank=2))) == "lora(models=1, adapters=5, rank=2)"
     assert format_ensemble("checkpoints", values(Checkpoints(2, 3))) == "checkpoints(models=2, last=3)"
     assert format_ensemble("checkpoints", values(Checkpoints(every=4))) == "checkpoints(models=1, last=5, every=4)"
+    whole = Checkpoints(span="whole")
+    assert format_ensemble("checkpoints", values(whole)) == "checkpoints(models=1, last=5, span=whole)"
     assert format_ensemble("projections", values(Projections())) == "projections(models=1, seeds=5)"
     assert format_ensemble("newer", {"size": 3}) == "newer(size=3)"
+
+
+def test_an_option_that_came_after_published_runs_is_recorded_only_where_it_is_not_at_its_default():
+    """Else what is measured today would not be known for what was published."""
+    assert recorded(Checkpoints(2, 3)) == {"models": 2, "last": 3, "every": None}
+    assert recorded(Checkpoints(2, 3, span="whole")) == {"models": 2, "last": 3, "every": None, "span": "whole"}
+    assert recorded(Dropout()) == values(Dropout())
 
 
 @dataclass(frozen=True)
@@ -185,6 +197,10 @@ def test_lora_members_are_the_pairs_of_model_and_adapter(members, view):
         (Checkpoints(last=4), 5, [5, 4, 3, 2]),
         (Checkpoints(last=3, every=4), 9, [9, 5, 1]),
         (Checkpoints(last=1), 1, [1]),
+        (Checkpoints(last=5, span="whole"), 30, [30, 24, 18, 12, 6]),
+        (Checkpoints(last=4, span="whole"), 10, [10, 8, 5, 3]),
+        (Checkpoints(last=8, span="whole"), 8, [8, 7, 6, 5, 4, 3, 2, 1]),
+        (Checkpoints(last=1, span="whole"), 8, [8]),
     ],
 )
 def test_checkpoints_are_spread_over_the_second_half_or_as_asked(ensemble, n, epochs):
@@ -197,6 +213,17 @@ def test_checkpoints_by_default_are_different_epochs_of_the_second_half_where_it
     assert epochs[0] == n
     assert all(a > b >= 1 for a, b in pairwise(epochs))
     assert len(epochs) > n / 2 or epochs[-1] >= n / 2
+
+
+@given(st.integers(1, 200), st.data())
+def test_checkpoints_of_the_whole_training_are_different_epochs_as_far_apart_as_they_can_be(n, data):
+    last = data.draw(st.integers(1, n))
+    epochs = Checkpoints(last=last, span="whole").epochs(n)
+    assert (epochs[0], len(epochs)) == (n, last)
+    assert epochs[-1] >= 1
+    gaps = {a - b for a, b in pairwise([*epochs, 0])}
+    assert min(gaps) >= 1
+    assert max(gaps) - min(gaps) <= 1
 
 
 def test_checkpoint_members_are_the_models_on_their_way(members, view):
@@ -236,6 +263,8 @@ def test_too_few_epochs_for_the_checkpoints_is_declined_before_anything_is_train
         execute(GradDot(), Checkpoints(), task)
     with pytest.raises(Declined, match="too few for 2 checkpoints, 4 epochs apart"):
         execute(GradDot(), Checkpoints(last=2, every=4), task)
+    with pytest.raises(Declined, match="every and span=whole both say where checkpoints are taken: give one"):
+        execute(GradDot(), Checkpoints(last=2, every=1, span="whole"), task)
     assert not task.meter.runs
 
 

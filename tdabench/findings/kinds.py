@@ -31,6 +31,8 @@ PAIRS = (
     ("lora(epochs=1)", "lora", "LoRA fine-tuned for 1 epoch against 5"),
     ("lora(epochs=20)", "lora", "LoRA fine-tuned for 20 epochs against 5"),
     ("checkpoints", "dropout", "Checkpoints of one training against dropout"),
+    ("checkpoints(span=whole)", "dropout", "Checkpoints of the whole training against dropout"),
+    ("checkpoints(span=whole)", "checkpoints", "Checkpoints of the whole training against those of its second half"),
     ("projections", "dropout", "Projections of the same model against dropout"),
     ("projections", "dropout(scope=q-only)", "Projections of the same model against dropout for the Q factor alone"),
 )

@@ -23,7 +23,11 @@ _COUNTED = {
     "checkpoints": ("last", "checkpoint"),
     "projections": ("seeds", "projection"),
 }
-_VARIANTS = {"scope=q-only": "Q factor only", "mask=per-sample": "one for every example"}
+_VARIANTS = {
+    "scope=q-only": "Q factor only",
+    "mask=per-sample": "one for every example",
+    "span=whole": "whole training",
+}
 
 
 def ensemble(entry: Entry) -> str:

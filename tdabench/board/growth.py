@@ -7,11 +7,11 @@ in :mod:`tdabench.saturation`.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from tdabench.board.marks import Point, points
+from tdabench.board.marks import PALETTE, Point, points
 from tdabench.board.rows import Axis, Row, format_predicted, format_score
 from tdabench.board.seed_draws import estimate_beside
 from tdabench.ensembles import SIZES, format_ensemble
@@ -57,9 +57,13 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Curve:
-    """The rows of one ensemble in several sizes, smallest first, and what was predicted of them."""
+    """The rows of one ensemble in several sizes, smallest first, and what was predicted of them.
+
+    Its colour tells it from the other curves of the method whose points have the same shape.
+    """
 
     label: str
+    colour: int
     points: list[Point]
     prediction: Prediction | None
 
@@ -113,8 +117,21 @@ def _curves(families: Sequence[Sequence[tuple[Point, Row]]]) -> list[Curve]:
         last, rows = family[-1][0], [row for _, row in family]
         full = label if labels.count(label) == 1 else last.title.partition("\n")[0]
         drawn = [replace(p, label=f"{full} ×{last.members}", brief=label, title=_without_front(p)) for p, _ in family]
-        curves.append(Curve(full, drawn, None if rows[0].record.ensemble is None else _predict(rows)))
-    return sorted(curves, key=lambda curve: (curve.label, curve.points[0].anchor))
+        curves.append(Curve(full, 0, drawn, None if rows[0].record.ensemble is None else _predict(rows)))
+    curves.sort(key=lambda curve: (curve.label, curve.points[0].anchor))
+    return _coloured(curves)
+
+
+def _coloured(curves: Sequence[Curve]) -> list[Curve]:
+    """Give curves of the same shape colours of their own: the method, whose colour they would have, is the chart's."""
+    taken: Counter[str] = Counter()
+    made = []
+    for curve in curves:
+        shape = curve.points[0].shape
+        colour = taken[shape] % len(PALETTE)
+        made.append(replace(curve, colour=colour, points=[replace(p, colour=colour) for p in curve.points]))
+        taken[shape] += 1
+    return made
 
 
 def _label(rows: Sequence[Row]) -> str:

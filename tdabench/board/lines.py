@@ -9,7 +9,7 @@ from tdabench.board.details import Block, Listed, blocks, listed
 from tdabench.board.marks import PATHS, shape_of
 from tdabench.board.names import codes, names
 from tdabench.board.rows import Row
-from tdabench.board.table import means
+from tdabench.board.table import auroc, means
 
 _UNKNOWN = "no LDS, and no reason was recorded"
 
@@ -91,22 +91,22 @@ def make_lines(
     for i, row, name, code in zip(indices, chosen, names(chosen), codes(chosen), strict=True):
         made.append(
             Line(
-                row,
-                i,
-                anchors[i][0],
-                name,
-                fronts[i],
-                colour_of[row.record.method],
-                PATHS[shape_of(row.kind, row.flavour)],
-                bool(made) and row.rank_group != made[-1].row.rank_group,
-                _bar(row, top, ceiling),
-                row.mean(lambda run: run.evaluation.mislabel_auroc if run.evaluation else None),
-                _caution(row),
-                listed(row, anchors[i]),
-                blocks(row),
-                means(row),
-                code,
-                "" if row.lds is not None else row.reason or no_score or _UNKNOWN,
+                row=row,
+                index=i,
+                anchor=anchors[i][0],
+                name=name,
+                fronts=fronts[i],
+                colour=colour_of[row.record.method],
+                shape=PATHS[shape_of(row.kind, row.flavour)],
+                starts_group=bool(made) and row.rank_group != made[-1].row.rank_group,
+                bar=_bar(row, top, ceiling),
+                auroc=auroc(row),
+                caution=_caution(row),
+                listed=listed(row, anchors[i]),
+                details=blocks(row),
+                means=means(row),
+                code=code,
+                no_score="" if row.lds is not None else row.reason or no_score or _UNKNOWN,
             )
         )
     return made

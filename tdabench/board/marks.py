@@ -38,6 +38,7 @@ FLAVOURS = {
     ("dropout", "q-only"): "right",
     ("dropout", "per-sample"): "left",
     ("dropout", "q-only per-sample"): "bow",
+    ("checkpoints", "whole"): "hourglass",
 }
 OTHER_SHAPE = "cross"
 PATHS = {
@@ -48,6 +49,7 @@ PATHS = {
     "right": "M5.8 0L-4.2 5.6V-5.6z",
     "left": "M-5.8 0L4.2 5.6V-5.6z",
     "bow": "M-5.2-5L5.2 5V-5L-5.2 5z",
+    "hourglass": "M-5-5.2H5L-5 5.2H5z",
     "wedge": "M0 5.8L5.6-4.2H-5.6z",
     "hexagon": "M-5.4 0L-2.7-4.7H2.7L5.4 0L2.7 4.7H-2.7z",
     "cross": "M-1.8-5.4h3.6v3.6h3.6v3.6h-3.6v3.6h-3.6v-3.6h-3.6v-3.6h3.6z",
@@ -166,20 +168,20 @@ def points(
         title = f"{name}\nLDS {format_score(lds)} ({interval})\n{axis.label}: {axis.text(cost)}\n"
         made.append(
             Point(
-                cost,
-                lds,
-                low,
-                high,
-                on_front,
-                colour_of[row.record.method],
-                shape_of(row.kind, row.flavour),
-                f"{row.short} ({code})" if code else row.short,
-                f"{row.kind} {size}",  # the colour says the method
-                size,
-                title + ("on the front" if on_front else "beaten by one on the front"),
-                anchor,
-                curve,
-                row.record.members,
+                cost=cost,
+                lds=lds,
+                low=low,
+                high=high,
+                on_front=on_front,
+                colour=colour_of[row.record.method],
+                shape=shape_of(row.kind, row.flavour),
+                label=f"{row.short} ({code})" if code else row.short,
+                brief=f"{row.kind} {size}",  # the colour says the method
+                size=size,
+                title=title + ("on the front" if on_front else "beaten by one on the front"),
+                anchor=anchor,
+                curve=curve,
+                members=row.record.members,
             )
         )
     return made

@@ -13,25 +13,36 @@
   const textOf = (row, shown) => [shown, ...row.runs.flatMap((run) => searched.map((name) => run[name]))]
     .filter((value) => value !== null).join(" ").toLowerCase();
 
-  // --- The address keeps the axis, and the task whose control was used: "#axis=serve&task=digits-mlp"; or names a run.
+  // --- The address keeps the axis, and the task whose controls were used with its filters and sorting:
+  // "#axis=serve&task=digits-mlp&method=trak&sort=-lds"; or it names a run.
   const sections = all("section.task");
-  let axis = "train";
+  const filters = ["text", "method", "ensemble", "status"];
+  let axis = "total";
 
   // Where the page was when the address was left for a row is its state: Back comes back to there.
   function readAddress() {
     const move = history.state === null;
-    if (!move) scrollTo({ top: history.state, behavior: "instant" });
+    const back = () => { if (!move) scrollTo({ top: history.state, behavior: "instant" }); };
+    back();
     if (location.hash.startsWith("#run-") && openRow(location.hash.slice(1), move)) return;
     const fields = new URLSearchParams(location.hash.slice(1));
     const wanted = fields.get("axis");
     if (wanted === "all" || axisNames.includes(wanted)) chooseAxis(wanted);
-    const section = sections.find((s) => s.dataset.task === fields.get("task"));
-    if (section && move) section.scrollIntoView();
+    const named = sections.find((section) => section.dataset.task === fields.get("task"));
+    const of = sections.length > 1 ? named : sections[0];
+    const view = fields.has("axis") && views.find((view) => view.section === of);
+    if (view) {
+      view.read(fields);
+      back(); // filters change how high the page is
+    }
+    if (named && move) named.scrollIntoView();
   }
 
-  function writeAddress(task) {
+  function writeAddress(section) {
     const fields = new URLSearchParams({ axis });
-    if (sections.length > 1) fields.set("task", task);
+    if (sections.length > 1) fields.set("task", section.dataset.task);
+    const view = views.find((view) => view.section === section);
+    for (const [name, value] of view ? view.address() : []) fields.set(name, value);
     history.replaceState(null, "", "#" + fields);
   }
 
@@ -61,7 +72,7 @@
       this.offer("ensemble");
       this.offer("status");
       this.addSorting();
-      this.form.addEventListener("input", () => this.show());
+      this.form.addEventListener("input", () => this.change());
       this.form.addEventListener("submit", (event) => event.preventDefault());
       this.form.addEventListener("click", (event) => this.act(event.target.dataset && event.target.dataset.act));
     }
@@ -88,14 +99,49 @@
     sortBy(head) {
       const key = head.dataset.key;
       const first = "more" in head.dataset;
-      if (this.sort.key !== key) this.sort = { key, descending: first };
-      else if (this.sort.descending === first) this.sort.descending = !first;
-      else this.sort = { key: null, descending: false };
-      for (const other of all("th[data-key]", this.table)) other.removeAttribute("aria-sort");
-      if (this.sort.key) head.setAttribute("aria-sort", this.sort.descending ? "descending" : "ascending");
-      this.table.classList.toggle("sorted", this.sort.key !== null);
+      if (this.sort.key !== key) this.sortAs(key, first);
+      else if (this.sort.descending === first) this.sortAs(key, !first);
+      else this.sortAs(null, false);
+      writeAddress(this.section);
+    }
+
+    sortAs(key, descending) {
+      this.sort = { key, descending };
+      for (const head of all("th[data-key]", this.table)) {
+        if (head.dataset.key === key) head.setAttribute("aria-sort", descending ? "descending" : "ascending");
+        else head.removeAttribute("aria-sort");
+      }
+      this.table.classList.toggle("sorted", key !== null);
       this.order = sorted(this.rows, this.sort);
       this.table.append(...this.order.map((i) => this.bodies[i]));
+    }
+
+    // What the address says of it: filters that are set, and the sorting.
+    address() {
+      const wanted = this.form.elements;
+      const said = filters.map((name) => [name, wanted[name].value]);
+      said.push(["front", wanted.front && wanted.front.checked ? "1" : ""]);
+      said.push(["sort", this.sort.key ? (this.sort.descending ? "-" : "") + this.sort.key : ""]);
+      return said.filter(([, value]) => value);
+    }
+
+    read(fields) {
+      const wanted = this.form.elements;
+      for (const name of filters) {
+        wanted[name].value = fields.get(name) || "";
+        if (!wanted[name].value) wanted[name].value = ""; // a choice that is not there
+      }
+      if (wanted.front) wanted.front.checked = fields.has("front");
+      const sort = fields.get("sort") || "";
+      const key = sort.replace(/^-/, "");
+      const known = all("th[data-key]", this.table).some((head) => head.dataset.key === key);
+      this.sortAs(known ? key : null, sort.startsWith("-"));
+      this.show();
+    }
+
+    change() {
+      this.show();
+      writeAddress(this.section);
     }
 
     passes(row, text) {
@@ -131,7 +177,7 @@
     }
 
     act(name) {
-      if (name === "clear") { this.form.reset(); this.show(); }
+      if (name === "clear") { this.form.reset(); this.change(); }
       if (name === "csv") save(this.name("csv"), "text/csv", csv(this.shown()));
       if (name === "json") save(this.name("json"), "application/json", JSON.stringify(this.shown(), null, 1) + "\n");
     }
@@ -272,7 +318,7 @@
       button.addEventListener("click", () => {
         const select = view.form.elements.method;
         select.value = select.value === item.dataset.method ? "" : item.dataset.method;
-        view.show();
+        view.change();
       });
     }
   }
@@ -302,7 +348,7 @@
   for (const button of all(".axes button")) {
     button.addEventListener("click", () => {
       chooseAxis(button.dataset.axis);
-      writeAddress(button.closest("section").dataset.task);
+      writeAddress(button.closest("section"));
     });
   }
   addEventListener("keydown", (event) => { if (event.key === "Escape") hideTip(); });

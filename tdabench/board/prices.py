@@ -13,10 +13,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import fmean
 
+from tdabench.model_names import is_model
 from tdabench.records import Costs, Record
 
-MODEL = "model-"
-"""How the names of trained models begin; those of adapters and of banks do not."""
 _RUNS = "checkpoints"
 """The kind of ensemble that trains for checkpoints; its trainings have the names of models."""
 
@@ -47,7 +46,7 @@ def price_of(records: Iterable[Record]) -> Price | None:
     for record in records:
         if not _for_checkpoints(record):
             for name, training in record.trainings.items():
-                if name.startswith(MODEL):
+                if is_model(name):
                     times[name, record.versions.get("torch")].append(training.wall_s)
     return Price(fmean(map(fmean, times.values())), len(times)) if times else None
 
@@ -60,7 +59,7 @@ def priced(record: Record, price: Price | None) -> Costs | None:
     if price is None or record.costs is None or not record.trainings:
         return record.costs
     costs = record.costs
-    train = sum(price.seconds if name.startswith(MODEL) else t.wall_s for name, t in record.trainings.items())
+    train = sum(price.seconds if is_model(name) else t.wall_s for name, t in record.trainings.items())
     given = price.seconds if costs.extra_train_s < costs.train_s else 0.0
     return costs.model_copy(update={"train_s": train, "extra_train_s": train - given})
 

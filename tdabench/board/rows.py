@@ -30,7 +30,7 @@ class TaskInfo:
     ceiling
         LDS that a perfect method would reach; None where it cannot be estimated.
     reliability
-        Split-half reliability of the ground truth, in [-1, 1]; None likewise.
+        Reliability of the ground truth's mean over all seeds, in [0, 1], estimated from halves of them; None likewise.
     left_out
         What a suite did not run on the task, and why.
     no_score

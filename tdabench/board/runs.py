@@ -123,6 +123,6 @@ def mean_over_seeds(values: Iterable[tuple[int, float]]) -> float:
 
 
 def mean_of_known(values: Iterable[tuple[int, float | None]]) -> float | None:
-    """Return the same of those values that are known; None where none is."""
+    """Return the mean over run seeds of those values that are known; None where none is."""
     known = [(seed, value) for seed, value in values if value is not None]
     return mean_over_seeds(known) if known else None

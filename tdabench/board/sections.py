@@ -51,7 +51,6 @@ class Growth:
     """How the ensembles of one method grow: the chart, and each curve's mark and words."""
 
     method: str
-    colour: int
     chart: Markup
     curves: list[tuple[str, Curve]]
 
@@ -107,15 +106,15 @@ def make_sections(ordered: Sequence[Row], fronts: Sequence[frozenset[str]], task
         not_compared = _NO_TASK if task.name not in known else _OLDER
         made.append(
             Section(
-                task,
-                task.name in known,
-                section_anchor,
-                lines,
-                make_lines(older, ordered, [frozenset()] * len(ordered), anchors, colour_of, None, not_compared),
-                findings(task, [line.row for line in lines]),
-                _machine_groups(lines, task, fronts, colour_of),
-                _statuses(lines),
-                _seeds(lines),
+                task=task,
+                known=task.name in known,
+                anchor=section_anchor,
+                lines=lines,
+                older=make_lines(older, ordered, [frozenset()] * len(ordered), anchors, colour_of, None, not_compared),
+                findings=findings(task, [line.row for line in lines]),
+                groups=_machine_groups(lines, task, fronts, colour_of),
+                statuses=_statuses(lines),
+                seeds=_seeds(lines),
             )
         )
     return made
@@ -174,14 +173,14 @@ def _machine_groups(
         kinds = sorted({_kind(line.row) for line in members}, key=lambda kind: (kind[0] != "none", kind))
         made.append(
             MachineGroup(
-                title,
-                fingerprint,
-                members,
-                sum(len(line.row.measured) for line in members),
-                [_figure(axis, members, task, fronts, colour_of, title) for axis in AXES],
-                [(method, colour_of[method]) for method in methods],
-                [(" ".join(filter(None, kind)), PATHS[shape_of(*kind)]) for kind in kinds],
-                _growth(members, task, colour_of),
+                title=title,
+                fingerprint=fingerprint,
+                lines=members,
+                n_runs=sum(len(line.row.measured) for line in members),
+                figures=[_figure(axis, members, task, fronts, colour_of, title) for axis in AXES],
+                methods=[(method, colour_of[method]) for method in methods],
+                kinds=[(" ".join(filter(None, kind)), PATHS[shape_of(*kind)]) for kind in kinds],
+                growth=_growth(members, task, colour_of),
             )
         )
     return made
@@ -221,13 +220,12 @@ def _growth(members: Sequence[Line], task: TaskInfo, colour_of: dict[str, int]) 
     curves_of = grown(rows, called, anchors, colour_of)
     made = []
     for method, curves in curves_of.items():
-        colour = colour_of[method]
         lines = [
-            Predicted(c.prediction.line, colour, f"predicted: {method} · {c.label}\n{c.summary}")
+            Predicted(c.prediction.line, c.colour, f"predicted: {method} · {c.label}\n{c.summary}")
             for c in curves
             if c.prediction is not None
         ]
         name = f"{task.title}: LDS of {method} against the number of members, {len(curves)} ensembles."
         chart = draw([p for c in curves for p in c.points], MEMBERS, task.ceiling, GROWTH, name, lines)
-        made.append(Growth(method, colour, chart, [(PATHS[c.points[0].shape], c) for c in curves]))
+        made.append(Growth(method, chart, [(PATHS[c.points[0].shape], c) for c in curves]))
     return made

@@ -50,7 +50,8 @@ COLUMNS = (
 MEANS = ["train_s", "extra_train_s", "fit_s", "attribute_s", "serve_s", "total_s", "peak_bytes", "storage_bytes"]
 MEANS += _INGREDIENTS
 """Columns of which the page shows the mean over run seeds."""
-KEYS = ["runs", "method", "ensemble", "members", "status", "task_version", "rank_group", "lds", *MEANS, *_FRONTS]
+KEYS = ["runs", "method", "ensemble", "members", "status", "task_version", "rank_group", "lds", "mislabel_auroc"]
+KEYS += [*MEANS, *_FRONTS]
 """What the page's script knows of a row; ``runs`` are numbers of lines in the table of runs."""
 
 
@@ -91,7 +92,7 @@ def flat_rows(rows: Sequence[Row], fronts: Sequence[frozenset[str]]) -> list[lis
         r = row.record
         cells: dict[str, Any] = {"runs": list(range(first, first + len(row.runs))), "status": row.status}
         cells |= {"method": r.method, "ensemble": row.kind, "members": r.members, "task_version": r.task_version}
-        cells |= {"rank_group": row.rank_group, "lds": row.lds, **means(row)}
+        cells |= {"rank_group": row.rank_group, "lds": row.lds, "mislabel_auroc": auroc(row), **means(row)}
         cells |= {f"front_{axis.key}": axis.key in front for axis in AXES}
         made.append([_finite(cells[key]) for key in KEYS])
         first += len(row.runs)
@@ -101,6 +102,11 @@ def flat_rows(rows: Sequence[Row], fronts: Sequence[frozenset[str]]) -> list[lis
 def means(row: Row) -> dict[str, float | None]:
     """Return the means over run seeds of ``MEANS``, models at their price; None where nothing was measured."""
     return {key: row.mean(partial(_cost, key, row.price)) for key in MEANS}
+
+
+def auroc(row: Row) -> float | None:
+    """Return how well the row finds wrong labels, the mean over run seeds; None where there are none to find."""
+    return row.mean(lambda run: run.evaluation.mislabel_auroc if run.evaluation else None)
 
 
 def _cost(key: str, price: Price | None, run: Run) -> float | None:

@@ -104,7 +104,7 @@ def test_readable_without_javascript(visit):
 def test_one_big_chart_with_a_choice_of_axis_kept_in_the_address(visit):
     page = visit()
     assert page.locator(".charts svg.chart:visible").count() == 1
-    assert page.locator(".axes button[aria-pressed=true]").inner_text() == "Training"
+    assert page.locator(".axes button[aria-pressed=true]").inner_text() == "Total time"
     page.locator(".axes button", has_text="Serving").click()
     assert page.url.endswith("#axis=serve")
     assert page.locator(".charts figure:visible h4").inner_text() == "LDS against serving time (fit + attribute)"
@@ -115,7 +115,7 @@ def test_one_big_chart_with_a_choice_of_axis_kept_in_the_address(visit):
 
 
 def test_unknown_axis_in_the_address_is_ignored(visit):
-    assert visit("#axis=__proto__").locator(".charts figure:visible").get_attribute("data-axis") == "train"
+    assert visit("#axis=__proto__").locator(".charts figure:visible").get_attribute("data-axis") == "total"
 
 
 def test_sorting_is_numeric_with_missing_last_and_comes_back(visit):
@@ -174,10 +174,55 @@ def test_a_row_is_found_by_what_it_shows(visit):
 def test_front_filter_follows_the_axis(visit):
     page = visit()
     page.locator("input[name=front]").check()
-    assert all(column(page, "front_train"))
+    assert all(column(page, "front_total"))
     page.locator(".axes button", has_text="Serving").click()
     assert all(column(page, "front_serve"))
     assert page.locator(".check span").inner_text() == "only the front for serving time (fit + attribute)"
+
+
+def test_filters_and_sorting_are_kept_in_the_address(visit):
+    page = visit()
+    page.locator("select[name=ensemble]").select_option("dropout")
+    page.locator("input[name=text]").fill("q-only & 25")
+    page.locator("input[name=front]").check()
+    sort_by(page, "serve_s")
+    assert page.url.endswith("#axis=total&text=q-only+%26+25&ensemble=dropout&front=1&sort=serve_s")
+    page.locator("input[name=front]").uncheck()
+    page.locator("input[name=text]").fill("q-only")
+    sort_by(page, "serve_s")
+    shown = methods(page), column(page, "serve_s")
+    assert shown[1] == sorted(shown[1], reverse=True)
+    page.reload()
+    assert (methods(page), column(page, "serve_s")) == shown
+    assert page.locator("input[name=text]").input_value() == "q-only"
+    assert page.locator("select[name=ensemble]").input_value() == "dropout"
+    assert page.locator("th[aria-sort=descending]").get_attribute("data-key") == "serve_s"
+    page.locator("button[data-act=clear]").click()
+    sort_by(page, "serve_s")
+    assert page.url.endswith("#axis=total")
+    assert page.locator("th[aria-sort]").count() == 0
+
+
+def test_filters_of_an_address_that_the_page_does_not_have_are_ignored(visit):
+    page = visit("#axis=serve&method=nobody&status=__proto__&sort=-constructor")
+    assert page.locator(".count").inner_text() == "31 of 31 rows"
+    assert page.locator("th[aria-sort]").count() == 0
+    chosen = page.locator("select[name=method], select[name=status]").evaluate_all(
+        "all => all.map(s => s.selectedIndex)"
+    )
+    assert chosen == [0, 0]
+
+
+def test_a_method_chosen_in_the_legend_is_in_the_address_and_back_from_a_row_keeps_it(visit):
+    page = visit(reduced_motion="reduce")
+    page.locator(".legend button", has_text="ek-fac").click()
+    assert page.url.endswith("#axis=total&method=ek-fac")
+    kept = methods(page)
+    page.locator("svg.wide a.point:not(.dim):visible .mark").first.click()
+    page.go_back()
+    page.wait_for_function("location.hash.startsWith('#axis=')")
+    assert methods(page) == kept
+    assert page.locator("select[name=method]").input_value() == "ek-fac"
 
 
 def exported(page, kind):
@@ -462,6 +507,8 @@ def test_two_tasks_keep_the_task_in_the_address(visit, make, tmp_path):
     page.locator("#task-second .axes button", has_text="Storage").click()
     assert page.url.endswith("#axis=storage&task=second")
     assert page.locator(".charts figure:visible").count() == 3
+    page.locator("#task-second th[data-key=lds] button").click()
+    assert page.url.endswith("#axis=storage&task=second&sort=-lds")
     page.reload()
     assert page.locator(".charts figure:visible").first.get_attribute("data-axis") == "storage"
     assert page.evaluate("scrollY") > 0

@@ -155,6 +155,16 @@ def test_kinds_have_shapes_and_unknown_kinds_share_one(make):
     assert drawn == {PATHS["triangle"], PATHS["diamond"], PATHS["cross"]}
 
 
+def test_checkpoints_of_the_whole_training_are_told_from_those_of_its_second_half(make):
+    ensembles = [
+        make.ensemble("checkpoints", 5, models=1, last=5, every=None, **more) for more in ({}, {"span": "whole"})
+    ]
+    rows = [make.row(f"m{i}", 0.2 + i / 10, ensemble=e, costs={"fit_s": 1.0 + i}) for i, e in enumerate(ensembles)]
+    svg = chart(rows, "serve")
+    assert {m.get("d") for m in having(svg, "mark")} == {PATHS["wedge"], PATHS["hourglass"]}
+    assert {t.text for t in having(svg, "label")} == {"m0 · checkpoints ×5", "m1 · checkpoints whole ×5"}
+
+
 def test_flavours_of_dropout_have_shapes_and_labels_of_their_own(make):
     def dropout(lds, masks, **options):
         ensemble = make.ensemble("dropout", masks, models=1, masks=masks, **options)

@@ -165,7 +165,11 @@ def test_what_seeds_mean_for_intervals_is_said_once_above_the_table(make):
 
 def test_wrong_labels_are_found_as_well_as_the_mean_over_seeds(make):
     runs = [make.run(seed=seed, mislabel_auroc=0.6 + seed / 10, run_id=f"{seed}") for seed in (0, 1)]
-    assert "AUROC 0.650" in Reader(render(rows_of(runs), [make.task()])).text
+    html = render(rows_of([*runs, make.run("grad-dot")]), [make.task()])
+    assert "labels, AUROC" in Reader(html).text
+    cells = [re.findall(r"<td[^>]*>[^<]*</td>", row_of(html, i)) for i in ("run-0", "run-grad-dot-0001")]
+    assert (cells[0].count('<td class="n">0.650</td>'), cells[1].count('<td class="n">–</td>')) == (1, 1)
+    assert "AUROC" not in Reader(render([make.row()], [make.task()])).text
 
 
 def test_ids_are_unique_even_where_run_ids_are_not(make):

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tdabench.method import MemberMethod, Method, mean
     from tdabench.options import option
     from tdabench.projections import kronecker_sketch, masked_sketch
+    from tdabench.recipe import Recipe, SubsetPlan
     from tdabench.seeds import derive_seed, generator
     from tdabench.sizes import Layer, Sizes
     from tdabench.targets import (
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
         mean_log_probability,
         token_cross_entropy,
     )
-    from tdabench.task import Recipe, SubsetPlan, Task, TaskData
+    from tdabench.task import Task, TaskData
     from tdabench.view import TaskView
     from tdabench.work import Counts, Work
 
@@ -48,6 +49,7 @@ _HOME = {
     "tdabench.method": ("MemberMethod", "Method", "mean"),
     "tdabench.options": ("option",),
     "tdabench.projections": ("kronecker_sketch", "masked_sketch"),
+    "tdabench.recipe": ("Recipe", "SubsetPlan"),
     "tdabench.seeds": ("derive_seed", "generator"),
     "tdabench.sizes": ("Layer", "Sizes"),
     "tdabench.targets": (
@@ -59,7 +61,7 @@ _HOME = {
         "mean_log_probability",
         "token_cross_entropy",
     ),
-    "tdabench.task": ("Recipe", "SubsetPlan", "Task", "TaskData"),
+    "tdabench.task": ("Task", "TaskData"),
     "tdabench.view": ("TaskView",),
     "tdabench.work": ("Counts", "Work"),
 }

@@ -160,6 +160,7 @@ class RunningReliability:
 
     def __init__(self, outputs: npt.NDArray[np.floating]) -> None:
         self._outputs = outputs.copy()
+        self._done = np.isfinite(outputs).all(axis=2)  # [n_subsets, n_seeds]
         self._seen = 0
         self.value: float | None = None
         self._update()
@@ -167,6 +168,7 @@ class RunningReliability:
     def add(self, subsets: npt.NDArray[np.integer], seed: int, outputs: npt.NDArray[np.floating]) -> None:
         """Take in the outputs ``[R, n_queries]`` of some subsets under one seed."""
         self._outputs[subsets, seed] = outputs
+        self._done[subsets, seed] = np.isfinite(outputs).all(axis=1)
         self._update()
 
     def _update(self) -> None:
@@ -174,7 +176,7 @@ class RunningReliability:
 
         A share of the work never has all subsets.
         """
-        done = np.isfinite(self._outputs).all(axis=2)  # [n_subsets, n_seeds]
+        done = self._done
         if done.sum() < self._seen + max(done.size // 20, 1) and done.sum() < done.size:
             return
         self._seen = int(done.sum())

@@ -51,7 +51,7 @@ def _execute(
         with task.meter.phase(ATTRIBUTE):
             scores = method.attribute(task, state)
     task.check_data()
-    return check_scores(scores, task.n_queries, task.n_train)
+    return checked_scores(scores, task.n_queries, task.n_train)
 
 
 def _per_member(method: MemberMethod, ensemble: Ensemble, task: TaskView, on_member: Callable[[int, int], None]) -> Any:
@@ -91,7 +91,7 @@ def _charged(task: TaskView) -> set[int]:
     return {storage.data_ptr() for storage in task.loaded()}
 
 
-def check_scores(scores: Any, n_queries: int, n_train: int) -> Tensor:
+def checked_scores(scores: Any, n_queries: int, n_train: int) -> Tensor:
     """Return scores as float32 on the CPU, or say what is wrong with them."""
     check_floats(scores)
     if scores.shape == (n_train, n_queries) and n_train != n_queries:

@@ -17,7 +17,8 @@ from torch import Tensor
 from tdabench.errors import UsageError
 from tdabench.memory import ran_out, release_unused
 from tdabench.precision import exact_float32
-from tdabench.task import Recipe, Task, TaskData
+from tdabench.recipe import Recipe
+from tdabench.task import Task, TaskData
 from tdabench.trainer import Parameters, Program, fit_stacked, group_size, one_by_one, stacked_state
 
 _STEPS = 3

@@ -26,6 +26,7 @@ from tdabench.kernels import differentiable
 from tdabench.layout import numbers_out
 from tdabench.memory import keep_freed, ran_out
 from tdabench.projections import signs
+from tdabench.taps import leaves_of
 
 if TYPE_CHECKING:
     from tdabench.member import Member
@@ -224,7 +225,7 @@ class Hessian:
 
 def _whole(member: Member, batch: Batch, pull: Pull) -> Product:
     """Differentiate the gradient along the vectors; the Hessian is symmetric, so a backward pass does it."""
-    parameters = _leaves(member)
+    parameters = leaves_of(member)
     with torch.enable_grad():
         loss = member.loss(parameters, batch).sum()
         gradient = torch.autograd.grad(loss, list(parameters.values()), create_graph=True, materialize_grads=True)
@@ -236,7 +237,7 @@ def _gauss_newton(member: Member, batch: Batch, pull: Pull) -> Product:
 
     Pushing forward is the derivative of pulling back with respect to what is pulled, which is linear in it.
     """
-    parameters = _leaves(member)
+    parameters = leaves_of(member)
     leaves = list(parameters.values())
     with torch.enable_grad():
         outputs = member.logits(parameters, batch)  # [B, ...]
@@ -251,10 +252,6 @@ def _gauss_newton(member: Member, batch: Batch, pull: Pull) -> Product:
         return pull([outputs], leaves, pull([gradient], [at], pushed))
 
     return product
-
-
-def _leaves(member: Member) -> dict[str, Tensor]:
-    return {name: p.detach().requires_grad_() for name, p in member.parameters.items()}
 
 
 def _pulled(ends: Sequence[Tensor], starts: Sequence[Tensor], vectors: Sequence[Tensor]) -> list[Tensor]:

@@ -56,7 +56,7 @@ class Eigenbasis:
         return self.solve_turned(there, ridge, short=short)
 
     def solve_turned(self, there: Tensor, ridge: float, *, short: bool = False) -> Tensor:
-        """Return the same from vectors that are in the eigenbasis already."""
+        """Solve for vectors that are in the eigenbasis already; the solutions are turned back."""
         there = there * self.inverse(ridge)
         there = there.bfloat16() if short else there
         back = there if self.left is None else self.left.to(there.dtype) @ there

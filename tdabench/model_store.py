@@ -73,7 +73,7 @@ class ModelStore:
         return self.train_run(lambda: {name: train()})[name]
 
     def train_run(self, train: Callable[[], dict[str, Parameters]]) -> dict[str, Trained]:
-        """Do the same for several checkpoints of one training run, by name.
+        """Train once and keep several checkpoints of it on disk, by name; timed alone with the device synchronised.
 
         Each is kept with the seconds of the whole run: what it takes to have any of them.
         """

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from tdabench.task import Recipe
+    from tdabench.recipe import Recipe
 
 
 class Optimizer(Protocol):

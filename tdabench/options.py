@@ -124,6 +124,11 @@ def _check_declared(cls: type[Any], what: str, given: dict[str, Any]) -> None:
         if cls.__init__ is not object.__init__:
             raise OptionError(f"{what} has a constructor of its own. Make it a dataclass; its fields are its options.")
         return
+    if not cls.__dataclass_params__.frozen:  # type: ignore[attr-defined]
+        raise OptionError(
+            f"{what} can be changed while it runs, so state could hide on it. Write @dataclass(frozen=True) above it, "
+            "and return from fit what serving needs."
+        )
     hints = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
         if not _is_plain(hints[field.name]):

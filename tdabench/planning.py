@@ -31,13 +31,13 @@ from tdabench.jobs import Job, Plan, plan
 from tdabench.member import forget_masks
 from tdabench.memory import release_unused, resident_bytes
 from tdabench.method import MemberMethod, check_task
+from tdabench.model_names import adapter_name, checkpoint_name, model_name
 from tdabench.model_store import ModelStore
 from tdabench.options import make
 from tdabench.precision import exact_float32
 from tdabench.registry import find_method
 from tdabench.retraining import local_pool
 from tdabench.runner import on_device
-from tdabench.view import adapter_name, checkpoint_name, model_name
 from tdabench.work import Counts, Parts, Work
 
 if TYPE_CHECKING:
@@ -208,6 +208,11 @@ def estimate_jobs(jobs: Iterable[Job]) -> Total:
 
     Errors are left to the runs themselves, each of which says its own. Nothing that was measured with is kept: runs on
     a device are estimated in a process of its own, because one that has used a device holds some of its memory.
+
+    Raises
+    ------
+    UsageError
+        If no process of a run can start here, or use the device.
     """
     jobs = list(jobs)
     if all(job.device == "cpu" for job in jobs):
@@ -251,12 +256,12 @@ def _together(estimates: Sequence[Estimate | None], start: float) -> Total:
         if estimate is None:
             each.append(None)
             continue
-        before = sum(trainings.values())
-        new = [t for t in estimate.trainings or () if not t.measured]
-        trainings |= {(estimate.plan.task.name, f"{t.kind} {t.name}"): t.seconds for t in new}
+        named = {(estimate.plan.task.name, f"{t.kind} {t.name}"): t for t in estimate.trainings or ()}
+        new = {name: t.seconds for name, t in named.items() if not t.measured and name not in trainings}
+        trainings |= new
         serve_s += estimate.serve_s or 0.0
         known = estimate.declined is not None or estimate.serve_s is not None
-        each.append(start + (estimate.serve_s or 0.0) + sum(trainings.values()) - before if known else None)
+        each.append(start + (estimate.serve_s or 0.0) + sum(new.values()) if known else None)
     usual = statistics.fmean([seconds for seconds in each if seconds is not None] or [start])
     weights = tuple(usual if seconds is None else seconds for seconds in each)
     return Total(len(each), sum(trainings.values()), serve_s, len(each) * start, each.count(None), weights)
@@ -264,11 +269,20 @@ def _together(estimates: Sequence[Estimate | None], start: float) -> Total:
 
 @cache
 def start_s(device: str) -> float:
-    """Return how long the process of a run takes to start here, until it can use a device; measured once."""
+    """Return how long the process of a run takes to start here, until it can use a device; measured once.
+
+    Raises
+    ------
+    UsageError
+        If it cannot start or use the device: no run could.
+    """
     script = "import tdabench.worker"
     if device != "cpu":  # a context, and the libraries
         script += f"; import torch; square = torch.ones(2, 2, device={device!r}); (square @ square).sum().item()"
     environment = {**os.environ, **on_device(device)}
     start = time.perf_counter()
-    subprocess.run([sys.executable, "-P", "-c", script], check=True, capture_output=True, env=environment)
+    done = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, env=environment)
+    if done.returncode != 0:
+        said = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        raise UsageError(f"A process of a run cannot start on the device {device}: {said.rstrip('.')}.")
     return time.perf_counter() - start

@@ -7,6 +7,7 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Iterator
 from functools import cache
@@ -15,7 +16,7 @@ from typing import Literal
 
 from tdabench.budgets import BUDGET_BYTES, budget_bytes
 from tdabench.records import PACKAGES, Machine
-from tdabench.registry import METHODS
+from tdabench.registry import METHODS, entry_points
 
 
 @cache
@@ -94,8 +95,9 @@ def versions(*names: str) -> dict[str, str]:
     return found
 
 
-_READERS = ("board", "cli", "findings")
-"""Parts of the package that only read what runs left."""
+_READERS = {"board", "cli", "findings", "archive", "bootstrap", "ceiling", "evaluation", "evidence", "front"}
+_READERS |= {"mislabels", "results", "saturation", "scores", "suites", "wandb_sink"}
+"""Parts of the package that only read what runs left: none is imported by the process of a run."""
 
 
 @cache
@@ -114,9 +116,9 @@ def sources_sha256() -> str:
 def _sources() -> Iterator[tuple[str, Path]]:
     package, tasks, baselines = (_folder(name) for name in ("tdabench", "tdabench.tasks", "tdabench.baselines"))
     apart = {*_READERS, "tasks", "baselines"}  # the last two are inside the package where it is installed
-    yield from ((name, path) for name, path in _modules(package, "**/*.py") if name.split("/")[0] not in apart)
+    yield from ((name, path) for name, path in _modules(package, "**/*.py") if re.split("[/.]", name)[0] not in apart)
     yield from ((f"tasks/{name}", path) for name, path in _modules(tasks, "*.py"))
-    methods = {entry.module for entry in importlib.metadata.entry_points(group=METHODS)}
+    methods = {entry.module for entry in entry_points(METHODS)}
     for name, path in _modules(baselines, "**/*.py"):
         if f"tdabench.baselines.{name.removesuffix('.py').replace('/', '.')}" not in methods:
             yield f"baselines/{name}", path

@@ -52,7 +52,8 @@ class Costs(Strict):
     """What a run cost. Times are seconds of wall clock, sizes are bytes."""
 
     train_s: Seconds
-    """Measured time of training every model and adapter the run used, each alone, from nothing.
+    """Measured time of training every model and adapter the run used, each alone, from nothing; banks of retrained
+    models together.
 
     Checkpoints of one training run are charged once."""
     extra_train_s: Seconds
@@ -102,7 +103,7 @@ class TrainingRecord(Strict):
 
 
 class EnsembleRecord(Strict):
-    """Which ensemble, and how many members it evaluated the method at."""
+    """Which ensemble, and how many members it counts: of dropout for the Q factor alone, the masks that it averages."""
 
     kind: str
     options: dict[str, OptionValue]
@@ -164,7 +165,7 @@ class Provenance(Strict):
     packages: dict[str, str]
     matmul_precision: str
     seeds: dict[str, list[int]]
-    """Seeds of every random choice, by name (attribution models, dropout masks, projection)."""
+    """The run's seed: streams of attribution models, masks and projections are named by it."""
 
 
 class Record(Strict):
@@ -230,7 +231,7 @@ class Record(Strict):
 
     @property
     def members(self) -> int:
-        """How many members the method was evaluated at."""
+        """How many members the ensemble counts; 1 without an ensemble."""
         return 1 if self.ensemble is None else self.ensemble.members
 
     @property

@@ -14,6 +14,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -33,9 +34,15 @@ _typed: dict[str, str] = {}
 """How the user called these, by name."""
 
 
+@cache
+def entry_points(group: str) -> importlib.metadata.EntryPoints:
+    """Return what is registered in a group; read once a process, as it takes all installed distributions."""
+    return importlib.metadata.entry_points(group=group)
+
+
 def names(group: str) -> list[str]:
     """Return the registered names of a group, sorted."""
-    return sorted(importlib.metadata.entry_points(group=group).names)
+    return sorted(entry_points(group).names)
 
 
 def find_task(reference: str) -> Task:
@@ -65,7 +72,7 @@ def find_task(reference: str) -> Task:
 
 
 def _refuse_taken(task: Task, reference: str) -> None:
-    if importlib.metadata.entry_points(group=TASKS, name=task.name):
+    if entry_points(TASKS).select(name=task.name):
         registered = _find(TASKS, "task", task.name, "tdabench tasks")
         if registered.version != task.version:
             raise UsageError(
@@ -122,7 +129,7 @@ def find_method(reference: str) -> type[Any]:
 def _find(group: str, kind: str, reference: str, command: str) -> Any:
     if names_file(reference):
         return _from_file(kind, reference)
-    found = importlib.metadata.entry_points(group=group, name=reference)
+    found = entry_points(group).select(name=reference)
     if not found and group == TASKS and reference in _tasks_from_files:
         return _tasks_from_files[reference]
     if not found:
@@ -223,7 +230,7 @@ def source_sha256(thing: type[Any]) -> str:
 
     Of a class that extends a registered method's, it is that of both files, one after the other.
     """
-    registered = {entry.module for entry in importlib.metadata.entry_points(group=METHODS)}
+    registered = {entry.module for entry in entry_points(METHODS)}
     extended = [cls for cls in thing.__mro__ if cls.__module__ in registered - {thing.__module__}]
     files = dict.fromkeys(_source_file(cls) for cls in (thing, *extended))  # each once
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()

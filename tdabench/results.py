@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 from tdabench.board.rows import TaskInfo
@@ -24,7 +24,7 @@ OTHER_TRUTH = "no LDS: its evidence is of other ground truth than there is"
 """Why an archived run has no LDS where the ground truth, or the choice of queries, has changed since."""
 
 
-@lru_cache(maxsize=8)
+@cache
 def _evaluator(reference: str) -> tuple[Task, GroundTruth, Evaluator]:
     task = find_task(reference)
     truth = read_ground_truth(task)
@@ -70,8 +70,11 @@ def evaluate_run(folder: Path, record: Record) -> Evaluation | None:
     OtherGroundTruthError
         If what is kept of it was made for other ground truth; it is named.
     UsageError
-        If it is what a tuning tried.
-        Or what is kept of it is damaged; it is named.
+        If it is what a tuning tried, or its scores are not the task's; it is named.
+    FileFormatError
+        If what is kept of it is damaged, or not what its record says.
+    UnknownNameError, MissingGroundTruthError
+        If its task, or the ground truth of that, is not at hand.
     """
     refuse_candidate(folder)
     if record.status != "ok":

@@ -10,7 +10,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -37,12 +38,21 @@ from tdabench.records import (
 OnEvent = Callable[[dict[str, Any]], None]
 DEFAULT_TIMEOUT_S = 3600.0
 _JOB_FILE = "job.json"
+_ATTEMPT = "-attempt-"
 _PROC, _CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 
 
-def find_run(planned: Plan, runs: Path) -> Path | None:
-    """Return the folder of the newest attempt at this job that ended as ok, else of the newest; None without any."""
-    found = [folder for folder in _attempts(planned, runs) if (folder / RECORD_FILE).exists()]
+Attempts = Mapping[str, Sequence[Path]]
+"""Run folders by run id, each job's in the order of its attempts."""
+
+
+def find_run(planned: Plan, runs: Path, listed: Attempts | None = None) -> Path | None:
+    """Return the folder of the newest attempt at this job that ended as ok, else of the newest; None without any.
+
+    To find many, list the folder of runs once (:func:`list_attempts`): else it is listed for each.
+    """
+    attempts = (list_attempts(runs) if listed is None else listed).get(planned.run_id, ())
+    found = [folder for folder in attempts if (folder / RECORD_FILE).exists()]
     able = [folder for folder in found if read_record(folder).status == "ok"]
     return next(reversed(able or found), None)
 
@@ -52,18 +62,21 @@ def is_at_work(planned: Plan, runs: Path) -> bool:
     return any(_text(folder / _JOB_FILE) == planned.job.to_json() for folder in folders_at_work(runs))
 
 
-def _attempts(planned: Plan, runs: Path) -> list[Path]:
-    """Return where attempts at a job are, in their order; a copy that somebody made beside them is none."""
-    start = f"{planned.run_id}-attempt-"
-    again = {folder: folder.name.removeprefix(start) for folder in runs.glob(f"{start}*")}
-    numbered = {folder: int(number) for folder, number in again.items() if number.isdecimal()}
-    return [runs / planned.run_id, *sorted(numbered, key=numbered.__getitem__)]
+def list_attempts(runs: Path) -> Attempts:
+    """Return where attempts at jobs are; a copy that somebody made beside them is none."""
+    numbered: dict[str, dict[Path, int]] = defaultdict(dict)
+    for folder in runs.iterdir() if runs.is_dir() else ():
+        run_id, _, number = folder.name.rpartition(_ATTEMPT)
+        if run_id and number.isdecimal():
+            numbered[run_id][folder] = int(number)
+        numbered[folder.name][folder] = 0  # a first attempt bears the run's id alone
+    return {run_id: sorted(found, key=found.__getitem__) for run_id, found in numbered.items()}
 
 
 def _next_folder(planned: Plan, runs: Path) -> Path:
     folder, number = runs / planned.run_id, 2
     while folder.exists():
-        folder, number = runs / f"{planned.run_id}-attempt-{number}", number + 1
+        folder, number = runs / f"{planned.run_id}{_ATTEMPT}{number}", number + 1
     return folder
 
 

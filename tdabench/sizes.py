@@ -172,7 +172,7 @@ class Sizes:
         return Counts(gradients=n if kept else n * times, blocks=held)
 
     def formed(self, n: int, times: int = 1) -> Counts:
-        """Count the same where each use forms the gradients, a layer and a block at a time."""
+        """Count ``times`` uses of the gradients of ``n`` examples, each forming them, a layer and a block at a time."""
         forming = sum((layer.forming for layer in self.layers), Counts()) * (n * times)
         block = self.blocks.block_bytes // 4
         largest = max(layer.numbers for layer in self.layers)
@@ -237,7 +237,7 @@ class Sizes:
         return self.passes(n) + forming + Counts(held=n * self.n_parameters)
 
     def by_layer(self, n: int, most_bytes: int | None = None) -> Counts:
-        """Count the same, by layer, of as many examples at once as :meth:`layer_cuts` says."""
+        """Count the forming of ``n`` gradients by layer, of as many examples at once as :meth:`layer_cuts` says."""
         at_once = -(-n // self.layer_cuts(n, most_bytes))
         forming = sum((layer.forming for layer in self.layers), Counts()) * n
         parts = sum((self.passes(part) for part in _parts(n, at_once)), Counts())

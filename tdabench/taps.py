@@ -91,7 +91,7 @@ def tap(member: Member, layout: Layout, batch: Batch, of: Quantity, *, short: bo
 
 
 def pieces_at(member: Member, layout: Layout, batch: Batch, of: Quantity, *, short: bool = False) -> Iterator[Piece]:
-    """Yield the same without counting the passes."""
+    """Yield the pieces of a batch's gradients, as :func:`tap` does, without counting the passes."""
     # Many examples at once under vmap: fused attention would be given them one after another.
     with differentiable(member.model, plain=layout.way == "mapped"):
         seen, at_outputs, loose = _PASSES[layout.way](member, layout, batch, of)

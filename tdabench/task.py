@@ -5,11 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property, partial
-from math import inf
 from pathlib import Path
-from typing import Literal, get_args, get_type_hints
 
 import numpy as np
 import torch
@@ -21,6 +19,7 @@ from tdabench.errors import DataError, UsageError
 from tdabench.examples import Examples, check_examples
 from tdabench.files import sha256_arrays
 from tdabench.prepared import prepared
+from tdabench.recipe import Recipe, SubsetPlan, check_whole
 from tdabench.seeds import derive_seed, generator
 from tdabench.targets import Target
 from tdabench.template import template_of
@@ -28,112 +27,8 @@ from tdabench.template import template_of
 # Counted up when the meaning of a recipe changes (order of examples, dropout stream, initialisation).
 PROTOCOL = 1
 
+_USUAL_PLAN = SubsetPlan()
 _OTHER_DATA = "Remove the files and fetch the original data set again."
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a model of the task is trained.
-
-    One permutation of the whole training set per epoch, filtered to the subset; the last batch of an epoch may be
-    short. The loss is the mean over the batch.
-
-    Attributes
-    ----------
-    lr
-        Learning rate, times what the schedule and the warm-up say.
-    momentum
-        Of SGD; Adam's first decay rate.
-    batch_size, epochs
-        Examples a step, and passes over the subset.
-    weight_decay
-        Added to the gradient by SGD; taken off the matrices by AdamW.
-    optimizer
-        ``sgd`` or ``adamw``.
-    beta2
-        Adam's second decay rate; unused by SGD.
-    schedule
-        ``constant``, or ``linear``: times a line from 1 at the first step that would be 0 after the last.
-    warmup
-        Share of the steps, at the start, over which the rate rises linearly. With the falling line, which begins at the
-        first step, too, the most is .95 to .96 of ``lr`` at a share of .05.
-    precision
-        ``bfloat16``: autocast where the processor is faster in it, else as ``float32``. What was used is recorded.
-    """
-
-    lr: float
-    momentum: float
-    batch_size: int
-    epochs: int
-    weight_decay: float = 0.0
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    beta2: float = 0.0
-    schedule: Literal["constant", "linear"] = "constant"
-    warmup: float = 0.0
-    precision: Literal["float32", "bfloat16"] = "float32"
-
-    def __post_init__(self) -> None:
-        """Refuse what would silently train another recipe than is written."""
-        for name, hint in get_type_hints(type(self)).items():
-            known = get_args(hint)
-            if known and getattr(self, name) not in known:
-                raise UsageError(f"A recipe's {name} is {' or '.join(known)}, not {getattr(self, name)!r}.")
-        for name in ("lr", "momentum", "weight_decay", "beta2", "warmup"):
-            value = getattr(self, name)
-            if not isinstance(value, int | float) or not 0 <= value < inf:
-                raise UsageError(f"A recipe's {name} is a finite number of at least 0, not {value!r}.")
-        for name in ("batch_size", "epochs"):
-            _check_whole(f"A recipe's {name}", getattr(self, name))
-            if getattr(self, name) < 1:
-                raise UsageError(f"A recipe's {name} is at least 1, not {getattr(self, name)}.")
-        if self.warmup > 1:
-            raise UsageError(f"A recipe's warmup is a share of its steps, at most 1, not {self.warmup}.")
-        if self.optimizer == "adamw" and not 0 < self.beta2 < 1:
-            raise UsageError(f"AdamW needs a second decay rate between 0 and 1, as beta2=0.999; this is {self.beta2}.")
-
-    def rate(self, step: int, n_steps: int) -> float:
-        """Return the learning rate of a step, counted from 0."""
-        rise = min(1.0, (step + 1) / (self.warmup * n_steps)) if self.warmup else 1.0
-        fall = 1.0 - step / n_steps if self.schedule == "linear" else 1.0
-        return self.lr * rise * fall
-
-    def facts(self) -> dict[str, float | int | str]:
-        """Return the settings that versions and manifests hold.
-
-        Settings that are at the default they had when they were added are left out: a new one must not change the
-        version of a task that does not use it.
-        """
-        later = {f.name: f.default for f in fields(self)[_FIRST_RECIPE_FIELDS:]}
-        return {k: v for k, v in asdict(self).items() if k not in later or v != later[k]}
-
-
-_FIRST_RECIPE_FIELDS = 5
-
-
-@dataclass(frozen=True)
-class SubsetPlan:
-    """How much retraining the ground truth consists of."""
-
-    n_subsets: int = 100
-    n_seeds: int = 10
-    fraction: float = 0.5
-
-    def __post_init__(self) -> None:
-        """Refuse a plan whose subsets would all be the same, or of which there are none."""
-        for name in ("n_subsets", "n_seeds"):
-            _check_whole(f"A plan's {name}", getattr(self, name))
-        if self.n_subsets < 1 or self.n_seeds < 1:
-            raise UsageError(f"A plan has at least one subset and seed, not {self.n_subsets} and {self.n_seeds}.")
-        if not isinstance(self.fraction, int | float) or not 0 < self.fraction < 1:
-            raise UsageError(
-                f"A plan's fraction is the share of the training set that a subset keeps, between 0 and 1 as 0.5, "
-                f"not {self.fraction!r}."
-            )
-
-
-def _check_whole(what: str, value: object) -> None:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise UsageError(f"{what} is a whole number (int), not {value!r}.")
 
 
 @dataclass(frozen=True)
@@ -222,7 +117,7 @@ class Task:
     target: Target
     recipe: Recipe
     folder: Path
-    plan: SubsetPlan = SubsetPlan()
+    plan: SubsetPlan = _USUAL_PLAN
     mislabelled: Callable[[Path | None], Tensor] | None = None
     needs_cuda: bool = False
     revision: int = 1
@@ -237,7 +132,7 @@ class Task:
                     f"Write {name}={kind.__name__}(...)."
                 )
         for name in ("n_train", "n_queries", "revision"):
-            _check_whole(f"The {name} of {self.name}", getattr(self, name))
+            check_whole(f"The {name} of {self.name}", getattr(self, name))
 
     def data(self, folder: Path | None = None) -> TaskData:
         """Load and check the prepared arrays; those of the tasks that ship with tdabench are kept in the cache.

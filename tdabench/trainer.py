@@ -26,9 +26,10 @@ from tdabench.kernels import differentiable, is_recurrent
 from tdabench.memory import ran_out
 from tdabench.optimizers import Optimizer, optimizer_of
 from tdabench.precision import Precision, autocast, used
+from tdabench.recipe import Recipe
 from tdabench.seeds import generator
 from tdabench.snapshots import Snapshots, State
-from tdabench.task import Recipe, Task, TaskData
+from tdabench.task import Task, TaskData
 from tdabench.template import check_values
 
 Parameters = dict[str, Tensor]

@@ -72,10 +72,19 @@ def read_tuned(task: Task) -> dict[str, Tuned]:
     if not path.exists():
         return {}
     hint = f"Remove the file, and tune again with {_command(task)}."
-    try:
-        return {k: Tuned.model_validate(v) for k, v in read_json(path, "file of tuned options", hint).items()}
-    except (ValidationError, AttributeError) as error:
-        raise FileFormatError(f"{path} is not a valid file of tuned options. {hint}") from error
+    choices = read_json(path, "file of tuned options", hint)
+    if not isinstance(choices, dict):
+        raise FileFormatError(f"{path} is not a valid file of tuned options: it holds no choices by method. {hint}")
+    found = {}
+    for method, choice in choices.items():
+        try:
+            found[method] = Tuned.model_validate(choice)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(map(str, (method, *first["loc"])))
+            why = f"{where}: {first['msg']}"
+            raise FileFormatError(f"{path} is not a valid file of tuned options: {why}. {hint}") from error
+    return found
 
 
 def _command(task: Task) -> str:

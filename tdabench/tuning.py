@@ -14,6 +14,7 @@ of it is tried.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from tdabench.ground_truth import GroundTruth
     from tdabench.jobs import Job, Plan
     from tdabench.records import Record
+    from tdabench.task import Task
 
 _DIGITS = 6  # of stored numbers: a millionth of an LDS, a microsecond
 
@@ -60,9 +62,9 @@ def search(grid: Grid, start: dict[str, Any], measure: Measure, budget: int = BU
     measure
         Measures a candidate.
     """
-    product = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
-    if len(product) <= budget:
-        return [measure(options) for options in product]
+    if math.prod(len(values) for values in grid.values()) <= budget:
+        product = itertools.product(*grid.values())
+        return [measure(dict(zip(grid, values, strict=True))) for values in product]
     return list(itertools.islice(_along(grid, start, measure), budget))
 
 
@@ -127,17 +129,11 @@ def tune(
     OptionError
         If the method would not take a value that it wants tried; said before any is.
     """
-    from tdabench.ground_truth import read_ground_truth
     from tdabench.jobs import plan
     from tdabench.registry import find_method, find_task
 
     task = find_task(job.task)
-    if not len(task.tuning_queries):
-        raise UsageError(
-            f"{task.name} has {task.n_queries} queries. A fifth of them are for tuning, so it takes at least 5."
-        )
-    truth = read_ground_truth(task)
-    read_tuned(task)  # a damaged file ends it here, not after all has been measured
+    truth = _truth_to_tune_on(task)
     base = plan(replace(job, ensemble=None))
     fixed = {name: base.options[name] for name in job.options}
     grid = _left(grid_of(find_method(job.method), job.method), fixed, job.method)
@@ -168,6 +164,18 @@ def tune(
         attributed="tuning",
         candidates=candidates,
     )
+
+
+def _truth_to_tune_on(task: Task) -> GroundTruth:
+    """Return a task's ground truth; what would end the tuning after all has been measured ends it here."""
+    from tdabench.ground_truth import read_ground_truth
+
+    if not len(task.tuning_queries):
+        raise UsageError(
+            f"{task.name} has {task.n_queries} queries. A fifth of them are for tuning, so it takes at least 5."
+        )
+    read_tuned(task)  # may be damaged
+    return read_ground_truth(task)
 
 
 def _left(grid: Grid, fixed: dict[str, Any], method: str) -> Grid:

@@ -21,6 +21,7 @@ from tdabench.examples import Examples
 from tdabench.member import Member, MemberMasks
 from tdabench.memory import ran_out
 from tdabench.meter import TRAIN, Meter, Trained
+from tdabench.model_names import adapter_name, checkpoint_name, model_name
 from tdabench.model_store import ModelStore
 from tdabench.precision import Precision
 from tdabench.stopwatch import HARNESS
@@ -391,21 +392,6 @@ def _no_probability(name: str, _: Tensor) -> Tensor:
         f"the target of {name} has no probability of the right answer, which the method needs: it is the third part of "
         "a tdabench.Target"
     )
-
-
-def model_name(seed: int, model: int) -> str:
-    """Return the name that an attribution model is kept under."""
-    return f"model-{seed}-{model}"
-
-
-def checkpoint_name(model: str, epoch: int) -> str:
-    """Return the same of a model at the end of an epoch."""
-    return f"{model}-epoch-{epoch}"
-
-
-def adapter_name(seed: int, model: int, adapter: int, rank: int, epochs: int) -> str:
-    """Return the same of an adapter."""
-    return f"adapter-{seed}-{model}-{adapter}-rank-{rank}-epochs-{epochs}"
 
 
 def _in_order(model: nn.Module, values: Parameters) -> Parameters:

@@ -5,6 +5,7 @@ Offline by default: the copies are files that ``wandb sync`` can upload later. N
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +14,7 @@ from tdabench.board.rows import AXES
 from tdabench.board.runs import Run
 from tdabench.errors import UsageError
 from tdabench.files import check_writable
+from tdabench.records import Record
 
 Mode = Literal["offline", "online"]
 
@@ -22,6 +24,8 @@ _LONGEST_TAG = 64
 
 def send(runs: Sequence[Run], project: str, folder: Path, mode: Mode = "offline") -> int:
     """Send one W&B run per run, named by its run id; return how many.
+
+    A run that is sent again, to the same project, is the same W&B run.
 
     Parameters
     ----------
@@ -65,6 +69,8 @@ def _send(one: Run, project: str, folder: Path, mode: Mode) -> None:
     tags = [record.method, record.ensemble.kind if record.ensemble else "none", record.status]
     run = wandb.init(
         project=project,
+        id=_id(record),
+        resume="allow" if mode == "online" else None,  # offline, `wandb sync` goes by the id
         name=record.run_id,
         group=record.task,
         tags=[tag[:_LONGEST_TAG] for tag in tags],  # the whole name is in the configuration
@@ -75,6 +81,11 @@ def _send(one: Run, project: str, folder: Path, mode: Mode) -> None:
     )
     run.summary.update(summary(one))
     run.finish()
+
+
+def _id(record: Record) -> str:
+    """Return what W&B knows a run by: another measurement of the same configuration is another run."""
+    return hashlib.sha256(f"{record.run_id} {record.created}".encode()).hexdigest()[:16]
 
 
 def configuration(run: Run) -> dict[str, Any]:

@@ -667,14 +667,13 @@ def test_verify_all_exits_with_0_when_every_task_agrees(tdabench, registered, mo
 @pytest.fixture
 def broken_entry_point(monkeypatch) -> None:
     """Register a task and a method of a package that is gone, beside those that are there."""
-    real = importlib.metadata.entry_points
+    real = registry.entry_points
 
-    def entry_points(group, name=None):
+    def entry_points(group):
         gone = importlib.metadata.EntryPoint("a-broken-one", "gone_package:THING", group)
-        few = [e for e in real(group=group) if e.name in ("digits-mlp", "trak")]
-        return importlib.metadata.EntryPoints(e for e in [gone, *few] if name in (None, e.name))
+        return importlib.metadata.EntryPoints([gone, *(e for e in real(group) if e.name in ("digits-mlp", "trak"))])
 
-    monkeypatch.setattr(importlib.metadata, "entry_points", entry_points)
+    monkeypatch.setattr(registry, "entry_points", entry_points)
 
 
 BROKEN = "cannot be loaded from gone_package:THING"

@@ -20,8 +20,8 @@ from tdabench.execution import execute
 from tdabench.layout import numbers_out
 from tdabench.lora import adapter_names
 from tdabench.precision import PRODUCTS_VARIABLE
+from tdabench.recipe import Recipe
 from tdabench.targets import MEAN_LOG_PROBABILITY, token_cross_entropy
-from tdabench.task import Recipe
 from tdabench.tasks.networks import resnet9
 from tdabench.tasks.transformers import music_transformer, nano_gpt
 from tdabench.timing import peak_of

@@ -12,9 +12,9 @@ from torch import nn
 
 from tdabench.dropout import install_masks
 from tdabench.examples import Examples
+from tdabench.recipe import Recipe
 from tdabench.registry import find_task
 from tdabench.targets import cross_entropy, token_cross_entropy
-from tdabench.task import Recipe
 from tdabench.tasks.networks import ResidualBlock, resnet9
 from tdabench.tasks.transformers import Attention, music_transformer, nano_gpt, skew
 from tdabench.trainer import Program, fit_stacked, stacked_state

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tdabench.optimizers import optimizer_of
-from tdabench.task import Recipe
+from tdabench.recipe import Recipe
 
 
 def parameters(random: torch.Generator) -> list[torch.Tensor]:

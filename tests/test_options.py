@@ -153,6 +153,15 @@ def test_an_option_of_a_class_that_is_no_dataclass_is_refused_before_anything_ru
         make(cls, "mine", given)
 
 
+def test_a_dataclass_that_can_be_changed_is_refused_as_state_could_hide_on_it():
+    @dataclass
+    class Changeable:
+        size: int = 1
+
+    with pytest.raises(OptionError, match=r"mine can be changed while it runs.*Write @dataclass\(frozen=True\)"):
+        make(Changeable, "mine", {})
+
+
 def test_a_constructor_of_its_own_is_refused():
     class Own:
         def __init__(self, size):

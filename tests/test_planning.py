@@ -403,6 +403,13 @@ def test_the_size_of_a_checkpoint_is_known_before_it_is_trained(bench, view):
     assert bench.file_bytes(2) == pytest.approx(adapter.storage_bytes, abs=24)
 
 
+def test_a_device_that_no_process_can_use_is_one_error_with_what_it_said():
+    with pytest.raises(
+        UsageError, match=r"^A process of a run cannot start on the device nowhere: RuntimeError: .*[^.]\.$"
+    ):
+        planning.start_s.__wrapped__("nowhere")
+
+
 def test_several_runs_are_charged_for_a_model_once(small, cache, monkeypatch):
     monkeypatch.setattr(planning, "start_s", lambda _: 2.0)
     one = Job(SMALL, "grad-dot", {})

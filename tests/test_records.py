@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from tdabench.cli.measure import seed_type
+from tdabench.cli.options import seed_type
 from tdabench.errors import FileFormatError
 from tdabench.records import Record, parse_record, read_record
 from tdabench.seeds import MOST_SEED

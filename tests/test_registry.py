@@ -103,7 +103,7 @@ def test_a_method_that_extends_a_registered_one_changes_with_it(tmp_path, monkey
         method = find_method(f"{mine}:Mine")
         assert source_sha256(method) == sha256_file(mine), "of nobody's method but its own"
         entry = importlib.metadata.EntryPoint("base", "registered_base:Base", registry.METHODS)
-        monkeypatch.setattr(importlib.metadata, "entry_points", lambda **_: importlib.metadata.EntryPoints([entry]))
+        monkeypatch.setattr(registry, "entry_points", lambda _: importlib.metadata.EntryPoints([entry]))
         before = source_sha256(method)
         base.write_text(base.read_text() + "# changed\n")
         assert len({before, source_sha256(method), sha256_file(mine)}) == 3
@@ -213,7 +213,7 @@ def test_a_task_that_is_called_like_a_file_is_refused_before_it_is_measured(tmp_
 
 def test_an_entry_point_that_does_not_load(monkeypatch):
     broken = importlib.metadata.EntryPoint("broken", "nothing_of_that_name:Mine", registry.METHODS)
-    monkeypatch.setattr(importlib.metadata, "entry_points", lambda **_: importlib.metadata.EntryPoints([broken]))
+    monkeypatch.setattr(registry, "entry_points", lambda _: importlib.metadata.EntryPoints([broken]))
     with pytest.raises(UsageError, match=r"The method broken cannot be loaded from nothing_of_that_name:Mine.*package"):
         find_method("broken")
 
@@ -224,11 +224,7 @@ def test_a_broken_entry_point_hides_no_other(monkeypatch):
         importlib.metadata.EntryPoint("digits-mlp", "tdabench.tasks.digits_mlp:TASK", registry.TASKS),
         importlib.metadata.EntryPoint("no-task", "tdabench.tasks.digits_mlp:Path", registry.TASKS),
     ]
-
-    def some(group, name=None):
-        return importlib.metadata.EntryPoints(e for e in entries if name in (None, e.name))
-
-    monkeypatch.setattr(importlib.metadata, "entry_points", some)
+    monkeypatch.setattr(registry, "entry_points", lambda _: importlib.metadata.EntryPoints(entries))
     told = {}
     found = find_all(registry.TASKS, find_task, told.__setitem__)
     assert {name: task.name for name, task in found.items()} == {"digits-mlp": "digits-mlp"}

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from tdabench.errors import DataError, UsageError
+from tdabench.recipe import SubsetPlan
 from tdabench.registry import find_task
 from tdabench.targets import Target, log_odds
-from tdabench.task import SubsetPlan
 
 
 def other_loss(logits, labels):

@@ -15,9 +15,10 @@ from tdabench import precision, trainer
 from tdabench.dropout import SequenceDropout
 from tdabench.errors import UsageError
 from tdabench.examples import Examples
+from tdabench.recipe import Recipe
 from tdabench.seeds import derive_seed, generator
 from tdabench.targets import MEAN_LOG_PROBABILITY, token_cross_entropy
-from tdabench.task import Recipe, TaskData
+from tdabench.task import TaskData
 from tdabench.tasks.transformers import nano_gpt
 from tdabench.trainer import Program, Stream, group_size, target_outputs, train_replicas
 

@@ -284,6 +284,21 @@ def test_a_broken_file_of_choices_says_what_to_do(own_task, text):
         read_tuned(own_task)
 
 
+def test_a_broken_choice_is_named(own_task):
+    own_task.folder.mkdir()
+    (own_task.folder / "tuned.json").write_text('{"trak": {"tune_s": "long"}}')
+    with pytest.raises(FileFormatError, match=r"options: trak\.\w+: \w"):
+        read_tuned(own_task)
+
+
+def test_a_grid_that_nobody_could_list_is_searched_within_the_budget():
+    grid = {f"option{i}": tuple(range(5)) for i in range(30)}
+    seen = search(
+        grid, dict.fromkeys(grid, 0), lambda options: Candidate(options=options, tuning_lds=0.0, charged_s=0.0), 7
+    )
+    assert len(seen) == 7
+
+
 def broken(record):
     return record.model_copy(update={"status": "failed", "reason": "it broke", "costs": None, "process_s": 99.5})
 

@@ -11,9 +11,28 @@ from tdabench.wandb_sink import send, summary
 def test_offline_runs_are_written_without_a_network(tmp_path, monkeypatch):
     pytest.importorskip("wandb", reason="install the wandb extra: pip install 'tdabench[wandb]'")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    runs = [Run(make_record(), make_evaluation(0.4)), Run(make_record(status="failed"), None)]
+    runs = [Run(make_record(), make_evaluation(0.4)), Run(make_record(run_id="other", status="failed"), None)]
     assert send(runs, "test", tmp_path) == 2
     assert len(list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))) == 2
+
+
+def test_a_run_that_is_sent_again_is_the_same_run_there_and_one_measured_again_is_not(ok_run, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    wandb, given = pytest.importorskip("wandb"), []
+    init = wandb.init
+
+    def noted(**settings):
+        given.append((settings["id"], settings["resume"]))
+        return init(**settings)
+
+    monkeypatch.setattr(wandb, "init", noted)
+    later = Run(replace_record(ok_run.record, created="2027-01-01T00:00:00Z"), ok_run.evaluation)
+    for one in (ok_run, ok_run, later):
+        send([one], "test", tmp_path)
+    ids = [identity for identity, _ in given]
+    assert ids[0] == ids[1] != ids[2]
+    assert {resume for _, resume in given} == {None}
+    assert all(list((tmp_path / "wandb").glob(f"offline-run-*-{identity}")) for identity in ids)
 
 
 def test_what_was_not_measured_is_left_out():

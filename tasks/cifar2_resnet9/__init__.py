@@ -6,8 +6,9 @@ from pathlib import Path
 
 from torch import nn
 
+from tdabench.recipe import Recipe, SubsetPlan
 from tdabench.targets import LOG_ODDS, cross_entropy
-from tdabench.task import Recipe, SubsetPlan, Task
+from tdabench.task import Task
 from tdabench.tasks import cifar2
 from tdabench.tasks.networks import resnet9
 

@@ -11,8 +11,9 @@ from torch import Tensor
 from tdabench import datasets
 from tdabench.datasets.cifar10 import CAT, DOG
 from tdabench.examples import Examples
+from tdabench.recipe import SubsetPlan
 from tdabench.targets import LOG_ODDS, cross_entropy
-from tdabench.task import SubsetPlan, Task, TaskData
+from tdabench.task import Task, TaskData
 from tdabench.tasks import cifar2
 from tdabench.tasks.cifar2_resnet9_small import RECIPE, make_model
 

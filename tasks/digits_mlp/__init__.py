@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 from tdabench.examples import Examples
+from tdabench.recipe import Recipe, SubsetPlan
 from tdabench.seeds import generator
 from tdabench.targets import LOG_ODDS, cross_entropy
-from tdabench.task import Recipe, SubsetPlan, Task, TaskData
+from tdabench.task import Task, TaskData
 from tdabench.tasks.networks import dropout_mlp
 
 N_TRAIN, N_QUERIES = 1000, 500

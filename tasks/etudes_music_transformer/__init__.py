@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from tdabench.examples import Examples
+from tdabench.recipe import Recipe, SubsetPlan
 from tdabench.targets import MEAN_LOG_PROBABILITY, token_cross_entropy
-from tdabench.task import Recipe, SubsetPlan, Task, TaskData
+from tdabench.task import Task, TaskData
 from tdabench.tasks.etudes_music_transformer.composers import COMPOSERS, perform
 from tdabench.tasks.piano_events import VOCABULARY
 from tdabench.tasks.transformers import music_transformer

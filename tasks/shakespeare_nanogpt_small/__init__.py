@@ -6,8 +6,9 @@ from pathlib import Path
 
 from torch import nn
 
+from tdabench.recipe import Recipe, SubsetPlan
 from tdabench.targets import MEAN_LOG_PROBABILITY, token_cross_entropy
-from tdabench.task import Recipe, SubsetPlan, Task, TaskData
+from tdabench.task import Task, TaskData
 from tdabench.tasks import shakespeare
 from tdabench.tasks.transformers import nano_gpt
 

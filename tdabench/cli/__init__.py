@@ -22,7 +22,7 @@ _COMMANDS = {
     "run": "measure",
     "plan": "planning",
     "suite": "measure",
-    "tune": "measure",
+    "tune": "tune",
     "score": "quality",
     "compare": "quality",
     "board": "quality",
@@ -43,7 +43,7 @@ _HELP = {
     "board": "Write the leaderboard of a folder of runs.",
     "findings": "Write what cheap ensembles save at equal quality, and what wins at equal cost.",
     "archive": "Keep runs in a repository, with evidence in place of scores.",
-    "ground-truth": "Build, verify or show the ground truth of a task.",
+    "ground-truth": "Build, merge, verify or show the ground truth of a task.",
     "wandb": "Copy the results of a folder of runs to Weights & Biases.",
 }
 

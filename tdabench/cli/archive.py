@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from tdabench.cli.output import Live, json_option, own_tasks_option, print_json
+from tdabench.cli.options import json_option, own_tasks_option
+from tdabench.cli.output import Live, print_json
 
 _FOLDER = click.Path(path_type=Path, file_okay=False)
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tdabench.cli.output import json_option, print_facts, print_json, print_table, warn_of_broken
+from tdabench.cli.options import json_option
+from tdabench.cli.output import print_facts, print_json, print_table, warn_of_broken
 from tdabench.errors import TdabenchError
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 @click.argument("name", required=False)
 @json_option
 def tasks(name: str | None, as_json: bool) -> None:
-    """List the tasks, or describe the task NAME."""
+    """List the tasks, or describe the task NAME. NAME may be FILE.py:NAME."""
     from tdabench import registry
 
     if name is not None:

@@ -1,54 +1,25 @@
-"""``tdabench run``, ``suite`` and ``tune``: what measures."""
+"""``tdabench run`` and ``suite``: what measures."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 from click.core import ParameterSource
 
-from tdabench.cli.output import Duration, Live, data_option, json_option, note, phase_printer, print_json, runs_option
+from tdabench.cli.options import machine_options, on_machine, parse_seconds, parse_settings, seed_type, set_option
+from tdabench.cli.output import Live, note, phase_printer
 from tdabench.cli.termination import cleaning_up
-from tdabench.errors import MissingGroundTruthError, OptionError, UsageError
-from tdabench.seeds import MOST_SEED
+from tdabench.errors import MissingGroundTruthError
 
 if TYPE_CHECKING:
     from tdabench.jobs import Job, Plan
     from tdabench.records import Record
     from tdabench.task import Task
-    from tdabench.tuned import Candidate, Remark
-
-
-threads_type = click.IntRange(1, 1024)  # torch crashes at more than it can count
-seed_type = click.IntRange(0, MOST_SEED)
-
-
-def machine_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the options that every measuring command has."""
-    for add in (
-        click.option("--threads", type=threads_type, default=1, show_default=True, help="Threads of a run."),
-        click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True),
-        click.option(
-            "timeout_s",
-            "--timeout",
-            type=Duration(),
-            default=3600.0,
-            show_default=True,
-            help="Seconds after which a run is stopped.",
-        ),
-        data_option,
-        runs_option,
-        json_option,
-    ):
-        command = add(command)
-    return command
-
-
-set_option = click.option("settings", "--set", multiple=True, metavar="OPTION=VALUE", help="Option of the method.")
+    from tdabench.tuned import Remark
 
 
 @click.command()
@@ -83,7 +54,7 @@ def run(
 ) -> None:
     """Measure METHOD on TASK in a fresh process, and evaluate it.
 
-    METHOD is a name that `tdabench methods` lists, or FILE.py:CLASS.
+    TASK is a name that `tdabench tasks` lists, or FILE.py:NAME; METHOD one of `tdabench methods`, or FILE.py:CLASS.
     """
     from tdabench.jobs import Job, plan
     from tdabench.runner import find_run
@@ -96,50 +67,6 @@ def run(
     else:
         folder = _measure([planned], runs, timeout_s)[0]
     _report_run(folder, as_json)
-
-
-def parse_settings(settings: Sequence[str]) -> dict[str, str]:
-    """Return ``--set`` arguments as a dict of texts."""
-    parsed: dict[str, str] = {}
-    for setting in settings:
-        name, equals, value = setting.partition("=")
-        if not equals or not name:
-            raise OptionError(f"Cannot read --set {setting!r}. Write --set option=value.")
-        if name.strip() in parsed:
-            raise OptionError(f"--set gives {name.strip()} twice. Give it once.")
-        parsed[name.strip()] = value.strip()
-    return parsed
-
-
-def parse_seconds(text: str) -> float | None:
-    """Return the argument of ``--tune-s``; None if the seconds are not known on this machine class."""
-    from tdabench.records import MOST
-
-    if text == "unknown":
-        return None
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not 0 <= seconds <= MOST:
-        raise OptionError(f"Cannot read --tune-s {text!r}. Write seconds, or unknown.")
-    return seconds
-
-
-def on_machine(job: Job, threads: int, device: str, data_folder: Path | None) -> Job:
-    """Return the job as it is on this machine; refuse a device that is not there."""
-    check_device(device)
-    folder = None if data_folder is None else str(data_folder.resolve())
-    return replace(job, threads=threads, device=device, data_folder=folder)
-
-
-def check_device(device: str) -> None:
-    """Refuse a device that is not there."""
-    if device == "cuda":
-        import torch
-
-        if not torch.cuda.is_available():
-            raise UsageError("There is no CUDA device that torch can use. Leave out --device cuda.")
 
 
 def plan_job(job: Job, defaults: bool = False) -> Plan:
@@ -268,7 +195,7 @@ def suite(
     from tdabench.cli.caveats import warn_of_busy
     from tdabench.cli.reports import finish_board
     from tdabench.records import read_record
-    from tdabench.runner import find_run
+    from tdabench.runner import find_run, list_attempts
     from tdabench.suites import find_suite
 
     found = find_suite(name)
@@ -277,21 +204,30 @@ def suite(
     if found.timeout_s is not None and context.get_parameter_source("timeout_s") is ParameterSource.DEFAULT:
         timeout_s = found.timeout_s
     planned = [_plan_tuned(on_machine(job, threads, device, data_folder)) for job in found.jobs]
-    plans = list({p.run_id: p for p, _ in planned}.values())  # blocks may overlap
+    plans = {p.run_id: p for p, _ in planned}  # blocks may overlap
     _say([remark for _, remark in planned])
-    before = {p.run_id: find_run(p, runs) for p in plans}
-    missing = [p for p in plans if _is_missing(before[p.run_id], retry_failed)]
-    if missing:
-        note(f"Suite {found.name}: {len(missing)} of {len(plans)} runs to measure.")
-        note_without_truth({p.task.name: p.task for p in missing}.values())
-        _find_data(missing)
-        expected = note_estimate([p.job for p in missing])
-        _measure(missing, runs, timeout_s, len(plans) - len(missing), expected, before)
-    else:
-        note(f"Suite {found.name}: all {len(plans)} runs are measured; nothing to do.")
-    folders = [folder for p in plans if (folder := find_run(p, runs)) is not None]
+    _measure_missing(found.name, list(plans.values()), runs, timeout_s, retry_failed)
+    listed = list_attempts(runs)
+    folders = [folder for p in plans.values() if (folder := find_run(p, runs, listed)) is not None]
     finish_board(folders, board_folder, as_json, found)
     warn_of_busy([read_record(folder) for folder in folders])
+
+
+def _measure_missing(suite: str, plans: Sequence[Plan], runs: Path, timeout_s: float, retry_failed: bool) -> None:
+    """Say how long what is missing of a suite will take, and measure it."""
+    from tdabench.runner import find_run, list_attempts
+
+    listed = list_attempts(runs)
+    before = {p.run_id: find_run(p, runs, listed) for p in plans}
+    missing = [p for p in plans if _is_missing(before[p.run_id], retry_failed)]
+    if not missing:
+        return note(f"Suite {suite}: all {len(plans)} runs are measured; nothing to do.")
+    note(f"Suite {suite}: {len(missing)} of {len(plans)} runs to measure.")
+    note_without_truth({p.task.name: p.task for p in missing}.values())
+    _find_data(missing)
+    expected = note_estimate([p.job for p in missing])
+    _measure(missing, runs, timeout_s, len(plans) - len(missing), expected, before)
+    return None
 
 
 def _find_data(plans: Sequence[Plan]) -> None:
@@ -331,71 +267,3 @@ def _is_missing(folder: Path | None, retry_failed: bool) -> bool:
     if folder is None:
         return True
     return retry_failed and read_record(folder).status not in ("ok", "declined")
-
-
-def _tried(candidate: Candidate) -> str:
-    if candidate.tuning_lds is None:
-        return "did not end as ok; its log says why"
-    return f"LDS {candidate.tuning_lds:.4f} on the tuning queries"
-
-
-@click.command()
-@click.argument("task")
-@click.argument("method")
-@set_option
-@click.option("--seed", type=seed_type, default=0, show_default=True, help="Seed of the attribution model.")
-@click.option("--dry-run", is_flag=True, help="Do not store the choice.")
-@click.option(
-    "--budget", type=click.IntRange(1), default=12, show_default=True, help="How many candidates may be measured."
-)
-@machine_options
-def tune(
-    task: str,
-    method: str,
-    settings: tuple[str, ...],
-    seed: int,
-    dry_run: bool,
-    budget: int,
-    threads: int,
-    device: str,
-    timeout_s: float,
-    data_folder: Path | None,
-    runs: Path,
-    as_json: bool,
-) -> None:
-    """Choose METHOD's options on the tuning queries of TASK, from the values the method declares.
-
-    The choice is stored with the task, together with what --set gives; `run` and `suite` use it and are charged for the
-    tuning. The candidates are no results: they go into a folder .tuning among the runs, which boards do not read.
-    """
-    from tdabench.cli.caveats import warn_of_busy_candidates
-    from tdabench.files import check_writable
-    from tdabench.jobs import Job, plan
-    from tdabench.registry import find_task
-    from tdabench.tuned import write_tuned
-    from tdabench.tuning import tune as tune_job
-
-    job = on_machine(Job(task, method, parse_settings(settings), None, seed), threads, device, data_folder)
-    if not dry_run:
-        check_writable(find_task(task).folder, "Tune with --dry-run, and run with the options that it prints.")
-    records: list[Record] = []
-
-    def tried(candidate: Candidate, record: Record) -> None:
-        note(f"{candidate.options}: {_tried(candidate)}")
-        records.append(record)
-
-    with cleaning_up():
-        chosen = tune_job(job, runs, on_candidate=tried, timeout_s=timeout_s, budget=budget)
-    warn_of_busy_candidates(records, runs)
-    where = None if dry_run else write_tuned(find_task(task), method, chosen)
-    command = plan(replace(job, options=chosen.options, tune_s=chosen.tune_s)).command
-    facts: dict[str, Any] = {
-        **chosen.model_dump(mode="json"),
-        "stored": str(where) if where else None,
-        "command": command,
-    }
-    if as_json:
-        return print_json(facts)
-    charged = f"charged with {chosen.tune_s:.2f} s, the serving time of {len(chosen.candidates)} candidates"
-    click.echo(f"Best: {chosen.options}; {charged}.")
-    return click.echo(f"Stored in {where}" if where else f"Not stored (--dry-run). To measure it: {command}")

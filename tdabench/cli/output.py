@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -17,53 +15,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Table
-
-
-class Duration(click.FloatRange):
-    """A time above zero; not NaN, which is in every range, and not infinite."""
-
-    def __init__(self) -> None:
-        super().__init__(0, min_open=True)
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Return the number."""
-        found: float = super().convert(value, param, ctx)
-        if not math.isfinite(found):
-            self.fail(f"{found} is not a time.", param, ctx)
-        return found
-
-
-json_option = click.option("as_json", "--json", is_flag=True, help="Print the result as JSON on stdout.")
-data_option = click.option(
-    "data_folder",
-    "--data",
-    type=click.Path(path_type=Path, file_okay=False, exists=True),
-    help="Folder that holds the data sets. Default: TDABENCH_DATA, else a download into the cache.",
-)
-
-
-def _find_tasks(context: click.Context, parameter: click.Parameter, references: tuple[str, ...]) -> None:
-    from tdabench.registry import find_task
-
-    for reference in references:
-        find_task(reference)
-
-
-own_tasks_option = click.option(
-    "--task",
-    multiple=True,
-    metavar="FILE.py:NAME",
-    expose_value=False,
-    callback=_find_tasks,
-    help="Task of your own that a run is of; may be given several times.",
-)
-runs_option = click.option(
-    "--runs",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=Path("runs"),
-    show_default=True,
-    help="Folder of run folders.",
-)
 
 
 def print_json(value: Any) -> None:

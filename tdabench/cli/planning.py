@@ -8,8 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tdabench.cli.measure import on_machine, parse_settings, plan_job, seed_type, set_option, threads_type
-from tdabench.cli.output import data_option, json_option, note, print_facts, print_json
+from tdabench.cli.measure import plan_job
+from tdabench.cli.options import (
+    data_option,
+    json_option,
+    on_machine,
+    parse_settings,
+    seed_type,
+    set_option,
+    threads_type,
+)
+from tdabench.cli.output import note, print_facts, print_json
 from tdabench.errors import TdabenchError, UsageError
 
 if TYPE_CHECKING:
@@ -57,8 +66,8 @@ def plan(
 ) -> None:
     """Estimate what METHOD will cost on TASK: time, memory and disk, and the counts behind them.
 
-    A few seconds of calibration with the task's untrained model; nothing is run. With --against, print as Markdown how
-    estimates spread about what runs have measured, and both, run by run.
+    A few seconds of calibration with the task's untrained model; nothing is run. Both are named as for `tdabench run`.
+    With --against, print as Markdown how estimates spread about what runs have measured, and both, run by run.
     """
     from tdabench.jobs import Job
     from tdabench.planning import estimate_job

@@ -1,4 +1,4 @@
-"""``tdabench score``, ``compare`` and ``board``: what reads results."""
+"""``tdabench score``, ``compare``, ``board`` and ``wandb``: what reads results."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 import click
 
-from tdabench.cli.output import json_option, note, own_tasks_option, print_facts, print_json
+from tdabench.cli.options import json_option, own_tasks_option
+from tdabench.cli.output import note, print_facts, print_json
 from tdabench.errors import UsageError
 
 _PATH = click.Path(path_type=Path, exists=True)

@@ -16,7 +16,8 @@ from tdabench.board.names import names
 from tdabench.board.rows import AXES, Row, TaskInfo, format_bytes, format_seconds, in_order, on_fronts, peak_bytes
 from tdabench.board.runs import Run
 from tdabench.cli.caveats import note_other_sources
-from tdabench.cli.output import Live, json_option, note, own_tasks_option, print_facts, print_json, print_table, warn
+from tdabench.cli.options import json_option, own_tasks_option
+from tdabench.cli.output import Live, note, print_facts, print_json, print_table, warn
 from tdabench.errors import UnknownNameError, UsageError
 from tdabench.evaluation import Evaluation
 from tdabench.records import LOG_FILE, RECORD_FILE, Record

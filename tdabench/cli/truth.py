@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from math import isfinite
@@ -11,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tdabench.cli.measure import check_device
-from tdabench.cli.output import Duration, Live, data_option, json_option, print_facts, print_json, warn_of_broken
+from tdabench.cli.options import Duration, check_device, data_option, json_option
+from tdabench.cli.output import Live, print_facts, print_json, warn_of_broken
 from tdabench.errors import TdabenchError, UsageError
 
 if TYPE_CHECKING:
@@ -42,12 +43,12 @@ class Shard(click.ParamType):
 
 @click.group("ground-truth")
 def ground_truth() -> None:
-    """Build, verify or show the ground truth of a task."""
+    """Build, merge, verify or show the ground truth of TASK: a name, or FILE.py:NAME."""
 
 
 @ground_truth.command()
 @click.argument("task")
-@click.option("--out", type=_FOLDER, help="Default: the task's own folder.")
+@click.option("--out", type=_FOLDER, help="Folder to write. Default: ground_truth/ in the task's folder.")
 @click.option("--workers", type=click.IntRange(1), help="Worker processes, one thread each. Default: all cores.")
 @_device_option
 @click.option("--slices", type=_FOLDER, help="Folder of finished slices. Default: beside the task, else in the cache.")
@@ -88,7 +89,7 @@ def build(
 @ground_truth.command()
 @click.argument("task")
 @click.argument("slices", nargs=-1, required=True, type=click.Path(path_type=Path, file_okay=False, exists=True))
-@click.option("--out", type=_FOLDER, help="Default: the task's own folder.")
+@click.option("--out", type=_FOLDER, help="Folder to write. Default: ground_truth/ in the task's folder.")
 @_device_option
 @click.option("--replace", is_flag=True, help="Write although there is ground truth.")
 @data_option
@@ -139,7 +140,7 @@ def _show_progress(live: Live, progress: Progress) -> None:
 @click.option("--all", "everything", is_flag=True, help="Verify every registered task that the device can retrain.")
 @click.option("--replicas", type=click.IntRange(1), default=3, show_default=True, help="How many to retrain.")
 @click.option("--choice-seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of their choice.")
-@click.option("--folder", type=_FOLDER, help="Default: the task's own.")
+@click.option("--folder", type=_FOLDER, help="Folder to verify. Default: ground_truth/ in the task's folder.")
 @_device_option
 @data_option
 @json_option
@@ -167,25 +168,15 @@ def verify(
     check_device(device)
     tasks, outcomes = _tasks_to_verify(task, device)
     with Live(replicas * len(tasks), "replicas") as live:
-        for found in tasks:
-            live.now(f"{found.name}: retraining")
-            try:
-                checks = verify_task(
-                    found,
-                    replicas,
-                    choice_seed=choice_seed,
-                    data_folder=data_folder,
-                    folder=folder,
-                    device=device,
-                    on_check=partial(_show_check, live, found.name),
-                )
-            except TdabenchError as error:
-                if not everything:
-                    raise
-                outcomes.append(_Outcome(found.name, [], str(error)))
-                live.finish(f"{found.name}: not verified: {error}", replicas)
-            else:
-                outcomes.append(_Outcome(found.name, checks))
+        check = partial(
+            verify_task,
+            replicas=replicas,
+            choice_seed=choice_seed,
+            data_folder=data_folder,
+            folder=folder,
+            device=device,
+        )
+        outcomes += [_verified(found, check, live, replicas, go_on=everything) for found in tasks]
     outcomes.sort(key=lambda outcome: outcome.task)
     shown = [outcome.to_dict() for outcome in outcomes]
     if as_json:
@@ -195,6 +186,18 @@ def verify(
             click.echo(outcome.line())
     if not all(outcome.passed for outcome in outcomes):
         raise click.exceptions.Exit(1)
+
+
+def _verified(task: Task, check: Callable[..., list[Check]], live: Live, replicas: int, *, go_on: bool) -> _Outcome:
+    """Verify a task and show it; an error is raised, or where others are to be verified still, told."""
+    live.now(f"{task.name}: retraining")
+    try:
+        return _Outcome(task.name, check(task, on_check=partial(_show_check, live, task.name)))
+    except TdabenchError as error:
+        if not go_on:
+            raise
+        live.finish(f"{task.name}: not verified: {error}", replicas)
+        return _Outcome(task.name, [], str(error))
 
 
 def _show_check(live: Live, name: str, check: Check) -> None:

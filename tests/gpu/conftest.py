@@ -13,9 +13,10 @@ from torch import nn
 from tdabench import model_store
 from tdabench.examples import Examples
 from tdabench.precision import exact_float32
+from tdabench.recipe import Recipe
 from tdabench.seeds import generator
 from tdabench.targets import MEAN_LOG_PROBABILITY, token_cross_entropy
-from tdabench.task import Recipe, Task, TaskData
+from tdabench.task import Task, TaskData
 from tdabench.tasks.networks import resnet9
 from tdabench.tasks.transformers import music_transformer
 

@@ -1,8 +1,10 @@
-"""What stands in ``leaderboard/runs``: runs of the tasks as they are, evidence that holds, memory under the budget."""
+"""What stands in ``leaderboard``: runs of the tasks as they are, evidence that holds, memory under the budget."""
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import pytest
@@ -22,10 +24,34 @@ from tdabench.results import find_runs, read_runs
 from tdabench.suites import find_suite
 
 ROOT = Path(__file__).parent.parent
-FOLDERS = find_runs(ROOT / "leaderboard" / "runs")
-RECORDS = [read_record(folder) for folder in FOLDERS]
-Standing = tuple[str, str, str, int]
 NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Accepted runs of one machine class, the suite that they are of, and the document that is computed from them."""
+
+    folder: str
+    suite: str
+    document: str
+
+    @cached_property
+    def folders(self) -> list[Path]:
+        return find_runs(ROOT / self.folder)
+
+    @cached_property
+    def records(self) -> list[Record]:
+        return [read_record(folder) for folder in self.folders]
+
+    def __str__(self) -> str:
+        return self.folder
+
+
+BOARD = Kept("leaderboard/runs", "standard", "docs/findings.md")
+CHECKPOINTS = Kept("leaderboard/elsewhere/6d9fcc556c65", "checkpoints", "docs/checkpoints.md")
+ALL = (BOARD, CHECKPOINTS)
+each = pytest.mark.parametrize("kept", ALL, ids=str)
+Standing = tuple[str, str, str, int]
 
 
 def standing(record: Record) -> Standing:
@@ -39,55 +65,70 @@ def wanted(job: Job) -> Standing:
     return job.task, job.method, text, job.seed
 
 
-def test_every_run_of_the_standard_suite_is_there_once_and_ended_as_ok_or_with_a_reason():
-    found = [standing(record) for record in RECORDS]
-    assert {wanted(job) for job in find_suite("standard").jobs} - set(found) == set()
+@each
+def test_every_run_of_the_suite_is_there_once_and_ended_as_ok_or_with_a_reason(kept):
+    found = [standing(record) for record in kept.records]
+    assert {wanted(job) for job in find_suite(kept.suite).jobs} - set(found) == set()
     assert len(found) == len(set(found))
-    assert {record.status for record in RECORDS} == {"ok", "declined"}
+    assert {record.status for record in kept.records} <= {"ok", "declined"}
 
 
 def test_every_task_that_a_cpu_can_retrain_has_runs():
-    assert {name for name in names(TASKS) if has_ground_truth(find_task(name))} <= {record.task for record in RECORDS}
+    tasks = {record.task for record in BOARD.records}
+    assert {name for name in names(TASKS) if has_ground_truth(find_task(name))} <= tasks
 
 
-def test_runs_are_of_the_tasks_as_they_are_and_on_one_machine_class():
-    assert [r.run_id for r in RECORDS if r.task_version != find_task(r.task).version] == []
-    assert len({record.machine.machine_class for record in RECORDS}) == 1
+@each
+def test_runs_are_of_the_tasks_as_they_are_and_on_one_machine_class(kept):
+    assert [r.run_id for r in kept.records if r.task_version != find_task(r.task).version] == []
+    assert len({record.machine.machine_class for record in kept.records}) == 1
 
 
-def test_runs_are_of_a_commit_without_changes():
-    assert [record.run_id for record in RECORDS if record.provenance.dirty] == []
+def test_runs_of_another_machine_class_lie_in_a_folder_that_is_called_by_it():
+    there = sorted((ROOT / "leaderboard" / "elsewhere").iterdir())
+    assert [str(folder.relative_to(ROOT)) for folder in there] == [kept.folder for kept in ALL if kept is not BOARD]
+    for kept in ALL[1:]:
+        assert {record.machine.machine_class for record in kept.records} == {Path(kept.folder).name}
+
+
+@each
+def test_runs_are_of_a_commit_without_changes(kept):
+    assert [record.run_id for record in kept.records if record.provenance.dirty] == []
 
 
 def test_the_counts_in_the_readme_are_those_of_the_findings():
-    """Written by hand, so that they can be read; each stands in the findings, which are computed."""
-    readme, findings = (
-        " ".join((ROOT / name).read_text(encoding="utf-8").split()) for name in ("README.md", "docs/findings.md")
+    """Written by hand, so that they can be read; each stands in the documents that are computed."""
+    readme, *documents = (
+        " ".join((ROOT / name).read_text(encoding="utf-8").split())
+        for name in ("README.md", *(kept.document for kept in ALL))
     )
+    findings = " ".join(documents)
     answer = readme.partition("## The answer so far")[2].partition("## What you get")[0]
     counts = set(re.findall(r"\d+ of \d+|[\d.]+ × the cost|one of [A-Za-z ]+ on \d+", answer))
     assert len(counts) > 10
     assert sorted(count for count in counts if not re.search(rf"(?<!\d){re.escape(count)}(?!\d)", findings)) == []
-    assert f"{len(RECORDS):,} runs" in answer
+    assert f"{len(BOARD.records):,} runs" in answer
 
 
-def test_no_method_takes_more_host_memory_than_the_budget():
+@each
+def test_no_method_takes_more_host_memory_than_the_budget(kept):
     """What a run adds to its process and the process itself, together."""
     taken = {
         record.run_id: record.costs.peak_host_bytes + record.costs.baseline_host_bytes
-        for record in RECORDS
+        for record in kept.records
         if record.costs is not None
     }
     assert {run: peak for run, peak in taken.items() if peak >= BUDGET_BYTES} == {}
 
 
 @pytest.mark.slow(minutes=1)
-def test_evidence_and_the_findings_in_the_documents_are_those_of_the_runs():
+@each
+def test_evidence_and_the_findings_in_the_documents_are_those_of_the_runs(kept):
     """One test, as the runs are evaluated for it, which takes minutes."""
-    runs, tasks = read_runs(FOLDERS)
+    runs, tasks = read_runs(kept.folders)
     check_lds(runs, tasks)
     check_sources(runs, tasks)
-    check_findings(runs, tasks)
+    check_findings(kept, runs, tasks)
 
 
 def check_sources(runs: list[Run], tasks: list[TaskInfo]) -> None:
@@ -104,11 +145,11 @@ def check_lds(runs: list[Run], tasks: list[TaskInfo]) -> None:
         assert run.lds is None or run.lds < ceilings[run.record.task], run.record.run_id
 
 
-def check_findings(runs: list[Run], tasks: list[TaskInfo]) -> None:
+def check_findings(kept: Kept, runs: list[Run], tasks: list[TaskInfo]) -> None:
     """Word for word, and the numbers to a percent: another processor may round the last digit elsewhere."""
-    kept = (ROOT / "docs" / "findings.md").read_text(encoding="utf-8")
-    command = "tdabench findings leaderboard/runs --suite standard --out docs/findings.md"
-    again = render(runs, tasks, Source(command, (find_suite("standard"),)))
-    assert NUMBER.sub("#", again) == NUMBER.sub("#", kept)
-    numbers = [[float(n.replace(",", "")) for n in NUMBER.findall(text)] for text in (again, kept)]
+    written = (ROOT / kept.document).read_text(encoding="utf-8")
+    command = f"tdabench findings {kept.folder} --suite {kept.suite} --out {kept.document}"
+    again = render(runs, tasks, Source(command, (find_suite(kept.suite),)))
+    assert NUMBER.sub("#", again) == NUMBER.sub("#", written)
+    numbers = [[float(n.replace(",", "")) for n in NUMBER.findall(text)] for text in (again, written)]
     assert numbers[0] == pytest.approx(numbers[1], rel=0.01, abs=0.0021)

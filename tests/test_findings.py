@@ -26,6 +26,7 @@ from tdabench.evaluation import Evaluator, compare
 from tdabench.files import write_arrays
 from tdabench.findings import Source, contests_of, document, numbers, render
 from tdabench.findings.agreement import growths
+from tdabench.findings.beyond import beyond
 from tdabench.findings.curves import (
     ABOVE,
     BELOW,
@@ -827,6 +828,29 @@ def ranks(run):
     made = [("", 3.0), (", rank=32", 3.2), (", rank=2", 6.0)]
     lora = [run(ensemble=f"lora(models=1, adapters=5{text})", noise=noise, stream=4) for text, noise in made]
     return [run(noise=9.0), run(ensemble="independent(models=5)", noise=2.0, train=5.0, serve=5.0), *lora]
+
+
+def test_what_is_better_than_the_largest_independent_ensemble_and_faster_to_train_is_named(rows, run):
+    """The dropout ensemble of 20 masks has the very scores of five models, so it is no better."""
+    whole = "checkpoints(models=1, last=5, span=whole)"
+    dearer = run(ensemble="projections(models=5, seeds=2)", noise=0.5, train=5.0, serve=10.0, stream=11)
+    better = run(ensemble=whole, noise=1.0, serve=5.0, storage=500, stream=12)
+    said = beyond(contests_of([*rows, dearer, better], [TASK]))
+    assert said[0].startswith("**Better than the largest independent ensemble** that was run of the same method")
+    _, _, lora, checkpoints = (line.split(" | ") for line in said if line.startswith("|"))
+    assert lora[:2] == ["| LoRA adapters", "1 of 1 pair"]
+    assert re.match(
+        r"digits-mlp, `trak`: 5 LoRA adapters of one model against 5 independent models: \+0\.\d+ \[", lora[2]
+    )
+    assert lora[2].endswith(" at 40 % of their training time |")
+    assert checkpoints[:2] == ["| checkpoints (whole training)", "1 of 1 pair"]
+    assert checkpoints[2].endswith(" at 20 % of their training time |")
+
+
+def test_where_no_ensemble_is_better_than_the_largest_independent_one_nothing_is_said(run):
+    rows = [run(noise=6.0), run(ensemble="independent(models=5)", noise=1.0, train=5.0, serve=5.0)]
+    contests = contests_of([*rows, run(ensemble="dropout(models=1, masks=5)", noise=3.5, serve=5.0)], [TASK])
+    assert beyond(contests) == []
 
 
 def test_ranks_that_no_layer_allows_are_the_same_ensemble(ranks):

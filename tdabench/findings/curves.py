@@ -21,7 +21,8 @@ Places = npt.NDArray[np.int8]
 TOLERANCE = 0.05
 """A cost that exceeds a bound by this share keeps it: measured times vary by some per cent."""
 SERVING_TOLERANCE = 0.10
-"""The same of a serving time, which is measured once: 19 of 20 pairs of runs of the same work agree within this."""
+"""A serving time that exceeds a bound by this share keeps it: measured once, those of the same work differ by less
+in 19 of 20 pairs of runs."""
 
 BELOW, INSIDE, ABOVE = -1, 0, 1
 """Where an LDS lies: below the smallest ensemble's, on the curve, above the largest's."""

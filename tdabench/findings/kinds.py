@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from tdabench.board.rows import format_score
-from tdabench.ensembles import KINDS
+from tdabench.findings.beyond import beyond
 from tdabench.findings.curves import ABOVE, BELOW, INSIDE, Bounded
 from tdabench.findings.entries import Contest, Entry, Family, ahead, difference
 from tdabench.findings.markdown import bare, count, percent, plain, signed, table
 from tdabench.findings.redrawn import Match, Redrawn, is_redrawn, redrawn
 from tdabench.findings.savings import CLAIMED_KINDS, CLAIMS, Gain, gains
 from tdabench.findings.winners import duel
-from tdabench.findings.words import COSTS, flavour, listed, tally
+from tdabench.findings.words import COSTS, flavour, listed, order, tally
 
 PAIRS = (
     ("dropout(scope=q-only)", "dropout", "Dropout for the Q factor alone against dropout everywhere"),
@@ -53,13 +53,8 @@ def kinds(contests: Sequence[Contest]) -> list[str]:
         groups[gain.entry.flavour].append((contest, family, gain))
     if not groups:
         return []
-    ordered = sorted(groups.items(), key=lambda item: _order(item[0]))
-    return ["## Kinds of ensemble", "", *_savings(ordered), *_duels(ordered), *_pairs(contests)]
-
-
-def _order(text: str) -> tuple[int, str]:
-    known, kind = list(KINDS), text.partition("(")[0]
-    return (known.index(kind) if kind in known else len(known)), text
+    ordered = sorted(groups.items(), key=lambda item: order(item[0]))
+    return ["## Kinds of ensemble", "", *_savings(ordered), *_duels(ordered), *beyond(contests), *_pairs(contests)]
 
 
 def _name(text: str, group: Group) -> list[str]:

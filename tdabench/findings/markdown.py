@@ -11,7 +11,7 @@ from tdabench.findings.curves import ABOVE, BELOW, INSIDE, Bounded
 WORSE = "worse than one model"
 """In place of a saving, where an ensemble's LDS is below that of a single model in all of its interval."""
 NO_BETTER = "no better than one model"
-"""The same where the interval leaves open that it is as good."""
+"""In place of a saving, where the interval leaves open that it is as good as a single model."""
 _DIGITS, _MOST_DIGITS = 3, 6
 _COST = " the cost"
 _ESCAPED = str.maketrans({c: f"\\{c}" for c in "|<>`*_[]\\"})

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from statistics import median
 
 from tdabench.board.findings import seeds_used
-from tdabench.board.prices import MODEL, Price
+from tdabench.board.prices import Price
 from tdabench.board.rows import AXES, NO_VALUE, format_predicted, format_score, format_seconds
 from tdabench.board.runs import Run
 from tdabench.findings.agreement import growths
@@ -16,6 +16,7 @@ from tdabench.findings.markdown import code, count, listing, percent, plain, sco
 from tdabench.findings.savings import CLAIMS, Gain, Verdict, gains, verdicts
 from tdabench.findings.winners import Duel, Winner, duel, strongest, winners
 from tdabench.findings.words import AXIS, COSTS, SLACK, contender, ensemble, flavour, listed, method, rest
+from tdabench.model_names import is_model
 
 SAVED = ("train", "serve", "total", "memory", "storage")
 """The costs whose saving is shown; the rest are in the numbers that the command prints as JSON."""
@@ -83,7 +84,7 @@ def _adapters(contest: Contest, price: Price) -> list[str]:
     for entry in contest.entries:
         if entry.kind == "lora":
             for record in entry.records:
-                adapters = [t.wall_s for name, t in record.trainings.items() if not name.startswith(MODEL)]
+                adapters = [t.wall_s for name, t in record.trainings.items() if not is_model(name)]
                 times[entry.flavour] += [wall_s / price.seconds for wall_s in adapters]
     said = [f"{median(found):.2g} for {flavour(name)}" for name, found in sorted(times.items()) if found]
     return [f"Fine-tuning an adapter takes, in models (medians): {', '.join(said)}."] if said else []

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from tdabench.board.rows import AXES
+from tdabench.ensembles import KINDS
 from tdabench.findings.curves import SERVING_TOLERANCE, TOLERANCE
 from tdabench.findings.entries import INDEPENDENT, ONE_MODEL, Entry
 from tdabench.findings.markdown import code, count, percent, plain
@@ -55,6 +56,12 @@ def flavour(text: str) -> str:
     if kind == INDEPENDENT:
         return "independent models"
     return f"{_COUNTED[kind][1]}s{_variant(text)}" if kind in _COUNTED else plain(text)
+
+
+def order(text: str) -> tuple[int, str]:
+    """Return what sorts kinds of ensemble with their variants as the kinds are declared; those not known come last."""
+    known, kind = list(KINDS), text.partition("(")[0]
+    return (known.index(kind) if kind in known else len(known)), text
 
 
 def _variant(text: str) -> str:

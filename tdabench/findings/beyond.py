@@ -1,0 +1,78 @@
+"""Which cheap ensembles are better than the most independent models that were run, and train faster."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tdabench.findings.entries import Contest, Entry, Family, ahead, difference
+from tdabench.findings.markdown import code, count, listing, percent, plain, signed, table
+from tdabench.findings.words import COSTS, ensemble, flavour, order
+
+_SHOWN = 12
+
+
+@dataclass(frozen=True, eq=False)
+class Beaten:
+    """The largest independent ensemble of a method on a task, and the fastest to train of a kind that is better."""
+
+    contest: Contest
+    family: Family
+    by: Entry | None
+    """None where none of the kind is better and faster to train."""
+
+    @property
+    def largest(self) -> Entry:
+        """The largest independent ensemble."""
+        return self.family.curve[-1]
+
+    def __str__(self) -> str:
+        assert self.by is not None
+        trains = percent(self.by.costs["train"] / self.largest.costs["train"])
+        led = f"{ensemble(self.by)} against {ensemble(self.largest)}: {signed(difference(self.by, self.largest))}"
+        return f"{plain(self.contest.title)}, {code(self.family.name)}: {led} at {trains} of their {COSTS['train']}"
+
+
+def beyond(contests: Sequence[Contest]) -> list[str]:
+    """Return the table of kinds, each with the ensembles that are better than the largest independent ones."""
+    kinds: dict[str, list[Beaten]] = defaultdict(list)
+    for contest in contests:
+        for family in contest.families:
+            if family.compares:
+                for kind in sorted({entry.flavour for entry in family.others}):
+                    kinds[kind].append(Beaten(contest, family, _fastest(family, kind)))
+    rows = [
+        _row(kind, found)
+        for kind, found in sorted(kinds.items(), key=lambda item: order(item[0]))
+        if any(beaten.by is not None for beaten in found)
+    ]
+    if not rows:
+        return []
+    return [
+        "**Better than the largest independent ensemble** that was run of the same method, by a significant difference"
+        " of LDS, and faster to train: on how many pairs of a task and a method, and by the ensemble with the least"
+        f" {COSTS['train']}, with the paired 95 % interval. Which ensembles are tried is up to who runs them, and the"
+        " fastest of several is shown, not adjusted for the choice.",
+        "",
+        *table(["kind", "pairs", "by"], rows, left=3),
+    ]
+
+
+def _fastest(family: Family, kind: str) -> Entry | None:
+    largest = family.curve[-1]
+    better = [
+        entry
+        for entry in family.others
+        if entry.flavour == kind and entry.costs["train"] < largest.costs["train"] and ahead(entry, largest) > 0
+    ]
+    return min(better, key=lambda entry: (entry.costs["train"], entry.costs["serve"], entry.name), default=None)
+
+
+def _row(kind: str, found: Sequence[Beaten]) -> list[str]:
+    beaten = [one for one in found if one.by is not None]
+    return [
+        flavour(kind),
+        f"{len(beaten)} of {count(len(found), 'pair')}",
+        listing(list(map(str, beaten)), _SHOWN, "; "),
+    ]

@@ -7,9 +7,10 @@ in :mod:`tdabench.saturation`.
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import cycle
 
 from tdabench.board.marks import PALETTE, Point, points
 from tdabench.board.rows import Axis, Row, format_predicted, format_score
@@ -59,7 +60,7 @@ class Prediction:
 class Curve:
     """The rows of one ensemble in several sizes, smallest first, and what was predicted of them.
 
-    Its colour tells it from the other curves of the method whose points have the same shape.
+    Its colour, and the shape of its points, tell it from the other curves of the method.
     """
 
     label: str
@@ -123,15 +124,11 @@ def _curves(families: Sequence[Sequence[tuple[Point, Row]]]) -> list[Curve]:
 
 
 def _coloured(curves: Sequence[Curve]) -> list[Curve]:
-    """Give curves of the same shape colours of their own: the method, whose colour they would have, is the chart's."""
-    taken: Counter[str] = Counter()
-    made = []
-    for curve in curves:
-        shape = curve.points[0].shape
-        colour = taken[shape] % len(PALETTE)
-        made.append(replace(curve, colour=colour, points=[replace(p, colour=colour) for p in curve.points]))
-        taken[shape] += 1
-    return made
+    """Give neighbours among the curves other colours: the method, whose colour they would have, is the chart's."""
+    return [
+        replace(curve, colour=colour, points=[replace(p, colour=colour) for p in curve.points])
+        for curve, colour in zip(curves, cycle(range(len(PALETTE))), strict=False)
+    ]
 
 
 def _label(rows: Sequence[Row]) -> str:

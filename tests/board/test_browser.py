@@ -166,7 +166,7 @@ def test_filters_narrow_rows_dim_points_and_clear(visit):
 def test_a_row_is_found_by_what_it_shows(visit):
     page = visit()
     shown = page.locator("table.runs").first.locator("tbody#run-trak-dropout-1-25-q-only-shared").locator("tr").first
-    assert "masks=25" in shown.inner_text()
+    assert "masks=25" in shown.text_content()
     page.locator("input[name=text]").fill("masks=25 scope=q-only")
     assert page.locator(".count").inner_text() == "1 of 31 rows"
 
@@ -497,6 +497,21 @@ def test_print_shows_all_charts_and_no_controls(visit):
     page.emulate_media(media="print")
     assert page.locator(".charts svg.chart:visible").count() == 6
     assert page.locator("form.tools:visible, .axes:visible").count() == 0
+
+
+def test_a_link_to_another_task_s_table_leads_there_past_what_was_never_laid_out(visit, make, tmp_path):
+    tasks = [make.task(name=f"task-{i}", title=f"Task {i}") for i in range(6)]
+    ensembles = [make.ensemble("dropout", n, models=1, masks=n) for n in (2, 5, 10)]
+    rows = [
+        make.row(f"m{k}", ensemble=e, run_id=f"{i}-{k}-{n}", task=task.name)
+        for i, task in enumerate(tasks)
+        for k in range(6)
+        for n, e in enumerate(ensembles)
+    ]
+    page = visit(url=write(render(rows, tasks), tmp_path, rows).as_uri())
+    for target in ("#task-task-5", "#results-task-task-5", "#results-task-task-1", "#task-task-4"):
+        page.locator(f"a[href='{target}']").first.click()
+        page.wait_for_function("t => Math.abs(document.querySelector(t).getBoundingClientRect().top) < 40", arg=target)
 
 
 def test_two_tasks_keep_the_task_in_the_address(visit, make, tmp_path):

@@ -191,7 +191,7 @@ def test_correlations_are_among_a_run_s_details_and_in_the_table(make):
     assert frame["correlation_between"].tolist() == [0.125, None]
 
 
-def test_curves_of_the_same_shape_have_colours_of_their_own(make):
+def test_curves_of_a_method_have_colours_of_their_own(make):
     def lora(n, **options):
         return make.row("m", 0.2, ensemble=make.ensemble("lora", n, models=1, adapters=n, **options))
 
@@ -199,8 +199,8 @@ def test_curves_of_the_same_shape_have_colours_of_their_own(make):
     found = curves([lora(2), lora(5), lora(2, rank=2), lora(2, rank=32), dropout])["m"]
     assert [(c.label, c.colour) for c in found] == [
         ("dropout", 0),
-        ("lora", 0),
-        ("lora(rank=2)", 1),
-        ("lora(rank=32)", 2),
+        ("lora", 1),
+        ("lora(rank=2)", 2),
+        ("lora(rank=32)", 3),
     ]
     assert all(point.colour == curve.colour for curve in found for point in curve.points)

@@ -61,6 +61,8 @@ def wrong_labels_rows(evaluation: Evaluation) -> list[list[str]]:
 
 
 def _cost_rows(record: Record) -> list[list[str]]:
+    from tdabench.findings.markdown import count
+
     costs, made_of = record.costs, record.ingredients
     if costs is None or made_of is None:
         return []
@@ -78,7 +80,7 @@ def _cost_rows(record: Record) -> list[list[str]]:
         ["storage", format_bytes(costs.storage_bytes)],
         [
             "made of",
-            f"{made_of.models_trained} models, {made_of.adapters_trained} adapters, "
+            f"{count(made_of.models_trained, 'model')}, {count(made_of.adapters_trained, 'adapter')}, "
             f"{made_of.forward_examples:,} forward and {made_of.backward_examples:,} backward examples",
         ],
     ]

@@ -50,7 +50,9 @@ def tune(
 ) -> None:
     """Choose METHOD's options on the tuning queries of TASK, from the values the method declares.
 
-    Both are named as for `tdabench run`: METHOD, for example, as FILE.py:CLASS. The choice is stored with the task,
+    Both are named as for `tdabench run`: METHOD, for example, as FILE.py:CLASS.
+
+    The choice is stored with the task,
     together with what --set gives; `run` and `suite` use it and are charged for the tuning. The candidates are no
     results: they go into a folder .tuning among the runs, which boards do not read.
     """

@@ -11,7 +11,7 @@ from tdabench.files import new_folder, write_bytes
 from tdabench.ground_truth import read_ground_truth
 from tdabench.records import RECORD_FILE, read_record
 from tdabench.registry import find_task
-from tdabench.results import evaluator_of, evidence_of, refuse_candidate
+from tdabench.results.reading import evaluator_of, evidence_of, refuse_candidate
 
 
 def archive_runs(folders: Sequence[Path], archive: Path, on_run: Callable[[Path], None] = lambda _: None) -> int:

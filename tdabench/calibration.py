@@ -256,12 +256,12 @@ def sizes_of(member: Member) -> Sizes:
 def engine_blocks(device: torch.device) -> Blocks:
     """Return how the engine cuts its work on a device."""
     return Blocks(
-        block_bytes(gradients._BLOCK_BYTES, device),
-        block_bytes(gradients._HELD_BYTES, device),
-        block_bytes(gradients._KEPT_BYTES, device),
-        gradients._BATCH,
-        kronecker._LONGEST,
-        block_bytes(gradients._BLOCK_BYTES, device) / gradients._BLOCK_BYTES,
+        block_bytes(gradients.BLOCK_BYTES, device),
+        block_bytes(gradients.HELD_BYTES, device),
+        block_bytes(gradients.KEPT_BYTES, device),
+        gradients.BATCH,
+        kronecker.LONGEST,
+        block_bytes(gradients.BLOCK_BYTES, device) / gradients.BLOCK_BYTES,
     )
 
 
@@ -278,7 +278,7 @@ def _first(examples: Examples, n: int) -> Examples:
 
 
 def _batch(member: Member) -> int:
-    return Gradients(member, member.task.training, "loss")._batch_size()
+    return Gradients(member, member.task.training, "loss").batch_size()
 
 
 def _pass(member: Member, examples: Examples) -> None:

@@ -39,15 +39,15 @@ Through = Callable[[Piece], Piece]
 T = TypeVar("T")
 
 # What a pass and what is made of it may take on a CPU; large enough for full matrix-product speed.
-_BLOCK_BYTES = 128 << 20
+BLOCK_BYTES = 128 << 20
 # One side of a dot product is held up to this, because the other side's gradients are computed once for each part.
-_HELD_BYTES = 512 << 20
+HELD_BYTES = 512 << 20
 # Factors are kept between uses up to this, where they are all that is needed.
-_KEPT_BYTES = 128 << 20
+KEPT_BYTES = 128 << 20
 # One layer's gradients are formed in parts of this size: larger ones are returned to the system after each use, and
 # fetching fresh memory costs more than filling it.
 _FORMED_BYTES = 16 << 20
-_BATCH = 1024
+BATCH = 1024
 
 
 def as_it_is(piece: Piece) -> Piece:
@@ -110,20 +110,20 @@ class Gradients:
         short
             Whether long sums over positions may be in bfloat16, for products of which roundings average out.
         """
-        if 4 * self.layout.numbers * len(self) > _BLOCK_BYTES:  # else one batch is all, and what it frees is not missed
+        if 4 * self.layout.numbers * len(self) > BLOCK_BYTES:  # else one batch is all, and what it frees is not missed
             keep_freed()
         if short in self._kept:
-            for rows in consecutive(len(self), _BATCH):
+            for rows in consecutive(len(self), BATCH):
                 yield rows, [each(piece.part(rows)) for piece in self._kept[short]]
             return
-        keeper = _Keeper(len(self), self._most(_KEPT_BYTES))
+        keeper = _Keeper(len(self), self._most(KEPT_BYTES))
 
         def noted(piece: Piece) -> T:
             keeper.note(piece)
             return each(piece)
 
         place = 0
-        for batch in self.examples.batches(self._batch_size(), self._rows):
+        for batch in self.examples.batches(self.batch_size(), self._rows):
             keeper.start()
             pieces = tap(self.member, self.layout, batch, self.of, short=short)
             yield slice(place, place + len(batch)), list(map(noted, pieces))
@@ -131,8 +131,9 @@ class Gradients:
         if keeper.keeps:
             self._kept[short] = keeper.joined()
 
-    def _batch_size(self) -> int:
-        return max(1, min(_BATCH, self._most(_BLOCK_BYTES) // (4 * self.layout.numbers)))
+    def batch_size(self) -> int:
+        """Return how many examples share a pass: what fits into a block of the device."""
+        return max(1, min(BATCH, self._most(BLOCK_BYTES) // (4 * self.layout.numbers)))
 
     def _most(self, on_cpu: int) -> int:
         """Return what may take ``on_cpu`` bytes on a CPU, on the gradients' device."""
@@ -175,7 +176,7 @@ class Gradients:
         """
         for rows, columns, pairs in self._pairs(other, short=False):
             n = rows.stop - rows.start
-            at_once = max(1, self._most(_BLOCK_BYTES) // (4 * BLOCKS_AT_ONCE * n))
+            at_once = max(1, self._most(BLOCK_BYTES) // (4 * BLOCKS_AT_ONCE * n))
             for a, b in pairs:
                 for some in consecutive(len(b), at_once):
                     products = self.like.new_zeros(n, some.stop - some.start)
@@ -184,9 +185,9 @@ class Gradients:
 
     def _pairs(self, other: Gradients, *, short: bool) -> Iterator[tuple[slice, slice, list[tuple[Piece, Piece]]]]:
         """Yield examples and others, and the pieces of both layer by layer, in the form whose products are cheap."""
-        for rows, held in self._held(self._most(_HELD_BYTES), short=short):
+        for rows, held in self._held(self._most(HELD_BYTES), short=short):
             # Many columns at once, or the held side would be read from memory for every few of them.
-            for columns, pieces in other._held(self._most(_BLOCK_BYTES), short=short):
+            for columns, pieces in other._held(self._most(BLOCK_BYTES), short=short):
                 yield rows, columns, list(zip(held, pieces, strict=True))
 
     def norms(self) -> Tensor:
@@ -227,7 +228,7 @@ class Gradients:
 
     def _flats(self, through: Through, *, short: bool) -> Iterator[tuple[slice, str, Tensor]]:
         formed_bytes = self._most(_FORMED_BYTES)
-        for rows, pieces in self._held(self._most(_BLOCK_BYTES), short=short):
+        for rows, pieces in self._held(self._most(BLOCK_BYTES), short=short):
             for piece in pieces:
                 if isinstance(piece, Rows):  # formed already
                     yield rows, piece.key, through(piece).flat()
@@ -345,7 +346,7 @@ class Gradients:
 
 def layer_bytes(device: torch.device) -> int:
     """Return how much may be held of gradients by layer, unless it is said: as much again is made of them."""
-    return block_bytes(_HELD_BYTES // 2, device)
+    return block_bytes(HELD_BYTES // 2, device)
 
 
 def _in_parts(sketch: Sketch, piece: Piece) -> Tensor:

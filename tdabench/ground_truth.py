@@ -28,6 +28,7 @@ from tdabench.files import (
 )
 from tdabench.records import Strict
 from tdabench.registry import reference_to
+from tdabench.validation import faults
 
 if TYPE_CHECKING:
     from tdabench.targets import Target
@@ -196,9 +197,7 @@ def read_manifest(folder: Path, hint: str) -> Manifest:
     try:
         manifest = Manifest.model_validate(value)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise GroundTruthError(f"{path} is not a valid manifest: {where}: {first['msg']}. {hint}") from error
+        raise GroundTruthError(f"{path} is not a valid manifest: {faults(error)[0]}. {hint}") from error
     if manifest.manifest_sha256 != manifest.own_sha256:
         raise GroundTruthError(
             f"The manifest {path} does not match its own hash: SHA-256 {manifest.own_sha256[:16]}..., it says "

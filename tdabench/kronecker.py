@@ -20,7 +20,7 @@ from tdabench.pieces import Piece, Rows, cut, is_long, is_one_product
 from tdabench.room import Room
 
 # A side longer than this keeps its own coordinates: an eigendecomposition grows with the third power.
-_LONGEST = 4096
+LONGEST = 4096
 # Columns of a second moment that are computed at once: of 72 to 432, the fastest on the layers of a small ResNet.
 _MOMENT_BLOCK = 144
 # So much of turned gradients is squared at once: it stays in the cache.
@@ -159,7 +159,7 @@ def _moments(gradients: Gradients) -> dict[str, tuple[Tensor | None, Tensor | No
 
 def _nothing_yet(side: Tensor) -> Tensor | None:
     size = side.shape[1]  # of one number the moment says nothing
-    return side.new_zeros(size, size, dtype=_sums_in(side)) if 1 < size <= _LONGEST else None
+    return side.new_zeros(size, size, dtype=_sums_in(side)) if 1 < size <= LONGEST else None
 
 
 def _sums_in(values: Tensor) -> torch.dtype:

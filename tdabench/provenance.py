@@ -95,8 +95,8 @@ def versions(*names: str) -> dict[str, str]:
     return found
 
 
-_READERS = {"board", "cli", "findings", "archive", "bootstrap", "ceiling", "evaluation", "evidence", "front"}
-_READERS |= {"mislabels", "results", "saturation", "scores", "suites", "wandb_sink"}
+READERS = {"board", "cli", "findings", "archive", "bootstrap", "ceiling", "evaluation", "evidence", "formats"}
+READERS |= {"front", "mislabels", "results", "saturation", "scores", "suites", "wandb_sink"}
 """Parts of the package that only read what runs left: none is imported by the process of a run."""
 
 
@@ -115,7 +115,7 @@ def sources_sha256() -> str:
 
 def _sources() -> Iterator[tuple[str, Path]]:
     package, tasks, baselines = (_folder(name) for name in ("tdabench", "tdabench.tasks", "tdabench.baselines"))
-    apart = {*_READERS, "tasks", "baselines"}  # the last two are inside the package where it is installed
+    apart = {*READERS, "tasks", "baselines"}  # the last two are inside the package where it is installed
     yield from ((name, path) for name, path in _modules(package, "**/*.py") if re.split("[/.]", name)[0] not in apart)
     yield from ((f"tasks/{name}", path) for name, path in _modules(tasks, "*.py"))
     methods = {entry.module for entry in entry_points(METHODS)}

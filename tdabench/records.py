@@ -16,6 +16,7 @@ from tdabench.ensembles import format_ensemble
 from tdabench.errors import FileFormatError
 from tdabench.registry import is_task_name
 from tdabench.seeds import MOST_SEED
+from tdabench.validation import faults
 
 SCHEMA_VERSION: Literal[2] = 2
 RECORD_FILE = "record.json"
@@ -314,12 +315,10 @@ def parse_record(text: str, where: Path) -> Record:
     try:
         return Record.model_validate_json(text)
     except ValidationError as error:
-        found = error.errors(include_url=False)
-        if any(e["loc"] == ("schema_version",) and _is_newer(e["input"]) for e in found):
+        if any(e["loc"] == ("schema_version",) and _is_newer(e["input"]) for e in error.errors()):
             raise FileFormatError(f"{where} was written by a newer tdabench than this one. Update tdabench.") from error
-        problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in found)
         raise FileFormatError(
-            f"{where} is not a valid record ({problems}). Remove its folder, and run the method again."
+            f"{where} is not a valid record ({'; '.join(faults(error))}). Remove its folder, and run the method again."
         ) from error
 
 

@@ -6,7 +6,7 @@ import tomllib
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Self
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -14,6 +14,7 @@ from tdabench.errors import FileFormatError, UnknownNameError
 from tdabench.jobs import Job
 from tdabench.records import RunSeed, Strict
 from tdabench.registry import find_task, split_reference
+from tdabench.validation import faults
 
 _FOLDER = Path(__file__).parent / "suites"
 
@@ -121,15 +122,9 @@ def find_suite(reference: str) -> Suite:
     try:
         content = _File.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, ValidationError) as error:
-        raise FileFormatError(f"{path} is not a suite: {_first_line(error)}. See {_FOLDER / 'quick.toml'}.") from error
+        why = faults(error)[0] if isinstance(error, ValidationError) else str(error).splitlines()[0]
+        raise FileFormatError(f"{path} is not a suite: {why}. See {_FOLDER / 'quick.toml'}.") from error
     return Suite(path.stem, content.title, tuple(_jobs(content)), tuple(content.left_out), content.timeout_s)
-
-
-def _first_line(error: Any) -> str:
-    if isinstance(error, ValidationError):
-        first = error.errors(include_url=False)[0]
-        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-    return str(error).splitlines()[0]
 
 
 def _jobs(content: _File) -> list[Job]:

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from tdabench.errors import FileFormatError
 from tdabench.files import read_json, storage_errors, write_text
 from tdabench.records import OptionValue, Seconds, Strict
+from tdabench.validation import faults
 
 if TYPE_CHECKING:
     from tdabench.jobs import Job
@@ -80,9 +81,7 @@ def read_tuned(task: Task) -> dict[str, Tuned]:
         try:
             found[method] = Tuned.model_validate(choice)
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            where = ".".join(map(str, (method, *first["loc"])))
-            why = f"{where}: {first['msg']}"
+            why = faults(error, method)[0]
             raise FileFormatError(f"{path} is not a valid file of tuned options: {why}. {hint}") from error
     return found
 

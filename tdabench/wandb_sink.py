@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from tdabench.board.rows import AXES
-from tdabench.board.runs import Run
 from tdabench.errors import UsageError
 from tdabench.files import check_writable
 from tdabench.records import Record
+from tdabench.results.axes import AXES
+from tdabench.results.runs import Run
 
 Mode = Literal["offline", "online"]
 

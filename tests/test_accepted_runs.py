@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from tdabench.board.rows import TaskInfo
-from tdabench.board.runs import Run
 from tdabench.budgets import BUDGET_BYTES
 from tdabench.ensembles import format_ensemble, kind_of, parse_ensemble
 from tdabench.findings import Source, render
@@ -20,7 +18,9 @@ from tdabench.jobs import Job
 from tdabench.options import values
 from tdabench.records import Record, read_record
 from tdabench.registry import TASKS, find_task, names
-from tdabench.results import find_runs, read_runs
+from tdabench.results.reading import find_runs, read_runs
+from tdabench.results.runs import Run
+from tdabench.results.tasks import TaskInfo
 from tdabench.suites import find_suite
 
 ROOT = Path(__file__).parent.parent

@@ -7,7 +7,7 @@ import pytest
 from tdabench.baselines.influence.explicit import ExplicitInfluence
 from tdabench.execution import execute
 from tdabench.registry import find_task
-from tdabench.results import evaluator_of
+from tdabench.results.reading import evaluator_of
 
 
 @pytest.mark.slow

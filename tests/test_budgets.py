@@ -8,11 +8,11 @@ import torch
 from tdabench import Declined, UsageError, budgets, provenance
 from tdabench.baselines.influence import definition
 from tdabench.baselines.influence.conjugate_gradient import ConjugateGradientInfluence
-from tdabench.board.findings import describe_machine
 from tdabench.budgets import BUDGET_BYTES, BUDGET_VARIABLE, block_bytes, budget_bytes
 from tdabench.calibration import engine_blocks
 from tdabench.execution import execute
 from tdabench.jobs import Job, plan
+from tdabench.results.words import describe_machine
 from tdabench.runner import run
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")

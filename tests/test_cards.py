@@ -9,7 +9,7 @@ import pytest
 
 from tdabench.ground_truth import MANIFEST_FILE, ground_truth_folder, quality, read_ground_truth
 from tdabench.registry import TASKS, find_task, names
-from tdabench.results import evaluator_of
+from tdabench.results.reading import evaluator_of
 
 
 @pytest.fixture(params=names(TASKS))

@@ -17,9 +17,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tdabench import cli, results
-from tdabench.board.rows import AXES, TaskInfo, format_score, rows_of
-from tdabench.board.runs import Run
-from tdabench.board.seed_draws import over_seeds
 from tdabench.bootstrap import Draws
 from tdabench.ensembles import kind_of, parse_ensemble
 from tdabench.evaluation import Evaluator, compare
@@ -45,10 +42,16 @@ from tdabench.findings.redrawn import redrawn
 from tdabench.findings.savings import CLAIMS, gains, verdicts
 from tdabench.findings.winners import best_so_far, duel, winners
 from tdabench.findings.words import contender, ensemble, flavour
+from tdabench.formats import format_score
 from tdabench.jobs import Job, plan
 from tdabench.options import values
 from tdabench.records import Record
 from tdabench.registry import find_task
+from tdabench.results.axes import AXES
+from tdabench.results.rows import rows_of
+from tdabench.results.runs import Run
+from tdabench.results.seed_draws import over_seeds
+from tdabench.results.tasks import TaskInfo
 from tdabench.saturation import predicted_lds
 from tdabench.suites import LeftOut, Suite
 from tdabench.tuned import with_tuned_options

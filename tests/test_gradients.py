@@ -437,7 +437,7 @@ def all_of(member):
 def test_batches_and_blocks_do_not_change_results(member_of, monkeypatch, name, batch, block, held, kept):
     member = member_of(ALL[name], "per-sample")
     expected = all_of(member)
-    for limit, value in {"_BATCH": batch, "_BLOCK_BYTES": block, "_HELD_BYTES": held, "_KEPT_BYTES": kept}.items():
+    for limit, value in {"BATCH": batch, "BLOCK_BYTES": block, "HELD_BYTES": held, "KEPT_BYTES": kept}.items():
         monkeypatch.setattr(gradients, limit, value)
     got = all_of(member)
     assert got.keys() == expected.keys()
@@ -532,7 +532,7 @@ def test_gradients_themselves_and_what_is_no_product_of_two_are_never_in_bfloat1
 @pytest.mark.parametrize(("batch", "block", "held"), [(1, 1, 1), (4, 30_000, 90_000)])
 def test_blocks_do_not_change_products_in_bfloat16(short_member, monkeypatch, batch, block, held):
     expected = products(short_member)
-    for limit, value in {"_BATCH": batch, "_BLOCK_BYTES": block, "_HELD_BYTES": held}.items():
+    for limit, value in {"BATCH": batch, "BLOCK_BYTES": block, "HELD_BYTES": held}.items():
         monkeypatch.setattr(gradients, limit, value)
     for found, whole, most in zip(products(short_member), expected, (3e-3, 2e-2), strict=True):
         # A last bit that differs may be rounded the other way.

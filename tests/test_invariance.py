@@ -39,7 +39,7 @@ PER_MODEL = [name for name in ALL if name not in ("datamodels", "empirical-influ
 DRAWN_BY_PLACE = {"random", "ek-fac", "astra", "if-lissa"}
 CUTS = {
     hessian: {"_BATCH": 7, "_BLOCK_BYTES": 40_000},
-    gradients: {"_BATCH": 7, "_BLOCK_BYTES": 40_000, "_HELD_BYTES": 20_000, "_KEPT_BYTES": 0, "_FORMED_BYTES": 5_000},
+    gradients: {"BATCH": 7, "BLOCK_BYTES": 40_000, "HELD_BYTES": 20_000, "KEPT_BYTES": 0, "_FORMED_BYTES": 5_000},
     kronecker: {"_SQUARED_BYTES": 4_000, "_SOLVED_BYTES": 40_000},
     pieces: {"_PAIRS_BYTES": 4_000},
     astra: {"_VECTOR_BYTES": 100_000},

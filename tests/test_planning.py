@@ -163,11 +163,11 @@ def gone(name: str, monkeypatch: pytest.MonkeyPatch) -> str:
 @pytest.mark.parametrize("kept", [True, False])
 @pytest.mark.parametrize("name", CUT, ids=lambda name: name.rpartition(":")[2])
 def test_counts_follow_the_engine_when_it_cuts_its_work_small(name, kept, small, small_data, view, monkeypatch):
-    monkeypatch.setattr(gradients, "_BLOCK_BYTES", 40_000)
-    monkeypatch.setattr(gradients, "_HELD_BYTES", 20_000 if name in ("grad-dot", "grad-cos") else 60_000)
+    monkeypatch.setattr(gradients, "BLOCK_BYTES", 40_000)
+    monkeypatch.setattr(gradients, "HELD_BYTES", 20_000 if name in ("grad-dot", "grad-cos") else 60_000)
     monkeypatch.setattr(gradients, "_BATCH", 7)
     if not kept:
-        monkeypatch.setattr(gradients, "_KEPT_BYTES", 0)
+        monkeypatch.setattr(gradients, "KEPT_BYTES", 0)
     monkeypatch.setattr(astra, "_VECTOR_BYTES", 100_000)
     monkeypatch.setattr(definition, "_BLOCK_BYTES", 100_000)
     agree(gone(name, monkeypatch), None, Counting(small, small_data), view())
@@ -184,8 +184,8 @@ def convolutional() -> nn.Module:
 @pytest.mark.parametrize("name", [*CUT, "grass", "rep-sim", "knn-shapley", "representer-points"])
 def test_layers_with_positions_are_counted_as_well(name, cut, small, small_data, view, monkeypatch):
     if cut:
-        monkeypatch.setattr(gradients, "_BLOCK_BYTES", 100_000)
-        monkeypatch.setattr(gradients, "_HELD_BYTES", 20_000)
+        monkeypatch.setattr(gradients, "BLOCK_BYTES", 100_000)
+        monkeypatch.setattr(gradients, "HELD_BYTES", 20_000)
     task = replace(small, name="small-convolutional", make_model=convolutional)
     bench = Counting(task, small_data)
     assert {layer.positions for layer in bench.sizes(Parts(1, 1)).layers} == {0, 1, 36}
@@ -201,8 +201,8 @@ def twice_convolutional() -> nn.Module:
 def test_sums_in_bfloat16_take_half_the_room_and_are_cut_as_they_are_counted(small, small_data, view, monkeypatch):
     monkeypatch.setattr(TaskView, "trained_in", "bfloat16")
     monkeypatch.setattr(pieces, "LONG", 1)
-    monkeypatch.setattr(gradients, "_BLOCK_BYTES", 100_000)
-    monkeypatch.setattr(gradients, "_HELD_BYTES", 20_000)
+    monkeypatch.setattr(gradients, "BLOCK_BYTES", 100_000)
+    monkeypatch.setattr(gradients, "HELD_BYTES", 20_000)
     task = replace(small, name="small-convolutional", make_model=twice_convolutional)
     bench = Counting(task, small_data)
     sizes = bench.sizes(Parts(1, 1))
@@ -218,7 +218,7 @@ def test_sizes_are_those_of_the_gradients(rank, bench):
     sizes = sizes_of(member)
     engine = member.gradients(member.task.training, of="loss")
     assert sizes.n_parameters == engine.n_parameters
-    assert sizes.batch == engine._batch_size()
+    assert sizes.batch == engine.batch_size()
     assert {layer.key: (layer.p, layer.q) for layer in sizes.layers} == {one.key: one.shape for one in engine._one}
 
 

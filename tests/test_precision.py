@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from tdabench import UsageError, provenance, retraining
-from tdabench.board.findings import describe_machine
 from tdabench.precision import PRODUCTS_VARIABLE, bfloat16_pays, exact_float32, in_float32
+from tdabench.results.words import describe_machine
 from tdabench.retraining import retrain
 
 

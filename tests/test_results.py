@@ -18,7 +18,7 @@ from tdabench.files import read_arrays, write_arrays
 from tdabench.ground_truth import read_ground_truth
 from tdabench.lds import lds_per_query
 from tdabench.records import read_record
-from tdabench.results import evaluate_run, evaluator_of, find_runs, read_runs
+from tdabench.results.reading import evaluate_run, evaluator_of, find_runs, read_runs
 
 GOLDEN = Path(__file__).parent / "golden" / "record.json"
 

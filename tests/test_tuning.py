@@ -22,7 +22,7 @@ from tdabench.options import make
 from tdabench.records import read_record
 from tdabench.registry import METHODS as METHOD_GROUP
 from tdabench.registry import TASKS, find_method, find_task, names
-from tdabench.results import find_runs
+from tdabench.results.reading import find_runs
 from tdabench.runner import find_run, run
 from tdabench.scores import read_run_scores, read_scores
 from tdabench.tuned import Candidate, Remark, Tuned, lines, read_tuned, with_tuned_options, write_tuned

@@ -38,7 +38,7 @@ from tdabench.ground_truth import has_ground_truth
 from tdabench.jobs import Job, plan
 from tdabench.records import Record
 from tdabench.registry import METHODS, find_task, names
-from tdabench.results import evaluate_run
+from tdabench.results.reading import evaluate_run
 from tdabench.runner import run
 
 WIDE = f"{Path(__file__).with_name('wide.py')}:TASK"

@@ -11,8 +11,9 @@ from markupsafe import Markup
 
 from tdabench.board import svg
 from tdabench.board.marks import PATHS, Point, Predicted
-from tdabench.board.rows import Axis, format_score
 from tdabench.board.scale import ZERO_COLUMN, Linear, Log, cost_scale, cost_ticks, score_scale, score_ticks
+from tdabench.formats import format_score
+from tdabench.results.axes import Axis
 
 
 @dataclass(frozen=True)

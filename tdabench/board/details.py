@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from tdabench.board.rows import Row, format_bytes, format_score, format_seconds
-from tdabench.board.runs import Run
+from tdabench.formats import format_bytes, format_score, format_seconds
 from tdabench.records import Record
+from tdabench.results.rows import Row
+from tdabench.results.runs import Run
 
 _BETWEEN = " · "
 """Stands between the values of runs that differ."""

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tdabench.board.names import names
-from tdabench.board.rows import AXES, Axis, Row, TaskInfo, format_bytes, format_score
-from tdabench.board.seed_draws import ahead, best_of
-from tdabench.records import Machine
+from tdabench.formats import format_score
+from tdabench.results.axes import AXES, Axis
+from tdabench.results.rows import Row
+from tdabench.results.seed_draws import ahead, best_of
+from tdabench.results.tasks import TaskInfo
+from tdabench.results.words import describe_machine
 
 # A reader takes in a handful of names; the table has the rest.
 NAMED = 4
@@ -84,41 +87,9 @@ def _cheapest(level: Sequence[Row]) -> list[Finding]:
 def _least(members: Sequence[Row], axis: Axis) -> str | None:
     """Name the cheapest row; None where all cost the same, which is no news."""
     pairs = zip(members, names(members), strict=True)
-    priced = [(cost, name) for row, name in pairs if (cost := axis.value(row)) is not None]
+    priced = [(cost, name) for row, name in pairs if (cost := row.cost(axis)) is not None]
     if len({cost for cost, _ in priced}) < 2:
         return None
     cost = min(priced)[0]
     cheapest = [name for c, name in priced if c == cost]
     return f"in {axis.name.lower()}, {_listing(cheapest)} ({axis.text(cost)})"
-
-
-def seeds_used(configurations: Sequence[Collection[int]]) -> str:
-    """Say how many run seeds configurations have, and whether intervals hold the variation between trained models."""
-    several = [seeds for seeds in configurations if len(seeds) > 1]
-    if not several:
-        return (
-            "Every configuration was run with one seed, so intervals hold no variation between trained models: other"
-            " models may give another result."
-        )
-    known = ", ".join(map(str, sorted(set().union(*several))))
-    if len({frozenset(seeds) for seeds in several}) > 1:
-        known = " to ".join(map(str, sorted({min(map(len, several)), max(map(len, several))}))) + " each"
-    if len(several) == len(configurations):
-        return (
-            f"Every configuration was run with several seeds ({known}), so intervals hold the variation between trained"
-            " models."
-        )
-    return (
-        f"{len(several)} of {len(configurations)} configurations were run with several seeds ({known}), so their"
-        " intervals hold the variation between trained models. Those of the others, run with one seed, hold none: what"
-        " rests on them may be luck."
-    )
-
-
-def describe_machine(machine: Machine) -> str:
-    """Name a machine class for people: processor, threads, device; memory budget and precision if not the default."""
-    device = "CPU only" if machine.device == "cpu" else (machine.device_name or machine.device)
-    threads = "1 thread" if machine.threads == 1 else f"{machine.threads} threads"
-    budget = "" if machine.budget_bytes is None else f", memory budget {format_bytes(machine.budget_bytes)}"
-    products = "" if machine.product_precision is None else f", products in {machine.product_precision}"
-    return f"{machine.cpu}, {threads}, {device}{budget}{products}"

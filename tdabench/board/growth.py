@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import cycle
 
 from tdabench.board.marks import PALETTE, Point, points
-from tdabench.board.rows import Axis, Row, format_predicted, format_score
-from tdabench.board.seed_draws import estimate_beside
 from tdabench.ensembles import SIZES, format_ensemble
+from tdabench.formats import format_predicted, format_score
+from tdabench.results.axes import Axis
+from tdabench.results.rows import Row
+from tdabench.results.seed_draws import estimate_beside
 from tdabench.saturation import predicted_lds
 
 _STEPS = 24
@@ -85,17 +87,16 @@ class Curve:
         return f"{text}; {foretold}; members correlate {said}"
 
 
-def grown(
-    rows: Sequence[Row], names: Sequence[str], anchors: Sequence[str], colour_of: Mapping[str, int]
-) -> dict[str, list[Curve]]:
-    """Return, for every method that has an ensemble among the rows, its curves.
+def grown(rows: Sequence[Row], names: Sequence[str], anchors: Sequence[str]) -> dict[str, list[Curve]]:
+    """Return, for every method that has an ensemble among the rows, its curves, neighbours in other colours.
 
     Parameters
     ----------
     rows
         Rows with an LDS, of one task version and machine class; ``names`` and ``anchors`` go with them.
     """
-    drawn = points(rows, MEMBERS, [frozenset()] * len(rows), names, anchors, colour_of)
+    one_colour = dict.fromkeys((row.record.method for row in rows), 0)  # each curve gets its own below
+    drawn = points(rows, MEMBERS, [frozenset()] * len(rows), names, anchors, one_colour)
     families: dict[tuple[object, ...], list[tuple[Point, Row]]] = defaultdict(list)
     for point, row in zip(drawn, rows, strict=True):
         families[point.curve].append((point, row))

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from tdabench.board.details import Block, Listed, blocks, listed
 from tdabench.board.marks import PATHS, shape_of
 from tdabench.board.names import codes, names
-from tdabench.board.rows import Row
 from tdabench.board.table import auroc, means
+from tdabench.results.rows import Row
 
 _UNKNOWN = "no LDS, and no reason was recorded"
 

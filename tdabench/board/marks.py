@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tdabench.board.names import codes
-from tdabench.board.rows import Axis, Row, format_score
-from tdabench.board.runs import configuration
 from tdabench.ensembles import SIZES
+from tdabench.formats import format_score
+from tdabench.results.axes import Axis
+from tdabench.results.rows import Row
+from tdabench.results.runs import configuration
 
 # (light scheme, dark scheme). Chosen for at least 3:1 against the background, and to stay apart under the three common
 # colour-vision deficiencies; tests measure both. Labels and shapes carry the same facts, so no reader depends on it.
@@ -158,7 +160,7 @@ def points(
     made = []
     facts = zip(rows, on_fronts, names, anchors, curves(rows), codes(rows), strict=True)
     for row, fronts, name, anchor, curve, code in facts:
-        cost, lds = axis.value(row), row.lds
+        cost, lds = row.cost(axis), row.lds
         if cost is None or lds is None:
             continue
         on_front = axis.key in fronts

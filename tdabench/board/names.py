@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 
-from tdabench.board.rows import Row
+from tdabench.results.rows import Row
 
 
 def names(rows: Sequence[Row]) -> list[str]:

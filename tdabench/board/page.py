@@ -12,13 +12,15 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from tdabench import formats
 from tdabench._version import __version__
-from tdabench.board import rows as board_rows
 from tdabench.board.marks import PALETTE, PATHS
-from tdabench.board.rows import AXES, Row, TaskInfo, in_order, on_fronts
 from tdabench.board.sections import make_sections
 from tdabench.board.table import COLUMNS, KEYS, csv_text, flat_rows, flat_runs, json_text, results_frame
 from tdabench.files import write_text
+from tdabench.results.axes import AXES
+from tdabench.results.rows import Row, in_order, on_fronts
+from tdabench.results.tasks import TaskInfo
 
 _FOLDER = Path(__file__).parent
 # Runs before the page is painted: what needs JavaScript is shown only where it runs.
@@ -31,7 +33,7 @@ def render(rows: Sequence[Row], tasks: Sequence[TaskInfo], generated: str | None
     Parameters
     ----------
     rows
-        Rows of any tasks, as :func:`tdabench.board.rows.rows_of` makes them of runs; their order does not matter.
+        Rows of any tasks, as :func:`tdabench.results.rows.rows_of` makes them of runs; their order does not matter.
     tasks
         The tasks' current definitions, in the order of the page. Rows of a task that is not among them are shown too.
     generated
@@ -112,8 +114,8 @@ def _template() -> jinja2.Template:
 
 def _filters() -> dict[str, Any]:
     return {
-        "seconds": board_rows.format_seconds,
-        "bytes": board_rows.format_bytes,
-        "count": board_rows.format_count,
-        "score": board_rows.format_score,
+        "seconds": formats.format_seconds,
+        "bytes": formats.format_bytes,
+        "count": formats.format_count,
+        "score": formats.format_score,
     }

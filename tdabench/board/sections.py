@@ -11,12 +11,15 @@ from itertools import chain, count
 from markupsafe import Markup
 
 from tdabench.board.chart import COMPACT, GROWTH, WIDE, draw
-from tdabench.board.findings import Finding, describe_machine, findings, seeds_used
+from tdabench.board.findings import Finding, findings
 from tdabench.board.growth import MEMBERS, Curve, grown
 from tdabench.board.lines import Line, make_lines
 from tdabench.board.marks import FLAVOURS, PATHS, Predicted, colours, points, shape_of
 from tdabench.board.names import names
-from tdabench.board.rows import AXES, Axis, Row, TaskInfo
+from tdabench.results.axes import AXES, Axis
+from tdabench.results.rows import Row
+from tdabench.results.tasks import TaskInfo
+from tdabench.results.words import describe_machine, seeds_used
 
 _NO_TASK = "no LDS: the definition of the task is not at hand"
 _OLDER = "no LDS: the run is of another version of the task"
@@ -89,7 +92,7 @@ def make_sections(ordered: Sequence[Row], fronts: Sequence[frozenset[str]], task
     Parameters
     ----------
     ordered, fronts
-        Rows as :func:`~tdabench.board.rows.in_order` sorts them, and their fronts.
+        Rows as :func:`~tdabench.results.rows.in_order` sorts them, and their fronts.
     """
     by_task: dict[str, list[int]] = defaultdict(list)
     for i, row in enumerate(ordered):
@@ -180,7 +183,7 @@ def _machine_groups(
                 figures=[_figure(axis, members, task, fronts, colour_of, title) for axis in AXES],
                 methods=[(method, colour_of[method]) for method in methods],
                 kinds=[(" ".join(filter(None, kind)), PATHS[shape_of(*kind)]) for kind in kinds],
-                growth=_growth(members, task, colour_of),
+                growth=_growth(members, task),
             )
         )
     return made
@@ -207,7 +210,7 @@ def _figure(
         [line.anchor for line in members],
         colour_of,
     )
-    best = [(cost, line) for line in members if axis.key in line.fronts and (cost := axis.value(line.row)) is not None]
+    best = [(cost, line) for line in members if axis.key in line.fronts and (cost := line.row.cost(axis)) is not None]
     best.sort(key=lambda pair: (pair[0], pair[1].index))
     counted = f"{len(drawn)} configurations, {len(best)} on the front"
     name = f"{task.title}: LDS against {axis.label} on {machine}. {counted}."
@@ -215,9 +218,9 @@ def _figure(
     return Figure(axis, wide, compact, [(line, axis.text(cost)) for cost, line in best])
 
 
-def _growth(members: Sequence[Line], task: TaskInfo, colour_of: dict[str, int]) -> list[Growth]:
+def _growth(members: Sequence[Line], task: TaskInfo) -> list[Growth]:
     rows, called, anchors = zip(*((line.row, line.name, line.anchor) for line in members), strict=True)
-    curves_of = grown(rows, called, anchors, colour_of)
+    curves_of = grown(rows, called, anchors)
     made = []
     for method, curves in curves_of.items():
         lines = [

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from tdabench.board.prices import Price, priced
-from tdabench.board.rows import AXES, Row, on_fronts, peak_bytes
-from tdabench.board.runs import Run, configuration_name
+from tdabench.results.axes import AXES, peak_bytes
+from tdabench.results.prices import Price, priced
+from tdabench.results.rows import Row, on_fronts
+from tdabench.results.runs import Run, configuration_name
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -62,7 +63,7 @@ def results_frame(rows: Sequence[Row]) -> pd.DataFrame:
     from it in their seed alone; the other columns with that name, ``rank_group`` and the fronts are the
     configuration's, all else is the run's. Fronts are computed among the rows given, within one task version and
     machine class. Times of training are as measured; ``priced_train_s``, ``priced_extra_train_s`` and
-    ``priced_total_s`` have models at their price (:mod:`tdabench.board.prices`). Fronts hold ``configuration_lds``
+    ``priced_total_s`` have models at their price (:mod:`tdabench.results.prices`). Fronts hold ``configuration_lds``
     against the mean, over seeds, of these, of ``serve_s``, ``peak_bytes`` and ``storage_bytes``, of runs that have an
     LDS.
     """

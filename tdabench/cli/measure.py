@@ -130,7 +130,7 @@ def _elsewhere(planned: Plan, runs: Path, before: Path | None) -> str | None:
 
 
 def _outcome(record: Record) -> str:
-    from tdabench.board.rows import format_seconds
+    from tdabench.formats import format_seconds
 
     if record.costs is None:
         return f"{record.status}: {record.reason}"
@@ -141,7 +141,7 @@ def _report_run(folder: Path, as_json: bool) -> None:
     from tdabench.cli.caveats import note_other_sources, warn_of_busy
     from tdabench.cli.reports import print_run
     from tdabench.records import read_record
-    from tdabench.results import evaluate_run
+    from tdabench.results.reading import evaluate_run
 
     record = read_record(folder)
     try:
@@ -248,7 +248,7 @@ def note_without_truth(tasks: Iterable[Task]) -> None:
 
 def note_estimate(jobs: Sequence[Job]) -> tuple[float, ...]:
     """Say how long several runs will take, and return how long each; nothing where that is not known."""
-    from tdabench.board.rows import format_seconds
+    from tdabench.formats import format_seconds
     from tdabench.planning import estimate_jobs
 
     total = estimate_jobs(jobs)

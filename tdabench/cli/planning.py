@@ -160,7 +160,7 @@ def _served(estimate: Estimate) -> list[list[str]]:
 
 def _counts(counts: Counts) -> str:
     """Write what a phase does."""
-    from tdabench.board.rows import format_count
+    from tdabench.formats import format_count
 
     named = {
         "examples forward": counts.forward,
@@ -173,13 +173,13 @@ def _counts(counts: Counts) -> str:
 
 
 def _seconds(value: float | None) -> str:
-    from tdabench.board.rows import format_seconds
+    from tdabench.formats import format_seconds
 
     return format_seconds(value)
 
 
 def _bytes(value: float | None) -> str:
-    from tdabench.board.rows import format_bytes
+    from tdabench.formats import format_bytes
 
     return format_bytes(value)
 
@@ -221,7 +221,7 @@ def _summary(pairs: list[tuple[Record, Estimate]]) -> list[list[str]]:
 
 def _compared(record: Record, estimate: Estimate) -> dict[str, tuple[float | None, float | None]]:
     """Return what was estimated of a run and what it measured, in the order of the columns; seconds and bytes."""
-    from tdabench.board.rows import peak_bytes
+    from tdabench.results.axes import peak_bytes
 
     costs: Costs | None = record.costs
     assert costs is not None

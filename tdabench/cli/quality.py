@@ -22,7 +22,7 @@ def score(scores: Path, task: str | None, as_json: bool) -> None:
     """Evaluate SCORES: a run folder, or a .safetensors or .npy file of shape [n_queries, n_train]."""
     from tdabench.cli.reports import wrong_labels_rows
     from tdabench.records import read_record
-    from tdabench.results import evaluator_of, evidence_of, refuse_candidate
+    from tdabench.results.reading import evaluator_of, evidence_of, refuse_candidate
     from tdabench.scores import read_scores
 
     if scores.is_dir():
@@ -74,7 +74,7 @@ def compare(first: Path, second: Path, as_json: bool) -> None:
     """Compare two runs of one task: the LDS of FIRST less that of SECOND, paired, and their costs."""
     from tdabench.evaluation import compare as compare_evaluations
     from tdabench.records import read_record
-    from tdabench.results import evaluate_run
+    from tdabench.results.reading import evaluate_run
 
     records = [read_record(folder) for folder in (first, second)]
     if records[0].task != records[1].task:
@@ -118,7 +118,7 @@ def _of_these_models(same: bool) -> str:
 
 
 def _ratios(records: list[Any]) -> dict[str, float | None]:
-    from tdabench.board.rows import AXES
+    from tdabench.results.axes import AXES
 
     ratios = {}
     for axis in AXES:
@@ -182,7 +182,7 @@ def board(runs: Path, out: Path, suite_name: str | None, as_json: bool) -> None:
 def wandb(runs: Path, project: str, mode: Literal["offline", "online"], folder: Path, as_json: bool) -> None:
     """Copy the results of the run folders in RUNS to Weights & Biases; needs the wandb extra."""
     from tdabench.cli.reports import note_copies, run_folders
-    from tdabench.results import read_runs
+    from tdabench.results.reading import read_runs
     from tdabench.wandb_sink import send
 
     if not project.strip():

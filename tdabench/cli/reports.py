@@ -11,16 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tdabench.board.findings import describe_machine, seeds_used
 from tdabench.board.names import names
-from tdabench.board.rows import AXES, Row, TaskInfo, format_bytes, format_seconds, in_order, on_fronts, peak_bytes
-from tdabench.board.runs import Run
 from tdabench.cli.caveats import note_other_sources
 from tdabench.cli.options import json_option, own_tasks_option
 from tdabench.cli.output import Live, note, print_facts, print_json, print_table, warn
 from tdabench.errors import UnknownNameError, UsageError
 from tdabench.evaluation import Evaluation
+from tdabench.formats import format_bytes, format_seconds
 from tdabench.records import LOG_FILE, RECORD_FILE, Record
+from tdabench.results.axes import AXES, peak_bytes
+from tdabench.results.rows import Row, in_order, on_fronts
+from tdabench.results.runs import Run
+from tdabench.results.tasks import TaskInfo
+from tdabench.results.words import describe_machine, seeds_used
 
 if TYPE_CHECKING:
     from tdabench.suites import Suite
@@ -89,8 +92,8 @@ def _cost_rows(record: Record) -> list[list[str]]:
 def finish_board(folders: Sequence[Path], out: Path, as_json: bool, suite: Suite | None = None) -> None:
     """Evaluate runs, write their page and print the table; the page says what ``suite`` leaves out."""
     from tdabench.board.page import render, write
-    from tdabench.board.rows import rows_of
-    from tdabench.results import read_runs
+    from tdabench.results.reading import read_runs
+    from tdabench.results.rows import rows_of
 
     with Live(len(folders), "evaluations") as live:
         live.now("evaluating")
@@ -115,7 +118,7 @@ def finish_board(folders: Sequence[Path], out: Path, as_json: bool, suite: Suite
 def warn_of_unknown(runs: Sequence[Run], tasks: Sequence[TaskInfo]) -> None:
     """Say which runs have no quality because nothing is known of their task, and what to type to make it known."""
     from tdabench.errors import TdabenchError
-    from tdabench.results import evaluator_of
+    from tdabench.results.reading import evaluator_of
 
     known = {task.name for task in tasks}
     for name in sorted({run.record.task for run in runs} - known):
@@ -171,7 +174,7 @@ def print_board(rows: Sequence[Row], tasks: Sequence[TaskInfo]) -> None:
 
 
 def _cells(row: Row, name: str, front: frozenset[str]) -> list[str]:
-    (low, high), costs = row.interval, [axis.text(axis.value(row)) for axis in AXES if axis.key in _LETTERS]
+    (low, high), costs = row.interval, [axis.text(row.cost(axis)) for axis in AXES if axis.key in _LETTERS]
     marks = "".join(letter for key, letter in _LETTERS.items() if key in front)
     lds = [f"{row.lds:.3f}", ", ".join(filter(None, (f"{low:.3f} to {high:.3f}", row.seeds)))]
     return [str(row.rank_group or ""), f"{name} ({row.untuned})" if row.untuned else name, *lds, *costs, marks]
@@ -205,7 +208,7 @@ def _print_front(members: Sequence[tuple[Row, frozenset[str]]]) -> None:
     for axis in AXES:
         if axis.key in _LETTERS:
             pairs = zip(members, called, strict=True)
-            on_it = [(axis.value(row), row.lds, name) for (row, front), name in pairs if axis.key in front]
+            on_it = [(row.cost(axis), row.lds, name) for (row, front), name in pairs if axis.key in front]
             on_it.sort(key=lambda found: found[0] or 0.0)
             said = "; ".join(f"{name} ({axis.text(cost)}, {lds:.3f})" for cost, lds, name in on_it)
             click.echo(f"  {_LETTERS[axis.key]}  {axis.name.lower()}: {said}")
@@ -228,7 +231,7 @@ def findings(runs: tuple[Path, ...], out: Path, suites: tuple[str, ...], as_json
     from tdabench.files import encodable, write_text
     from tdabench.findings import Source, numbers, render
     from tdabench.findings.markdown import count
-    from tdabench.results import read_runs
+    from tdabench.results.reading import read_runs
     from tdabench.suites import find_suite
 
     source = Source(_command(runs, out, suites), tuple(find_suite(name) for name in sorted(set(suites))))
@@ -249,7 +252,7 @@ def findings(runs: tuple[Path, ...], out: Path, suites: tuple[str, ...], as_json
 
 def run_folders(given: Sequence[Path]) -> list[Path]:
     """Return the run folders among, or in, those that are given; each once."""
-    from tdabench.results import find_runs, refuse_candidate
+    from tdabench.results.reading import find_runs, refuse_candidate
 
     folders = [f for path in given for f in ([path] if (path / RECORD_FILE).is_file() else find_runs(path))]
     for folder in folders:

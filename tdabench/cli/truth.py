@@ -268,7 +268,7 @@ def show(task: str, as_json: bool) -> None:
     """Show what TASK's ground truth is, how it was made, and its noise ceiling."""
     from tdabench.ground_truth import ground_truth_folder, quality, read_ground_truth
     from tdabench.registry import find_task
-    from tdabench.results import evaluator_of
+    from tdabench.results.reading import evaluator_of
 
     found = find_task(task)
     truth = read_ground_truth(found)

@@ -7,10 +7,10 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tdabench.board.runs import mean_of_known
-from tdabench.board.seed_draws import estimate_beside
 from tdabench.findings.entries import INDEPENDENT, ONE_MODEL, Entry, Family
 from tdabench.records import CorrelationsRecord
+from tdabench.results.runs import mean_of_known
+from tdabench.results.seed_draws import estimate_beside
 from tdabench.saturation import predicted_lds
 
 Size = tuple[float, float]

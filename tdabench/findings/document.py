@@ -9,9 +9,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from tdabench._version import __version__
-from tdabench.board.findings import describe_machine
-from tdabench.board.rows import TaskInfo, in_order
-from tdabench.board.runs import Run
 from tdabench.bootstrap import RESAMPLE_SEED
 from tdabench.ensembles import format_ensemble, kind_of, parse_ensemble
 from tdabench.errors import UsageError
@@ -27,6 +24,10 @@ from tdabench.jobs import Job, plan, shown
 from tdabench.options import values
 from tdabench.records import OptionValue, Record
 from tdabench.registry import find_method, find_task
+from tdabench.results.rows import in_order
+from tdabench.results.runs import Run
+from tdabench.results.tasks import TaskInfo
+from tdabench.results.words import describe_machine
 from tdabench.suites import Suite
 from tdabench.tuned import with_tuned_options
 

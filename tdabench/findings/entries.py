@@ -8,14 +8,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 
-from tdabench.board.findings import describe_machine
-from tdabench.board.prices import Price, price_of
-from tdabench.board.rows import AXES, TaskInfo, in_order
-from tdabench.board.runs import Run, by_configuration, draws_of, lucks_of, mean_over_seeds
-from tdabench.board.seed_draws import SeedDraws, direction
-from tdabench.board.seed_draws import difference as difference_of
 from tdabench.ensembles import KINDS, SIZES, format_ensemble
 from tdabench.records import Machine, Record
+from tdabench.results.axes import AXES
+from tdabench.results.prices import Price, price_of
+from tdabench.results.rows import in_order
+from tdabench.results.runs import Run, by_configuration, draws_of, lucks_of, mean_over_seeds
+from tdabench.results.seed_draws import SeedDraws, direction
+from tdabench.results.seed_draws import difference as difference_of
+from tdabench.results.tasks import TaskInfo
+from tdabench.results.words import describe_machine
 
 ONE_MODEL = "one model"
 INDEPENDENT = "independent"
@@ -33,7 +35,7 @@ class Entry:
     draws
         Draws of the LDS; of its mean over run seeds where there are several.
     costs
-        By the keys of :data:`~tdabench.board.rows.AXES`; means over run seeds, models at their price.
+        By the keys of :data:`~tdabench.results.axes.AXES`; means over run seeds, models at their price.
     name
         Tells it from the other entries of its contest.
     variant
@@ -232,7 +234,7 @@ def contests_of(runs: Iterable[Run], tasks: Sequence[TaskInfo]) -> list[Contest]
     Parameters
     ----------
     runs
-        Evaluated runs, as :func:`tdabench.results.read_runs` returns them.
+        Evaluated runs, as :func:`tdabench.results.reading.read_runs` returns them.
     tasks
         Their tasks; runs of tasks that are not among them are left out.
     """

@@ -7,7 +7,6 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 
-from tdabench.board.rows import format_score
 from tdabench.findings.beyond import beyond
 from tdabench.findings.curves import ABOVE, BELOW, INSIDE, Bounded
 from tdabench.findings.entries import Contest, Entry, Family, ahead, difference
@@ -16,6 +15,7 @@ from tdabench.findings.redrawn import Match, Redrawn, is_redrawn, redrawn
 from tdabench.findings.savings import CLAIMED_KINDS, CLAIMS, Gain, gains
 from tdabench.findings.winners import duel
 from tdabench.findings.words import COSTS, flavour, listed, order, tally
+from tdabench.formats import format_score
 
 PAIRS = (
     ("dropout(scope=q-only)", "dropout", "Dropout for the Q factor alone against dropout everywhere"),

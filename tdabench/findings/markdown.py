@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from tdabench.board.rows import NO_VALUE, format_score
 from tdabench.findings.curves import ABOVE, BELOW, INSIDE, Bounded
+from tdabench.formats import NO_VALUE, format_score
 
 WORSE = "worse than one model"
 """In place of a saving, where an ensemble's LDS is below that of a single model in all of its interval."""

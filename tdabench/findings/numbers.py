@@ -6,12 +6,13 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from tdabench.board.rows import AXES, TaskInfo
-from tdabench.board.runs import Run
 from tdabench.findings.curves import ABOVE, BELOW, Bounded
 from tdabench.findings.entries import Contest, Entry, Family, contests_of
 from tdabench.findings.savings import CLAIMS, Gain, Verdict, gains, verdicts
 from tdabench.findings.winners import Winner, duel, strongest, winners
+from tdabench.results.axes import AXES
+from tdabench.results.runs import Run
+from tdabench.results.tasks import TaskInfo
 
 _BOUNDS = {BELOW: "below the curve", ABOVE: "at least"}
 

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from tdabench.board.rows import format_score
 from tdabench.findings.entries import Contest, Entry, ahead, difference
 from tdabench.findings.markdown import count, plain
 from tdabench.findings.words import listed
+from tdabench.formats import format_score
 
 Match = tuple[Contest, Entry, Entry]
 

@@ -9,10 +9,10 @@ from typing import Literal
 
 import numpy as np
 
-from tdabench.board.rows import AXES
-from tdabench.board.seed_draws import at_shared
 from tdabench.findings.curves import ABOVE, BELOW, Bounded, least, saving, share_saved, size_reached
 from tdabench.findings.entries import Contest, Entry, Family
+from tdabench.results.axes import AXES
+from tdabench.results.seed_draws import at_shared
 
 CLAIMS: Mapping[str, float] = {"train": 0.80, "serve": 0.60, "storage": 0.80}
 """Shares saved, up to so much, "at similar" quality, by cost: the abstract of arXiv 2405.17293."""
@@ -32,7 +32,7 @@ class Gain:
     size
         Of the independent ensemble that reaches the same LDS.
     savings
-        Share saved, by the keys of :data:`~tdabench.board.rows.AXES`.
+        Share saved, by the keys of :data:`~tdabench.results.axes.AXES`.
     most
         Share that it could save, were it as good as the largest independent ensemble that was run.
     one_seed
@@ -146,8 +146,8 @@ def gains(family: Family) -> tuple[Gain, ...]:
     """Return what each of a method's other ensembles saves; nothing without a single model or independent ensembles.
 
     The interval is that of the LDS values, which are resampled jointly: in every resample all runs meet the same
-    subsets, queries and seeds (:meth:`tdabench.board.seed_draws.SeedDraws.corrected`), and they are compared at the run
-    seeds that they share. Costs were measured once.
+    subsets, queries and seeds (:meth:`~tdabench.results.seed_draws.SeedDraws.corrected`), and they are compared at the
+    run seeds that they share. Costs were measured once.
     """
     if not family.compares:
         return ()

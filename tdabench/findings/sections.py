@@ -6,17 +6,18 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from statistics import median
 
-from tdabench.board.findings import seeds_used
-from tdabench.board.prices import Price
-from tdabench.board.rows import AXES, NO_VALUE, format_predicted, format_score, format_seconds
-from tdabench.board.runs import Run
 from tdabench.findings.agreement import growths
 from tdabench.findings.entries import ONE_MODEL, Contest, Entry, Family
 from tdabench.findings.markdown import code, count, listing, percent, plain, score, share, signed, size, table
 from tdabench.findings.savings import CLAIMS, Gain, Verdict, gains, verdicts
 from tdabench.findings.winners import Duel, Winner, duel, strongest, winners
 from tdabench.findings.words import AXIS, COSTS, SLACK, contender, ensemble, flavour, listed, method, rest
+from tdabench.formats import NO_VALUE, format_predicted, format_score, format_seconds
 from tdabench.model_names import is_model
+from tdabench.results.axes import AXES
+from tdabench.results.prices import Price
+from tdabench.results.runs import Run
+from tdabench.results.words import seeds_used
 
 SAVED = ("train", "serve", "total", "memory", "storage")
 """The costs whose saving is shown; the rest are in the numbers that the command prints as JSON."""

@@ -6,8 +6,6 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from tdabench.board.findings import seeds_used
-from tdabench.board.rows import format_score
 from tdabench.ensembles import KINDS
 from tdabench.findings.curves import ABOVE, INSIDE, least, share_saved
 from tdabench.findings.entries import ONE_MODEL, Contest, Entry, Family, ahead
@@ -18,6 +16,8 @@ from tdabench.findings.redrawn import redrawn
 from tdabench.findings.savings import CLAIMS, Gain, Outcome, Verdict, claimed, verdicts
 from tdabench.findings.winners import Duel, duel
 from tdabench.findings.words import COSTS, contender, ensemble, flavour, listed, rest
+from tdabench.formats import format_score
+from tdabench.results.words import seeds_used
 
 _OPEN: Mapping[Outcome, str] = {"cannot be told": "open:"}
 _OF_PAIRS: Mapping[Outcome, str] = {"not reached": "not on", "cannot be told": "open on"}

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tdabench.board.seed_draws import SeedDraws, at_shared, combined
-from tdabench.board.seed_draws import best_of as first_of
 from tdabench.findings.curves import ABOVE, BELOW, INSIDE, tolerance
 from tdabench.findings.entries import Entry, Family, ahead
+from tdabench.results.seed_draws import SeedDraws, at_shared, combined
+from tdabench.results.seed_draws import best_of as first_of
 
 AHEAD, LEVEL, BEHIND = 1, 0, -1
 """How an LDS compares with another, as far as the interval of the difference tells."""
@@ -97,7 +97,7 @@ def within(entries: Sequence[Entry], axis: str, budget: float) -> list[Entry]:
 def best_of(entries: Sequence[Entry]) -> Entry:
     """Return the entry with the highest LDS of those that no other is significantly better than, at shared seeds.
 
-    The first by name among equals (:func:`tdabench.board.seed_draws.best_of`).
+    The first by name among equals (:func:`tdabench.results.seed_draws.best_of`).
     """
     named = sorted(entries, key=lambda entry: entry.name)
     return named[first_of([entry.draws for entry in named])]

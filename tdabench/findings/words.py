@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from tdabench.board.rows import AXES
 from tdabench.ensembles import KINDS
 from tdabench.findings.curves import SERVING_TOLERANCE, TOLERANCE
 from tdabench.findings.entries import INDEPENDENT, ONE_MODEL, Entry
 from tdabench.findings.markdown import code, count, percent, plain
 from tdabench.findings.savings import Outcome
 from tdabench.findings.winners import OUTCOMES, Duel
+from tdabench.results.axes import AXES
 
 COSTS = {"train": "training time", "serve": "serving time", "memory": "peak memory", "storage": "storage"}
-"""Costs as they stand in a sentence, by the keys of :data:`~tdabench.board.rows.AXES`."""
+"""Costs as they stand in a sentence, by the keys of :data:`~tdabench.results.axes.AXES`."""
 SLACK = f"{percent(TOLERANCE)} ({COSTS['serve']}: {percent(SERVING_TOLERANCE)})"
 """Within what two costs count as equal."""
 AXIS = {axis.key: axis for axis in AXES}

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from tdabench.board import render, write
-from tdabench.board.rows import in_order, rows_of
+from tdabench.results.rows import in_order, rows_of
 
 pytestmark = pytest.mark.browser
 

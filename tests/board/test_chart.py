@@ -14,8 +14,9 @@ import tdabench.board
 from tdabench.board.chart import COMPACT, WIDE, draw
 from tdabench.board.marks import PALETTE, PATHS, colours, curves, points
 from tdabench.board.names import names
-from tdabench.board.rows import AXES, in_order, on_fronts, rows_of
 from tdabench.board.scale import cost_scale, cost_ticks, score_scale, score_ticks
+from tdabench.results.axes import AXES
+from tdabench.results.rows import in_order, on_fronts, rows_of
 
 AXIS = {axis.key: axis for axis in AXES}
 STYLE = (Path(tdabench.board.__file__).parent / "style.css").read_text(encoding="utf-8")

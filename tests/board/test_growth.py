@@ -10,15 +10,15 @@ import pytest
 
 from tdabench.board import render
 from tdabench.board.growth import grown
-from tdabench.board.marks import PATHS, colours
+from tdabench.board.marks import PATHS
 from tdabench.board.names import names
-from tdabench.board.rows import in_order, rows_of
+from tdabench.results.rows import in_order, rows_of
 from tdabench.saturation import predicted_lds
 
 
 def curves(rows):
     rows = in_order(rows)
-    return grown(rows, names(rows), [f"run-{i}" for i in range(len(rows))], colours(rows))
+    return grown(rows, names(rows), [f"run-{i}" for i in range(len(rows))])
 
 
 def pairs(within=None, between=None):

@@ -8,7 +8,7 @@ import pytest
 
 from tdabench.board import Run, render, results_frame, write
 from tdabench.board.findings import findings
-from tdabench.board.rows import in_order, rows_of
+from tdabench.results.rows import in_order, rows_of
 
 
 class Reader(HTMLParser):

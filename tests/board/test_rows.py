@@ -5,17 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tdabench.board.names import names
-from tdabench.board.rows import (
-    AXES,
-    format_bytes,
-    format_count,
-    format_score,
-    format_seconds,
-    in_order,
-    on_fronts,
-    rows_of,
-)
-from tdabench.board.runs import Run
+from tdabench.formats import format_bytes, format_count, format_score, format_seconds
+from tdabench.results.axes import AXES
+from tdabench.results.rows import in_order, on_fronts, rows_of
+from tdabench.results.runs import Run
 
 AXIS = {axis.key: axis for axis in AXES}
 
@@ -78,19 +71,19 @@ def test_written_times_are_within_rounding_of_the_value(seconds):
 
 def test_costs_are_read_from_the_record(make):
     row = make.row(costs={"train_s": 10.0, "extra_train_s": 4.0, "fit_s": 2.0, "attribute_s": 1.0})
-    assert {k: AXIS[k].value(row) for k in ("train", "extra", "serve", "total")} == {
+    assert {k: row.cost(AXIS[k]) for k in ("train", "extra", "serve", "total")} == {
         "train": 10.0,
         "extra": 4.0,
         "serve": 3.0,
         "total": 13.0,
     }
-    assert AXIS["memory"].value(row) == 350_000_000
+    assert row.cost(AXIS["memory"]) == 350_000_000
     assert AXIS["memory"].text(1_234_567) == "1.2 MB"
 
 
 def test_memory_is_the_devices_where_the_record_has_it(make):
     row = make.row(costs={"peak_device_bytes": 5_000})
-    assert AXIS["memory"].value(row) == 5_000
+    assert row.cost(AXIS["memory"]) == 5_000
 
 
 def test_costs_that_were_not_measured_are_missing(make):
@@ -142,7 +135,7 @@ def test_runs_that_differ_in_their_seed_are_one_row_with_the_mean(make):
     (row,) = rows_of(runs)
     assert [run.record.seed for run in row.runs] == [0, 1, 2]
     assert row.lds == pytest.approx(0.28)
-    assert AXIS["serve"].value(row) == 3.0
+    assert row.cost(AXIS["serve"]) == 3.0
     low, high = row.interval
     half = 4.303 * 0.0721 / math.sqrt(3)  # t distribution with 2 degrees of freedom; subsets and queries add little
     assert (low + high) / 2 == pytest.approx(0.28, abs=0.01)
@@ -170,7 +163,7 @@ def test_a_seed_measured_twice_weighs_once(make):
 
     (row,) = rows_of([run(0, 0.1, 1.0, "a"), run(0, 0.2, 3.0, "again"), run(1, 0.45, 6.0, "b")])
     assert row.lds == pytest.approx(0.3)
-    assert AXIS["serve"].value(row) == 4.0
+    assert row.cost(AXIS["serve"]) == 4.0
     assert row.seeds == "2 seeds, 3 runs"
     assert rows_of([run(0, 0.1, 1.0, "a"), run(0, 0.2, 3.0, "again")])[0].seeds == "1 seed, 2 runs"
 
@@ -191,7 +184,7 @@ def test_a_seed_measured_again_on_an_idle_machine_or_with_newer_sources_replaces
 
     def joined(*runs):
         (row,) = rows_of(runs)
-        return [r.record.run_id for r in row.runs], AXIS["serve"].value(row)
+        return [r.record.run_id for r in row.runs], row.cost(AXIS["serve"])
 
     idle, busy, old = run("idle", 1.0, 2), run("busy", 3.0, 3, busy=True), run("old", 5.0, 1, sources="old")
     assert joined(busy, idle) == (["idle"], 1.0), "whichever was first"
@@ -215,9 +208,9 @@ def test_rows_whose_runs_trained_alike_pay_alike(make):
     rows = rows_of(
         [run("slow", 0, 0.31, 4.0), run("fast", 1, 0.3, 2.0), run("both", 0, 0.2, 4.0), run("both", 1, 0.2, 2.0)]
     )
-    assert [AXIS["train"].value(row) for row in rows] == [3.0] * 3
-    assert [AXIS["total"].value(row) for row in rows] == [4.0] * 3
-    assert [AXIS["extra"].value(row) for row in rows] == [0.0] * 3
+    assert [row.cost(AXIS["train"]) for row in rows] == [3.0] * 3
+    assert [row.cost(AXIS["total"]) for row in rows] == [4.0] * 3
+    assert [row.cost(AXIS["extra"]) for row in rows] == [0.0] * 3
     on = {row.record.method for row, keys in zip(rows, on_fronts(rows), strict=True) if "train" in keys}
     assert on == {"slow"}
     assert [row.mean(lambda r: r.record.costs.train_s) for row in in_order(rows)] == [4.0, 2.0, 3.0], "records stand"
@@ -242,7 +235,7 @@ def test_a_method_that_trains_for_checkpoints_itself_pays_a_model_and_whoever_ha
 
     rows = {row.record.method: row for row in rows_of([run("own", 5.0, 0.0), run("plain", 2.0, 2.0)])}
     assert {row.price.seconds for row in rows.values()} == {2.0}
-    costs = {name: (AXIS["train"].value(row), AXIS["extra"].value(row)) for name, row in rows.items()}
+    costs = {name: (row.cost(AXIS["train"]), row.cost(AXIS["extra"])) for name, row in rows.items()}
     assert costs == {"own": (2.0, 2.0), "plain": (2.0, 0.0)}
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tdabench.board.seed_draws import ahead, at_shared, best_of, difference, over_seeds, rank_groups
 from tdabench.bootstrap import Draws
+from tdabench.results.seed_draws import ahead, at_shared, best_of, difference, over_seeds, rank_groups
 
 
 def still(value, n=2000):

@@ -4,9 +4,9 @@ import json
 import pandas as pd
 import pytest
 
-from tdabench.board.rows import in_order, on_fronts, rows_of
 from tdabench.board.table import COLUMNS, KEYS, csv_text, flat_rows, json_text, results_frame
 from tdabench.front import pareto_front
+from tdabench.results.rows import in_order, on_fronts, rows_of
 
 
 def test_columns_are_the_same_for_any_rows(make):

@@ -1,4 +1,4 @@
-"""What the board is made of: rows, each a configuration with its runs, tasks, and the costs to hold quality against."""
+"""Rows: configurations with their runs, ranked, and the fronts that they are on."""
 
 from __future__ import annotations
 
@@ -7,61 +7,20 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal, TypeVar
+from typing import TypeVar
 
-from tdabench.board.prices import Price, price_of, priced
-from tdabench.board.runs import Run, by_configuration, draws_of, lucks_of, mean_of_known
-from tdabench.board.seed_draws import SeedDraws, rank_groups
 from tdabench.ensembles import KINDS, SIZES, format_ensemble, without_defaults
 from tdabench.front import pareto_front
-from tdabench.records import Costs, Record
-
-
-@dataclass(frozen=True)
-class TaskInfo:
-    """What the board says about a task.
-
-    Attributes
-    ----------
-    n_queries
-        Queries that the LDS is averaged over.
-    n_subsets, n_seeds
-        Retrainings behind the ground truth: subsets times seeds; 0 subsets where there is none.
-    ceiling
-        LDS that a perfect method would reach; None where it cannot be estimated.
-    reliability
-        Reliability of the ground truth's mean over all seeds, in [0, 1], estimated from halves of them; None likewise.
-    left_out
-        What a suite did not run on the task, and why.
-    no_score
-        Why runs of the task have no LDS; empty where it has ground truth.
-    adapter_ranks
-        The highest rank that a LoRA adapter can have, for each layer of the model that takes one; empty if not known.
-    """
-
-    name: str
-    title: str
-    version: str
-    description: str
-    n_train: int
-    n_queries: int
-    n_subsets: int
-    n_seeds: int
-    ceiling: float | None = None
-    reliability: float | None = None
-    left_out: tuple[tuple[str, str], ...] = ()
-    no_score: str = ""
-    adapter_ranks: tuple[int, ...] = ()
-
-    @property
-    def has_truth(self) -> bool:
-        """Whether runs of the task can have an LDS."""
-        return self.n_subsets > 0
+from tdabench.records import Record
+from tdabench.results.axes import AXES, Axis
+from tdabench.results.prices import Price, price_of
+from tdabench.results.runs import Run, by_configuration, draws_of, lucks_of, mean_of_known
+from tdabench.results.seed_draws import SeedDraws, rank_groups
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row of the board: a configuration, whose runs differ in nothing but their seed.
+    """A row of the board: a configuration, whose runs differ in nothing but their seed.
 
     Attributes
     ----------
@@ -72,7 +31,7 @@ class Row:
     price
         What training a model costs on the row's task and machine class; None where training costs what was measured.
     luck
-        See :func:`tdabench.board.runs.lucks_of`.
+        See :func:`tdabench.results.runs.lucks_of`.
     """
 
     runs: tuple[Run, ...]
@@ -109,6 +68,10 @@ class Row:
     def mean(self, read: Callable[[Run], float | None]) -> float | None:
         """Return the mean over run seeds of what ``read`` finds in a run; None where it finds nothing in any."""
         return mean_of_known((run.record.seed, read(run)) for run in self.measured)
+
+    def cost(self, axis: Axis) -> float | None:
+        """Return what it cost, the mean over run seeds; None if it was not measured."""
+        return self.mean(lambda run: axis.of(run.record, self.price))
 
     @property
     def seeds_counted(self) -> frozenset[int]:
@@ -204,57 +167,6 @@ class Row:
         return " ".join(filter(None, (self.record.method, "·", self.kind, self.flavour, self.times)))
 
 
-@dataclass(frozen=True)
-class Axis:
-    """A cost that quality is held against; less is better.
-
-    Attributes
-    ----------
-    key
-        Short name: in the URL, in column names.
-    name, label
-        On the control; along the axis of the chart.
-    unit
-        ``s``, ``B``, or ``members``.
-    cost
-        Reads the cost from a record's costs.
-    """
-
-    key: str
-    name: str
-    label: str
-    unit: Literal["s", "B", "members"]
-    cost: Callable[[Costs], float]
-
-    def of(self, record: Record, price: Price | None = None) -> float | None:
-        """Return what a run cost, with its models at a price if there is one; None if it was not measured."""
-        costs = priced(record, price)
-        return None if costs is None else self.cost(costs)
-
-    def value(self, row: Row) -> float | None:
-        """Return what a row cost, the mean over its run seeds, or None if it was not measured."""
-        return row.mean(lambda run: self.of(run.record, row.price))
-
-    def text(self, value: float | None) -> str:
-        """Write a cost for people."""
-        return format_seconds(value) if self.unit == "s" else format_bytes(value)
-
-
-def peak_bytes(costs: Costs) -> int:
-    """Return the peak on the device where the run used one, else the peak in the host's memory."""
-    return costs.peak_host_bytes if costs.peak_device_bytes is None else costs.peak_device_bytes
-
-
-AXES = (
-    Axis("train", "Training", "training time, from nothing", "s", lambda c: c.train_s),
-    Axis("extra", "Training, given a model", "training time, from a trained model", "s", lambda c: c.extra_train_s),
-    Axis("serve", "Serving", "serving time (fit + attribute)", "s", lambda c: c.serve_s),
-    Axis("total", "Total time", "total time (training + serving)", "s", lambda c: c.train_s + c.serve_s),
-    Axis("memory", "Peak memory", "peak memory", "B", peak_bytes),
-    Axis("storage", "Storage", "storage kept to serve a new query", "B", lambda c: c.storage_bytes),
-)
-
-
 def on_fronts(rows: Sequence[Row]) -> list[frozenset[str]]:
     """Return, for each row, the keys of the axes on whose front it is.
 
@@ -267,7 +179,7 @@ def on_fronts(rows: Sequence[Row]) -> list[frozenset[str]]:
     keys: list[set[str]] = [set() for _ in rows]
     for members in contests.values():
         for axis in AXES:
-            front = pareto_front([rows[i].lds for i in members], [axis.value(rows[i]) for i in members])
+            front = pareto_front([rows[i].lds for i in members], [rows[i].cost(axis) for i in members])
             for i, on_it in zip(members, front, strict=True):
                 if on_it:
                     keys[i].add(axis.key)
@@ -319,59 +231,3 @@ def in_order(measured: Iterable[Measured]) -> list[Measured]:
         return r.task, r.task_version, *score, r.label, r.run_id, r.to_json()
 
     return sorted(measured, key=place)
-
-
-NO_VALUE = "–"
-
-
-def format_score(value: float | None) -> str:
-    """Write an LDS: three decimals, a true minus sign, no minus before zero."""
-    if value is None or not math.isfinite(value):
-        return NO_VALUE
-    return f"{round(value, 3) + 0.0:.3f}".replace("-", "−")
-
-
-def format_predicted(value: float | None) -> str:
-    """Write an LDS that was predicted; more than 1, which none can be, is only said to be more."""
-    return "> 1" if value is not None and value > 1 else format_score(value)
-
-
-def format_seconds(value: float | None) -> str:
-    """Write a time with three significant digits in the unit that reads best.
-
-    >>> format_seconds(0.0123), format_seconds(312)
-    ('12.3 ms', '5.2 min')
-    """
-    units = ((1e-6, "µs"), (1e-3, "ms"), (1.0, "s"), (60.0, "min"), (3600.0, "h"), (86400.0, "d"))
-    return _scaled(value, units, "0 s", digits=3)
-
-
-def format_bytes(value: float | None) -> str:
-    """Write a size in decimal units: two digits below ten, none after the point above.
-
-    >>> format_bytes(1234567), format_bytes(64e9)
-    ('1.2 MB', '64 GB')
-    """
-    units = ((1.0, "B"), (1e3, "kB"), (1e6, "MB"), (1e9, "GB"), (1e12, "TB"), (1e15, "PB"))
-    return _scaled(value, units, "0 B", digits=2)
-
-
-def format_count(value: float | None) -> str:
-    """Write a count: whole below ten thousand, three digits and k, M, G above."""
-    if value is not None and value < 10_000:
-        return f"{value:,.0f}"
-    return _scaled(value, ((1e3, "k"), (1e6, "M"), (1e9, "G"), (1e12, "T")), "0", digits=3)
-
-
-def _scaled(value: float | None, units: Sequence[tuple[float, str]], zero: str, digits: int) -> str:
-    if value is None or not math.isfinite(value):
-        return NO_VALUE
-    if value == 0:
-        return zero
-    # The unit is chosen after rounding, so that 0.9999 s reads 1 s and not 1000 ms.
-    rounded = float(f"{value:.2e}")
-    size, unit = next(((s, u) for s, u in reversed(units) if rounded >= s), units[0])
-    number = value / size
-    decimals = max(0, digits - 1 - math.floor(math.log10(rounded / size)))
-    text = f"{number:.{decimals}f}"
-    return f"{text.rstrip('0').rstrip('.') if '.' in text else text} {unit}"

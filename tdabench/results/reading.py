@@ -7,8 +7,6 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
-from tdabench.board.rows import TaskInfo
-from tdabench.board.runs import Run
 from tdabench.errors import MissingGroundTruthError, OtherGroundTruthError, UnknownNameError, UsageError
 from tdabench.evaluation import Evaluation, Evaluator
 from tdabench.evidence import EVIDENCE_FILE, Evidence, read_evidence
@@ -16,6 +14,8 @@ from tdabench.ground_truth import GroundTruth, read_ground_truth
 from tdabench.lora import highest_ranks
 from tdabench.records import RECORD_FILE, SCORES_FILE, Record, read_record
 from tdabench.registry import find_task
+from tdabench.results.runs import Run
+from tdabench.results.tasks import TaskInfo
 from tdabench.scores import read_run_scores
 from tdabench.task import Task
 from tdabench.tuned import CANDIDATES_FOLDER

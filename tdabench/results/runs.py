@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from tdabench.board.seed_draws import SeedDraws, over_seeds
 from tdabench.records import Record
+from tdabench.results.seed_draws import SeedDraws, over_seeds
 from tdabench.seeds import MOST_SEED
 
 if TYPE_CHECKING:  # evaluating loads scipy, showing does not

@@ -1,0 +1,1 @@
+"""Results: runs with their quality, priced, and joined into rows. Board and findings are made of them."""

@@ -1,0 +1,40 @@
+"""What board and findings say alike: of machines, and of run seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from tdabench.formats import format_bytes
+from tdabench.records import Machine
+
+
+def seeds_used(configurations: Sequence[Collection[int]]) -> str:
+    """Say how many run seeds configurations have, and whether intervals hold the variation between trained models."""
+    several = [seeds for seeds in configurations if len(seeds) > 1]
+    if not several:
+        return (
+            "Every configuration was run with one seed, so intervals hold no variation between trained models: other"
+            " models may give another result."
+        )
+    known = ", ".join(map(str, sorted(set().union(*several))))
+    if len({frozenset(seeds) for seeds in several}) > 1:
+        known = " to ".join(map(str, sorted({min(map(len, several)), max(map(len, several))}))) + " each"
+    if len(several) == len(configurations):
+        return (
+            f"Every configuration was run with several seeds ({known}), so intervals hold the variation between trained"
+            " models."
+        )
+    return (
+        f"{len(several)} of {len(configurations)} configurations were run with several seeds ({known}), so their"
+        " intervals hold the variation between trained models. Those of the others, run with one seed, hold none: what"
+        " rests on them may be luck."
+    )
+
+
+def describe_machine(machine: Machine) -> str:
+    """Name a machine class for people: processor, threads, device; memory budget and precision if not the default."""
+    device = "CPU only" if machine.device == "cpu" else (machine.device_name or machine.device)
+    threads = "1 thread" if machine.threads == 1 else f"{machine.threads} threads"
+    budget = "" if machine.budget_bytes is None else f", memory budget {format_bytes(machine.budget_bytes)}"
+    products = "" if machine.product_precision is None else f", products in {machine.product_precision}"
+    return f"{machine.cpu}, {threads}, {device}{budget}{products}"

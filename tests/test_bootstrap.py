@@ -57,7 +57,7 @@ def test_kept_ranks_hold_the_most_extreme_resample(n_subsets):
     truth = np.arange(n_subsets, dtype=float)[:, None]
     ranked = RankedTruth.of(truth, Resamples(subsets, np.ones((1, 1), dtype=np.int64)))
     product = half * (n_subsets - half)
-    assert ranked.weighted[0, 0, [0, -1]].tolist() == [-product, product]
+    assert ranked.weighted[0, [0, -1], 0].tolist() == [-product, product]
     assert ranked.variance == half * (n_subsets - half) ** 2 + (n_subsets - half) * half**2
 
 

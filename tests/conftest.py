@@ -35,8 +35,10 @@ SLOW_TASK = f"{Path(__file__).parent / 'small_task.py'}:SLOW"
 @pytest.fixture(scope="session", autouse=True)
 def _own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keep cache and ground truth of the whole session, and of the processes it starts, in temporary folders."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base  # what one process prepares, another finds
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TDABENCH_CACHE", str(tmp_path_factory.mktemp("session-cache")))
+        patch.setenv("TDABENCH_CACHE", str(shared / "session-cache"))
         patch.delenv("TDABENCH_MEMORY_GB", raising=False)
         patch.delenv("TDABENCH_PRODUCTS", raising=False)
         patch.setenv("TDABENCH_TEST_TASK_FOLDER", str(tmp_path_factory.mktemp("small-task")))

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from tdabench import model_store
+from tdabench import model_store, timing
 from tdabench.examples import Examples
 from tdabench.precision import exact_float32
 from tdabench.recipe import Recipe
@@ -47,6 +47,7 @@ def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
         yield device
         return
     monkeypatch.setattr(model_store, "safe_open", pretended.safe_open)
+    monkeypatch.setattr(timing, "_QUEUED", 1)  # there is no launching to be hidden, and a product takes a second
     with pretended.device() as device:
         yield device
 

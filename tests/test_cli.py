@@ -20,12 +20,13 @@ import numpy as np
 import pytest
 import torch
 
-from tdabench import building, cli, filling, planning, registry, results, runner
+from tdabench import building, cli, filling, planning, registry, runner
 from tdabench.ceiling import noise_ceiling
 from tdabench.errors import StorageError
 from tdabench.files import read_arrays, read_metadata, write_arrays
 from tdabench.ground_truth import ARRAYS_FILE, read_ground_truth, write_ground_truth
 from tdabench.records import read_record
+from tdabench.results import reading
 from tdabench.retraining import compute_slice
 from tdabench.scores import read_scores
 from tdabench.slices import Slice
@@ -66,7 +67,7 @@ def tdabench(capfd):
 
 @pytest.fixture(scope="module", autouse=True)
 def _fresh_evaluators():
-    results._evaluator.cache_clear()
+    reading._evaluator.cache_clear()
 
 
 @pytest.fixture(scope="module")
@@ -381,7 +382,7 @@ def test_a_board_without_the_file_of_an_own_task_says_what_it_leaves_out_and_wha
 def test_a_board_says_which_task_has_no_ground_truth_yet(tdabench, registered, runs, tmp_path, monkeypatch):
     for path in runs.glob("*/record.json"):
         path.write_text(path.read_text().replace('"small"', '"bare"'))
-    monkeypatch.setattr(results, "find_task", registry.find_task)
+    monkeypatch.setattr(reading, "find_task", registry.find_task)
     done = tdabench("board", runs, "--out", tmp_path / "board", "--json")
     assert done.code == 0
     assert len(done.json) == 3
@@ -427,7 +428,7 @@ def test_tuned_options_are_stored_used_charged_and_replayed(
         assert dry.err.count("on the tuning queries") == 3
         tuned = tdabench("tune", small_reference, GOOD, *words).json
         assert tuned["stored"] == str(stored)
-        assert results.find_runs(tmp_path / "runs") == []
+        assert reading.find_runs(tmp_path / "runs") == []
         record = tdabench("run", small_reference, GOOD, *words).json["record"]
         assert record["options"] == tuned["options"]
         assert record["options_from"] == "tuned"

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tdabench import cli, results
+from tdabench import cli
 from tdabench.bootstrap import Draws
 from tdabench.ensembles import kind_of, parse_ensemble
 from tdabench.evaluation import Evaluator, compare
@@ -47,6 +47,7 @@ from tdabench.jobs import Job, plan
 from tdabench.options import values
 from tdabench.records import Record
 from tdabench.registry import find_task
+from tdabench.results import reading
 from tdabench.results.axes import AXES
 from tdabench.results.rows import rows_of
 from tdabench.results.runs import Run
@@ -1313,7 +1314,7 @@ def tdabench(capfd):
 @pytest.fixture
 def folders(tmp_path, small, small_truth_folder):
     """Return two folders of run folders on the small task."""
-    results._evaluator.cache_clear()
+    reading._evaluator.cache_clear()
     rng = np.random.default_rng(0)
     made = {
         "a": None,
@@ -1330,7 +1331,7 @@ def folders(tmp_path, small, small_truth_folder):
         value |= {"scores": {"sha256": sha256, "shape": list(scores.shape), "dtype": "float32"}}
         (folder / "record.json").write_text(json.dumps(value | {"ensemble": ensemble_record(wrapped)}))
     yield tmp_path / "one", tmp_path / "two"
-    results._evaluator.cache_clear()
+    reading._evaluator.cache_clear()
 
 
 def test_the_command_writes_the_same_bytes_in_any_order(tdabench, folders, tmp_path, monkeypatch):

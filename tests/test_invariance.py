@@ -37,6 +37,7 @@ ALL = sorted(name for name in names(METHODS) if ".peers." not in find_method(nam
 PER_MODEL = [name for name in ALL if name not in ("datamodels", "empirical-influence")]
 # What is drawn for an example, or whether it is in a batch, goes by its place: another order is another draw.
 DRAWN_BY_PLACE = {"random", "ek-fac", "astra", "if-lissa"}
+LIMIT = re.compile(r"_(?!MOST)(\w+_BYTES|BATCH)|(BLOCK|HELD|KEPT)_BYTES|BATCH")
 CUTS = {
     hessian: {"_BATCH": 7, "_BLOCK_BYTES": 40_000},
     gradients: {"BATCH": 7, "BLOCK_BYTES": 40_000, "HELD_BYTES": 20_000, "KEPT_BYTES": 0, "_FORMED_BYTES": 5_000},
@@ -209,5 +210,5 @@ ELSEWHERE = {
 
 def test_every_limit_that_cuts_work_is_varied_here():
     modules = [m for n, m in sys.modules.items() if n.startswith("tdabench.") and n not in ELSEWHERE]
-    found = {(m.__name__, n) for m in modules for n in vars(m) if re.fullmatch(r"_(?!MOST)(\w+_BYTES|BATCH)", n)}
+    found = {(m.__name__, n) for m in modules for n in vars(m) if LIMIT.fullmatch(n)}
     assert found == {(module.__name__, limit) for module, limits in CUTS.items() for limit in limits}

@@ -13,12 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tdabench import cli, results
+from tdabench import cli
 from tdabench.cli.output import print_table
 from tdabench.errors import UnknownNameError
 from tdabench.files import write_arrays
 from tdabench.records import SCORES_FILE, parse_record
 from tdabench.registry import find_task
+from tdabench.results import reading
 
 METHODS = Path(__file__).parent / "methods_for_runner.py"
 GOLDEN = Path(__file__).parent / "golden" / "record.json"
@@ -29,7 +30,7 @@ LONG = "x" * 300
 def mistake(capfd, tmp_path, monkeypatch):
     """Return a function that runs a command which must fail, from an empty folder, and gives its one line."""
     monkeypatch.chdir(tmp_path)
-    results._evaluator.cache_clear()
+    reading._evaluator.cache_clear()
 
     def call(*words: object) -> str:
         capfd.readouterr()

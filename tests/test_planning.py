@@ -165,7 +165,7 @@ def gone(name: str, monkeypatch: pytest.MonkeyPatch) -> str:
 def test_counts_follow_the_engine_when_it_cuts_its_work_small(name, kept, small, small_data, view, monkeypatch):
     monkeypatch.setattr(gradients, "BLOCK_BYTES", 40_000)
     monkeypatch.setattr(gradients, "HELD_BYTES", 20_000 if name in ("grad-dot", "grad-cos") else 60_000)
-    monkeypatch.setattr(gradients, "_BATCH", 7)
+    monkeypatch.setattr(gradients, "BATCH", 7)
     if not kept:
         monkeypatch.setattr(gradients, "KEPT_BYTES", 0)
     monkeypatch.setattr(astra, "_VECTOR_BYTES", 100_000)

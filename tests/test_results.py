@@ -11,13 +11,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from tdabench import results
 from tdabench.archive import archive_runs
 from tdabench.errors import FileFormatError, OtherGroundTruthError, UsageError
 from tdabench.files import read_arrays, write_arrays
 from tdabench.ground_truth import read_ground_truth
 from tdabench.lds import lds_per_query
 from tdabench.records import read_record
+from tdabench.results import reading
 from tdabench.results.reading import evaluate_run, evaluator_of, find_runs, read_runs
 
 GOLDEN = Path(__file__).parent / "golden" / "record.json"
@@ -25,9 +25,9 @@ GOLDEN = Path(__file__).parent / "golden" / "record.json"
 
 @pytest.fixture(autouse=True)
 def _fresh_evaluators():
-    results._evaluator.cache_clear()
+    reading._evaluator.cache_clear()
     yield
-    results._evaluator.cache_clear()
+    reading._evaluator.cache_clear()
 
 
 @pytest.fixture
@@ -109,7 +109,7 @@ def test_a_run_that_lies_in_several_folders_is_one(write_run, small_truth_folder
 
 def test_a_task_without_ground_truth_is_known_and_says_so(write_run, small, monkeypatch, tmp_path):
     unbuilt = replace(small, folder=tmp_path / "no-truth")
-    monkeypatch.setattr(results, "find_task", lambda name: unbuilt)
+    monkeypatch.setattr(reading, "find_task", lambda name: unbuilt)
     runs, (info,) = read_runs([write_run("a", np.zeros((40, 120)))])
     assert (runs[0].record.status, runs[0].lds) == ("ok", None)
     assert (info.name, info.version, info.n_queries, info.ceiling) == ("small", small.version, 32, None)
@@ -153,7 +153,7 @@ def test_what_a_tuning_tried_is_no_result(write_run, tmp_path):
 
 def test_a_run_that_was_kept_for_other_ground_truth_is_named(write_run, small_truth_folder, monkeypatch):
     folder = write_run("a", np.random.default_rng(0).normal(size=(40, 120)))
-    monkeypatch.setattr(results, "evidence_of", lambda *_: SimpleNamespace(basis="other"))
+    monkeypatch.setattr(reading, "evidence_of", lambda *_: SimpleNamespace(basis="other"))
     with pytest.raises(
         OtherGroundTruthError, match=rf"The run in {folder} cannot be evaluated. The evidence was made on basis"
     ):
@@ -192,6 +192,6 @@ def test_runs_are_archived_all_or_none(write_run, small, small_truth_folder, tmp
 def test_evidence_of_another_shape_is_an_error(write_run, small_truth_folder, monkeypatch):
     folder = write_run("a", np.random.default_rng(0).normal(size=(40, 120)))
     broken = SimpleNamespace(basis=evaluator_of("small").basis, sums=np.zeros((2, 2)))
-    monkeypatch.setattr(results, "evidence_of", lambda *_: broken)
+    monkeypatch.setattr(reading, "evidence_of", lambda *_: broken)
     with pytest.raises(UsageError, match=rf"The run in {folder} cannot be evaluated. The evidence has ranks of shape"):
         read_runs([folder])

@@ -15,7 +15,9 @@ from itertools import cycle
 from tdabench.board.marks import PALETTE, Point, points
 from tdabench.ensembles import SIZES, format_ensemble
 from tdabench.formats import format_predicted, format_score
+from tdabench.records import Record
 from tdabench.results.axes import Axis
+from tdabench.results.prices import Price
 from tdabench.results.rows import Row
 from tdabench.results.seed_draws import estimate_beside
 from tdabench.saturation import predicted_lds
@@ -27,8 +29,8 @@ _NONE = (None, None)
 class _MembersAxis(Axis):
     """The number of members, in the place of a cost."""
 
-    def value(self, row: Row) -> float:
-        return float(row.record.members)
+    def of(self, record: Record, price: Price | None = None) -> float:
+        return float(record.members)
 
     def text(self, value: float | None) -> str:
         return f"{value:g}"

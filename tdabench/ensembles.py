@@ -222,7 +222,7 @@ class Projections:
         return self.models * self.seeds
 
     def supports(self, method: MemberMethod, task: TaskView) -> str | None:
-        """Need a method with a random projection: another would give the same scores again."""
+        """Need a method that projects at random; what else one draws, as EK-FAC its labels, is no projection."""
         return None if method.uses_projection else "projections need a method that projects at random"
 
     def members(self, task: TaskView) -> Iterator[Member]:

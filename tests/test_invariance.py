@@ -152,6 +152,11 @@ def test_the_order_of_training_examples_does_not_change_scores(name, small, smal
     same(*scores_in_another_order(method, small, small_data, view))
 
 
+def test_nor_do_they_where_lissa_takes_every_example_into_each_batch(small, small_data, view):
+    method = make(find_method("if-lissa"), "if-lissa", {**OPTIONS["if-lissa"], "batch": small.n_train})
+    same(*scores_in_another_order(method, small, small_data, view))
+
+
 def taken(examples: Examples, order: torch.Tensor) -> Examples:
     return replace(examples, inputs=examples.inputs[order], labels=examples.labels[order])
 

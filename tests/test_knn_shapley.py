@@ -56,6 +56,19 @@ def test_values_equal_their_definition_by_enumeration(row, k):
     assert found.tolist() == pytest.approx(by_enumeration(far, same, k), abs=1e-6)
 
 
+@given(row=rows, k=st.integers(1, 10), place=st.integers(0, 7))
+def test_another_label_turns_the_sign_of_an_example_s_value(row, k, place):
+    """A vote for the query's class never harms, and one against it never helps."""
+    far, same = row
+    place %= len(far)
+    other = [label != (i == place) for i, label in enumerate(same)]
+    before, after = (shapley_values(torch.tensor([far]), torch.tensor([s]), k)[0, place].item() for s in (same, other))
+    helps, harms = (before, after) if same[place] else (after, before)
+    assert helps >= -1e-6
+    assert harms <= 1e-6
+    assert helps > harms
+
+
 @pytest.mark.parametrize("k", [1, 5, 200])
 def test_values_of_a_query_add_up_to_its_share_of_right_votes(view, k):
     task = view()

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tdabench.cli.measure import note_without_truth
-from tdabench.ensembles import KINDS, parse_ensemble
+from tdabench.ensembles import KINDS, Dropout, parse_ensemble
 from tdabench.errors import FileFormatError, UnknownNameError
 from tdabench.method import MemberMethod
 from tdabench.registry import METHODS, TASKS, find_method, find_task, names
@@ -117,6 +117,22 @@ def test_every_method_is_run_alone_and_under_every_kind_of_ensemble_or_left_out_
     alone = OWN_METHODS - {"tracin"}  # which is Grad-Dot on one checkpoint
     missing |= {(method, "") for method in alone - {method for method, _ in run}}
     assert sorted(pair for pair in missing if not any(covers(*pair) for covers in left_out(suite, task))) == []
+
+
+@pytest.mark.parametrize("task", CPU_TASKS)
+@pytest.mark.parametrize("models", [1, 5])
+@pytest.mark.parametrize("variant", ["", "mask=per-sample", "scope=q-only", "mask=per-sample, scope=q-only"])
+def test_every_variant_of_dropout_is_run_on_one_model_and_on_several_or_left_out_with_a_reason(task, models, variant):
+    def is_it(ensemble):
+        found = parse_ensemble(ensemble)
+        return type(found) is Dropout and replace(found, masks=1) == parse_ensemble(
+            f"dropout({', '.join(filter(None, (f'models={models}', 'masks=1', variant)))})"
+        )
+
+    suite = find_suite("standard")
+    run = [ensemble for method, ensemble in pairs_of(suite, task) if method == "trak" and ensemble]
+    named = [text for what, _ in suite.left_out_of(task) for text in re.findall(r"dropout\([^)]*\)", what)]
+    assert any(map(is_it, run + named)) or any(covers("trak", "dropout") for covers in left_out(suite, task))
 
 
 @pytest.mark.parametrize(("name", "task"), [*LARGEST_SUITES, *(("tasks", task) for task in CPU_TASKS)])

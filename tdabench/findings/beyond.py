@@ -29,9 +29,21 @@ class Beaten:
 
     def __str__(self) -> str:
         assert self.by is not None
-        trains = percent(self.by.costs["train"] / self.largest.costs["train"])
         led = f"{ensemble(self.by)} against {ensemble(self.largest)}: {signed(difference(self.by, self.largest))}"
-        return f"{plain(self.contest.title)}, {code(self.family.name)}: {led} at {trains} of their {COSTS['train']}"
+        text = f"{plain(self.contest.title)}, {code(self.family.name)}: {led} at {self._share(self.largest)} of their"
+        seed = " (one seed)" if len(set(self.by.seeds) & set(self.largest.seeds)) == 1 else ""
+        return f"{text} {COSTS['train']}{self._of_enough()}{seed}"
+
+    def _share(self, other: Entry) -> str:
+        assert self.by is not None
+        return percent(self.by.costs["train"] / other.costs["train"])
+
+    def _of_enough(self) -> str:
+        """Say what it is of the time of fewer models, where more than these do not help."""
+        enough = self.family.enough
+        return (
+            "" if enough is self.largest else f", {self._share(enough)} of that of {ensemble(enough)}, which would do"
+        )
 
 
 def beyond(contests: Sequence[Contest]) -> list[str]:

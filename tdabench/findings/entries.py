@@ -158,6 +158,11 @@ class Family:
         return bool(self.curve) and self.curve[0].members == 1
 
     @property
+    def enough(self) -> Entry:
+        """The smallest of the curve, which must not be empty, that no larger one is significantly better than."""
+        return next(e for i, e in enumerate(self.curve) if all(ahead(more, e) <= 0 for more in self.curve[i + 1 :]))
+
+    @property
     def compares(self) -> bool:
         """Whether other ensembles can be held against the curve: one model, and independent ones beside it."""
         return self.from_one and len(self.curve) > 1

@@ -121,7 +121,8 @@ def _pairs(contests: Sequence[Contest]) -> list[str]:
     lead = [
         "**With as many models and members**, against each other. Where a method projects at random, every dropout mask"
         " has a projection of its own, too, as every member has; with dropout for the Q factor alone, all masks of a"
-        " model share one. So what dropout everywhere adds to that is in part what projections alone add. On sequences"
+        " model share one. So what dropout everywhere adds to that is in part what projections alone add; likewise"
+        " `ek-fac` draws its labels for every member, whatever the ensemble. On sequences"
         " the Q factor is nearly the same for all examples, so dropout for it alone changes next to nothing there.",
         "",
     ]

@@ -1,7 +1,7 @@
-"""The same ensemble drawn anew: what the luck of a draw does to an LDS, which an interval of one seed leaves out.
+"""The same configuration drawn anew: what luck does to an LDS, which an interval of one seed leaves out.
 
-A LoRA adapter's rank is at most the smaller side of its layer. Where no layer lets two ranks differ, ensembles of them
-are the same but for their random numbers, on the same trained models.
+Another run seed is other models. On the same models, LoRA ensembles tell: an adapter's rank is at most the smaller side
+of its layer, and where no layer lets two ranks differ, ensembles of them are the same but for their random numbers.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from statistics import median
 
-from tdabench.findings.entries import Contest, Entry, ahead, difference
+from tdabench.findings.entries import ONE_MODEL, Contest, Entry, ahead, difference
 from tdabench.findings.markdown import count, plain
 from tdabench.findings.words import listed
 from tdabench.formats import format_score
@@ -45,6 +46,22 @@ class Redrawn:
             f" interval of the difference leaves out 0 in {self.n_apart}: where both were run with one seed, a"
             " difference that is no larger may be luck, though its interval leaves out 0."
         )
+
+
+def of_models(contests: Sequence[Contest]) -> str:
+    """Say by how much the LDS of a configuration's run seeds differ: of single models, and of ensembles."""
+    spreads: dict[bool, list[float]] = {True: [], False: []}
+    for contest in contests:
+        for entry in contest.entries:
+            found = [draws.estimate for draws in entry.draws.by_seed.values()]
+            if len(found) > 1:
+                spreads[entry.kind == ONE_MODEL].append(max(found) - min(found))
+    said = [
+        f"of {count(len(some), *what)} by up to {format_score(max(some))} (median {format_score(median(some))})"
+        for one, what in ((True, ("method on one model", "methods on one model")), (False, ("ensemble", "ensembles")))
+        if (some := spreads[one])
+    ]
+    return f"From run seed to run seed, and so from model to model, an LDS differs: {listed(said)}." if said else ""
 
 
 def is_redrawn(contest: Contest, a: Entry, b: Entry) -> bool:

@@ -341,6 +341,7 @@ def _agreement(contest: Contest) -> list[str]:
         " the smallest of the kind, fitted to nothing else; for members of several models that of the smallest of one."
         " The prediction takes members to be equally good and their scores to be averaged: early checkpoints are worse"
         " than late ones, and TRAK multiplies two means, so there an LDS may come out above the limit."
+        " Dropout for the Q factor alone has no correlations, as no mask has scores of its own."
         f" {NO_VALUE}: of one size alone nothing is predicted. Where"
         " the two were run with different seeds, the prediction starts from the smallest at those that both have.",
         "",

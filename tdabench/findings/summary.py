@@ -12,7 +12,7 @@ from tdabench.findings.entries import ONE_MODEL, Contest, Entry, Family, ahead
 from tdabench.findings.kinds import PAIRS, Group, all_gains, matches, outcomes, worse_on
 from tdabench.findings.markdown import code, count, listing, percent, plain, saved, share
 from tdabench.findings.races import race_table, races_of, won
-from tdabench.findings.redrawn import redrawn
+from tdabench.findings.redrawn import of_models, redrawn
 from tdabench.findings.savings import CLAIMS, Gain, Outcome, Verdict, claimed, verdicts
 from tdabench.findings.winners import Duel, duel
 from tdabench.findings.words import COSTS, contender, ensemble, flavour, listed, rest
@@ -64,14 +64,15 @@ def summary(contests: Sequence[Contest]) -> list[str]:
 
 
 def _luck(contests: Sequence[Contest]) -> str:
-    """Say how much, where the same ensemble was drawn several times."""
+    """Say what the luck of the models does to an LDS, and that of a draw on the same models, where it was measured."""
     found = redrawn(contests)
     if not found.pairs:
-        return ""
+        return f"{of_models(contests)} ".lstrip()
     return (
-        f"{found.n_apart} of {count(len(found.pairs), 'pair')} of LoRA ensembles that differ in nothing but the draw"
-        f" have significantly different LDS, by up to {format_score(found.most)}. "
-    )
+        f"{of_models(contests)} Adapters drawn anew on the same models move an LDS, too: {found.n_apart} of"
+        f" {count(len(found.pairs), 'pair')} of LoRA ensembles that differ in nothing but the draw have significantly"
+        f" different LDS, by up to {format_score(found.most)}. "
+    ).lstrip()
 
 
 def _lead(trials: Sequence[Trial], judged: Sequence[Verdict]) -> str:
@@ -207,18 +208,13 @@ def _is_padded(verdict: Verdict) -> bool:
     That is so where every ensemble that reaches it is better than the largest independent one, which is then what it is
     held against, and does not save as much against the smallest that no larger one is significantly better than.
     """
-    enough = _enough(verdict.family.curve)
+    enough = verdict.family.enough
     axis, claim = verdict.axis, CLAIMS[verdict.axis]
     reaching = [gain for gain in verdict.tried if gain.reaches(axis)]
     return all(
         gain.savings[axis].place == ABOVE and share_saved(gain.entry.costs[axis], enough.costs[axis]) < least(claim)
         for gain in reaching
     )
-
-
-def _enough(curve: Sequence[Entry]) -> Entry:
-    """Return the smallest of a curve that no larger one is significantly better than."""
-    return next(e for i, e in enumerate(curve) if all(ahead(more, e) <= 0 for more in curve[i + 1 :]))
 
 
 def _bought(axis: str) -> set[str]:
@@ -251,9 +247,8 @@ def _at_best(axis: str, judged: Sequence[Verdict]) -> str:
 
 def _enough_for(trial: Trial, axis: str) -> str:
     """Say what is saved against fewer models, where more than these do not help: the bound says how many were run."""
-    curve = trial.family.curve
-    enough = _enough(curve)
-    if trial.gain.savings[axis].place != ABOVE or enough is curve[-1]:
+    enough = trial.family.enough
+    if trial.gain.savings[axis].place != ABOVE or enough is trial.family.curve[-1]:
         return ""
     left = saved(float(share_saved(trial.gain.entry.costs[axis], enough.costs[axis])), INSIDE)
     return f"; {left} against {ensemble(enough)}, more of which are not significantly better"

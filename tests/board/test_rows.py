@@ -87,7 +87,7 @@ def test_memory_is_the_devices_where_the_record_has_it(make):
 
 
 def test_costs_that_were_not_measured_are_missing(make):
-    assert AXIS["train"].value(make.row(status="timeout")) is None
+    assert make.row(status="timeout").cost(AXIS["train"]) is None
 
 
 def test_a_run_that_did_not_end_well_has_no_lds(make):

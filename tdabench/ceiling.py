@@ -1,7 +1,8 @@
-"""The noise ceiling: the LDS that a perfect method would reach on a task.
+"""The noise ceiling: the LDS that exact predictions would have on a task.
 
-Ground truth is a mean over a few seeds, so even scores whose sums equal the expected output of every subset do not
-reach an LDS of 1. How far they get follows from how well two halves of the seeds agree.
+Ground truth is a mean over a few seeds, so even predictions that equal the expected output of every subset do not reach
+an LDS of 1. How far they get follows from how well two halves of the seeds agree. Sums of scores, one for each example,
+need not come as far: what many examples do together is not what they do one by one.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ SPLIT_SEED = 20230
 
 @dataclass(frozen=True)
 class Ceiling:
-    """The LDS that a perfect method would reach, and what it was computed from."""
+    """The LDS that exact predictions would have, and what it was computed from."""
 
     value: float | None
     """None where there is one seed per subset: the ceiling cannot be known from one seed."""
@@ -41,7 +42,7 @@ def noise_ceiling(outputs: npt.NDArray[np.floating]) -> Ceiling:
 
     Per query, the Spearman correlation over subsets between the means of two halves of the seeds, averaged over splits,
     is stepped up to all seeds (Spearman 1910, Brown 1910; for an odd number the halves are unequal and the step is
-    solved for unequal halves). A perfect method correlates with the mean over all seeds as the square root of its
+    solved for unequal halves). An exact prediction correlates with the mean over all seeds as the square root of its
     reliability (Spearman 1904). Two corrections, each worth up to .03 where outputs are noisy:
 
     - The laws above hold for Pearson's correlation. Spearman's is converted to it and back as for normal variables,

@@ -65,9 +65,9 @@ class Evaluation:
     negated_better: bool
     """The whole interval is below 0. An LDS just below 0 is what random scores get half of the time."""
     above_ceiling: bool
-    """The LDS exceeds the ceiling, if by chance or not: a perfect method does so in about half of all cases."""
+    """The LDS exceeds the ceiling, if by chance or not: exact predictions do so in about half of all cases."""
     ceiling: float | None
-    """The LDS that a perfect method would reach; None where it cannot be known."""
+    """The LDS that exact predictions would have; None where it cannot be known."""
     basis: str
     """Hash of the ground truth, the queries and the resamples; evaluations with the same basis can be compared."""
     mislabel_auroc: float | None
@@ -92,7 +92,7 @@ class Evaluation:
         elif self.above_ceiling:
             found.append(
                 f"The LDS {self.lds:.3f} (95 % interval {self.low:.3f} to {self.high:.3f}) exceeds the noise ceiling"
-                f" {self.ceiling:.3f}, what a perfect method would reach: check that no ground truth leaked."
+                f" {self.ceiling:.3f}, what exact predictions would have: check that no ground truth leaked."
             )
         return found
 

@@ -16,7 +16,7 @@ class TaskInfo:
     n_subsets, n_seeds
         Retrainings behind the ground truth: subsets times seeds; 0 subsets where there is none.
     ceiling
-        LDS that a perfect method would reach; None where it cannot be estimated.
+        LDS that exact predictions would have; None where it cannot be estimated.
     reliability
         Reliability of the ground truth's mean over all seeds, in [0, 1], estimated from halves of them; None likewise.
     left_out

@@ -38,7 +38,7 @@ from tdabench.findings.curves import (
 from tdabench.findings.entries import difference
 from tdabench.findings.kinds import PAIRS, _bound, matched
 from tdabench.findings.markdown import share, signed
-from tdabench.findings.redrawn import redrawn
+from tdabench.findings.redrawn import of_models, redrawn
 from tdabench.findings.savings import CLAIMS, gains, verdicts
 from tdabench.findings.winners import best_so_far, duel, winners
 from tdabench.findings.words import contender, ensemble, flavour
@@ -846,9 +846,40 @@ def test_what_is_better_than_the_largest_independent_ensemble_and_faster_to_trai
     assert re.match(
         r"digits-mlp, `trak`: 5 LoRA adapters of one model against 5 independent models: \+0\.\d+ \[", lora[2]
     )
-    assert lora[2].endswith(" at 40 % of their training time |")
+    fewer = ", {} of that of 2 independent models, which would do (one seed) |"
+    assert lora[2].endswith(" at 40 % of their training time" + fewer.format("100 %"))
     assert checkpoints[:2] == ["| checkpoints (whole training)", "1 of 1 pair"]
-    assert checkpoints[2].endswith(" at 20 % of their training time |")
+    assert checkpoints[2].endswith(" at 20 % of their training time" + fewer.format("50 %"))
+
+
+def test_where_all_independent_models_are_needed_and_several_seeds_were_run_neither_is_said(run):
+    runs = [
+        run(ensemble=ensemble, noise=noise, train=train, serve=5.0, seed=seed, stream=stream)
+        for ensemble, noise, train, stream in [
+            (None, 9.0, 1.0, 1),
+            ("independent(models=5)", 2.0, 5.0, 2),
+            ("checkpoints(models=1, last=5)", 0.5, 1.0, 3),
+        ]
+        for seed in (0, 1)
+    ]
+    (line,) = (line for line in beyond(contests_of(runs, [TASK])) if line.startswith("| checkpoints"))
+    assert line.endswith(" at 20 % of their training time |")
+
+
+def test_how_far_an_lds_moves_from_seed_to_seed_is_said_of_single_models_and_of_ensembles(run):
+    runs = [
+        run(ensemble=ensemble, noise=noise, seed=seed, stream=seed)
+        for ensemble in (None, "dropout(models=1, masks=5)")
+        for seed, noise in ((0, 1.0), (1, 4.0))
+    ]
+    (contest,) = contests_of(runs, [TASK])
+    low, high = sorted(r.lds for r in runs[:2])
+    moved = f"{high - low:.3f} (median {high - low:.3f})"
+    assert of_models([contest]) == (
+        "From run seed to run seed, and so from model to model, an LDS differs: of 1 method on one model by up to"
+        f" {moved} and of 1 ensemble by up to {moved}."
+    )
+    assert of_models(contests_of(runs[:1], [TASK])) == ""
 
 
 def test_where_no_ensemble_is_better_than_the_largest_independent_one_nothing_is_said(run):

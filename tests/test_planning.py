@@ -488,6 +488,32 @@ def test_a_suite_says_how_long_it_will_take(capsys, small, monkeypatch):
     assert re.match(r"Estimated: \d[\d.]* s for 1 runs \(training .*, serving .*, starting 4 s\); without 1 ", said)
 
 
+@pytest.mark.parametrize(
+    ("cores", "each", "said"),
+    [
+        (2, (500.0, 300.0, 250.0), "about 9.17 min: one with --task a, the other with --task b --task c\n"),
+        (2, (100.0, 200.0, 250.0), None),
+        (1, (500.0, 300.0, 250.0), None),
+        (2, (), None),
+    ],
+    ids=["shared", "too short", "one core", "nothing known"],
+)
+def test_a_long_suite_says_how_two_commands_would_share_it(capsys, monkeypatch, cores, each, said):
+    from tdabench import provenance
+    from tdabench.cli.measure import _note_shared
+
+    monkeypatch.setattr(provenance, "available_cores", lambda: cores)
+    _note_shared([Job(task, "trak", {}) for task in "abc"], each)
+    assert capsys.readouterr().err == (f"By two commands at once, {said}" if said else "")
+
+
+def test_one_task_cannot_be_shared(capsys):
+    from tdabench.cli.measure import _note_shared
+
+    _note_shared([Job("a", "trak", {}), Job("a", "ek-fac", {})], (5000.0, 5000.0))
+    assert capsys.readouterr().err == ""
+
+
 def call(capsys, *words: str) -> tuple[int, str, str]:
     from tdabench import cli
 

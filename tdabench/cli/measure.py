@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from tdabench.records import Record
     from tdabench.task import Task
     from tdabench.tuned import Remark
+
+_LONG_S = 600.0  # shorter suites are not worth a second command
 
 
 @click.command()
@@ -258,7 +261,38 @@ def note_estimate(jobs: Sequence[Job]) -> tuple[float, ...]:
         f"Estimated: {format_seconds(total.seconds)} for {known} runs (training {format_seconds(total.train_s)}, "
         f"serving {format_seconds(total.serve_s)}, starting {format_seconds(total.start_s)}){unknown}"
     )
+    _note_shared(jobs, total.each)
     return total.each
+
+
+def _note_shared(jobs: Sequence[Job], seconds: Sequence[float]) -> None:
+    """Say how two commands would share what takes long, where a core is free for a second one."""
+    from tdabench.formats import format_seconds
+    from tdabench.provenance import available_cores
+
+    takes: dict[str, float] = defaultdict(float)
+    for job, one in zip(jobs, seconds, strict=False):  # nothing may be known
+        takes[job.task] += one
+    if sum(takes.values()) < _LONG_S or len(takes) < 2 or jobs[0].device != "cpu":
+        return
+    if available_cores() < 2 * jobs[0].threads:
+        return
+    first, second = halves(takes)
+    longer = max(sum(takes[task] for task in half) for half in (first, second))
+    words = [" ".join(f"--task {task}" for task in half) for half in (first, second)]
+    note(f"By two commands at once, about {format_seconds(longer)}: one with {words[0]}, the other with {words[1]}")
+
+
+def halves(takes: Mapping[str, float]) -> tuple[list[str], list[str]]:
+    """Return tasks in two parts that take about as long, the longest given first to where there is less.
+
+    >>> halves({"a": 3.0, "b": 2.0, "c": 2.0})
+    (['a'], ['b', 'c'])
+    """
+    parts: tuple[list[str], list[str]] = ([], [])
+    for task in sorted(takes, key=lambda task: -takes[task]):
+        min(parts, key=lambda part: sum(takes[one] for one in part)).append(task)
+    return parts
 
 
 def _is_missing(folder: Path | None, retry_failed: bool) -> bool:

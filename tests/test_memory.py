@@ -160,7 +160,7 @@ from tdabench.memory import keep_freed, release_unused, resident_bytes
 
 
 def batch():
-    blocks = [torch.ones(4 << 20) for _ in range(6)]  # 16 MB each
+    blocks = [torch.ones(4 << 20) for _ in range(14)]  # 16 MB each; left alone, the allocator mostly gives them back
 
 
 kept = keep_freed()
@@ -181,7 +181,7 @@ def test_freed_memory_is_kept_for_the_next_batch():
     kept, fetched, released = map(int, done.stdout.split())
     if not kept:
         pytest.skip("the allocator is not that of the GNU C library")
-    assert fetched < 8 * MB, "of 96"
+    assert fetched < 8 * MB, "of 224"
     assert released > 64 * MB
 
 

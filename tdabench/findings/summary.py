@@ -65,14 +65,14 @@ def summary(contests: Sequence[Contest]) -> list[str]:
 
 def _luck(contests: Sequence[Contest]) -> str:
     """Say what the luck of the models does to an LDS, and that of a draw on the same models, where it was measured."""
-    found = redrawn(contests)
-    if not found.pairs:
-        return f"{of_models(contests)} ".lstrip()
-    return (
-        f"{of_models(contests)} Adapters drawn anew on the same models move an LDS, too: {found.n_apart} of"
-        f" {count(len(found.pairs), 'pair')} of LoRA ensembles that differ in nothing but the draw have significantly"
-        f" different LDS, by up to {format_score(found.most)}. "
-    ).lstrip()
+    found, said = redrawn(contests), [of_models(contests)]
+    if found.pairs:
+        said.append(
+            f"Adapters drawn anew on the same models move an LDS, too: {found.n_apart} of"
+            f" {count(len(found.pairs), 'pair')} of LoRA ensembles that differ in nothing but the draw have"
+            f" significantly different LDS, by up to {format_score(found.most)}."
+        )
+    return "".join(f"{text} " for text in said if text)
 
 
 def _lead(trials: Sequence[Trial], judged: Sequence[Verdict]) -> str:

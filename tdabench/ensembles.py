@@ -48,6 +48,13 @@ def _one_by_one(task: TaskView, models: int) -> Iterator[int]:
         task.forget(model)
 
 
+def _cannot_mask(method: MemberMethod, task: TaskView, q_only: str | None) -> str | None:
+    """Return why dropout masks cannot be drawn, or None; ``q_only`` is what asks for them in the Q factor alone."""
+    if not task.dropout_sites:
+        return f"the model of {task.name} has no dropout layer"
+    return f"{q_only} needs a method with a Q factor" if q_only and not method.uses_q else None
+
+
 @dataclass(frozen=True)
 class Independent:
     """Independently trained models: the naive ensemble, good and dear."""
@@ -93,11 +100,7 @@ class Dropout:
 
     def supports(self, method: MemberMethod, task: TaskView) -> str | None:
         """Need a model with dropout, and for q-only a method with a Q factor."""
-        if not task.dropout_sites:
-            return f"the model of {task.name} has no dropout layer"
-        if self.scope == "q-only" and not method.uses_q:
-            return "scope=q-only needs a method with a Q factor"
-        return None
+        return _cannot_mask(method, task, "scope=q-only" if self.scope == "q-only" else None)
 
     def members(self, task: TaskView) -> Iterator[Member]:
         """Yield the (model, mask) pairs; for q-only, one member a model whose Q factor has all its masks."""
@@ -162,13 +165,15 @@ class Checkpoints:
 
     They resemble one another more than independent models do, but all of them cost one training. They are counted
     backwards, so that the first member of each model is the model itself. Each carries the learning rate of the epoch
-    it ends, relative to the mean over its model's members, for methods that sum along the training.
+    it ends, relative to the mean over its model's members, for methods that sum along the training. With ``q_masks``,
+    the Q factor of each is averaged over dropout masks, as :class:`Dropout` with ``scope=q-only`` does.
     """
 
     models: int = option(1, "independently trained models", low=1)
     last: int = option(5, "checkpoints per model, the final parameters included", low=1)
     every: int | None = option(None, "epochs between checkpoints; none: evenly over the span", low=1)
     span: Literal["half", "whole"] = option("half", "what they are spread over: training's second half, or all of it")
+    q_masks: int | None = option(None, "dropout masks per checkpoint for the Q factor alone; none: dropout off", low=1)
 
     @property
     def size(self) -> int:
@@ -176,7 +181,9 @@ class Checkpoints:
         return self.models * self.last
 
     def supports(self, method: MemberMethod, task: TaskView) -> str | None:
-        """Need as many epochs as the checkpoints reach back, and one word on where they are."""
+        """Need as many epochs as the checkpoints reach back, and one word on where they are; masks as dropout does."""
+        if self.q_masks is not None and (reason := _cannot_mask(method, task, "q_masks")):
+            return reason
         if self.every is not None and self.span == "whole":
             return "every and span=whole both say where checkpoints are taken: give one of them"
         if self.last <= task.epochs and self.epochs(task.epochs)[-1] >= 1:
@@ -202,11 +209,18 @@ class Checkpoints:
             task.charge_run(model, epochs)  # all at once, so that one run serves them
             for i, (epoch, rate) in enumerate(zip(epochs, rates, strict=True)):
                 weight = rate * self.last / sum(rates)
-                yield task.checkpoint_member(model, epoch, number=model * self.last + i, weight=weight)
+                number = model * self.last + i
+                yield task.checkpoint_member(model, epoch, number=number, weight=weight, q_masks=self.q_masks or 0)
 
     def parts(self) -> Parts:
-        """Return the models and what is kept of their training beside them."""
-        return Parts(self.models, members=self.size, checkpoints=self.models * (self.last - 1))
+        """Return the models, what is kept of their training beside them, and how many passes a Q factor takes."""
+        return Parts(
+            self.models,
+            members=self.size,
+            checkpoints=self.models * (self.last - 1),
+            q_members=self.q_masks or 1,
+            masks=None if self.q_masks is None else "shared",
+        )
 
 
 @dataclass(frozen=True)
@@ -245,7 +259,7 @@ KINDS: dict[str, type[Any]] = {
 }
 SIZES = frozenset({"models", "masks", "adapters", "last", "seeds"})
 """Options that count members; all others make an ensemble another one."""
-_LATER = {"span": "half"}
+_LATER: dict[str, Any] = {"span": "half", "q_masks": None}
 """Options that came after runs were published, with their defaults: there they are no part of what a run is."""
 _FORM = re.compile(r"\s*([A-Za-z][\w-]*)\s*(?:\((.*)\))?\s*", re.DOTALL)
 

@@ -329,17 +329,24 @@ class TaskView:
         mask
             (number of the mask, whether every example has its own).
         """
-        masks = None
-        if mask is not None:
-            stream = (self.name, STREAM, self.seed, model, "mask", mask[0])
-            masks = MemberMasks(self._sites, stream, mask[1])
+        masks = None if mask is None else self._masks(model, mask[0], per_sample=mask[1])
         number = model if number is None else number
         return self._member(self.train(model), number=number, masks=masks, model_number=model)
 
-    def checkpoint_member(self, model: int, epoch: int, *, number: int, weight: float = 1.0) -> Member:
-        """Return a member at the end of an epoch of a model's training; see :meth:`train_run`."""
+    def checkpoint_member(
+        self, model: int, epoch: int, *, number: int, weight: float = 1.0, q_masks: int = 0
+    ) -> Member:
+        """Return a member at the end of an epoch of a model's training; see :meth:`train_run`.
+
+        With ``q_masks``, its Q factor is averaged over so many dropout masks, drawn for this checkpoint.
+        """
         trained = self.train_run(model, [epoch])[epoch]
-        return self._member(trained, number=number, weight=weight, model_number=model)
+        member = self._member(trained, number=number, weight=weight, model_number=model)
+        masks = [self._masks(model, mask, "epoch", epoch) for mask in range(q_masks)]
+        return member.with_q(tuple(dataclasses.replace(member, masks=drawn) for drawn in masks))
+
+    def _masks(self, model: int, mask: int, *more: str | int, per_sample: bool = False) -> MemberMasks:
+        return MemberMasks(self._sites, (self.name, STREAM, self.seed, model, "mask", mask, *more), per_sample)
 
     def _member(self, trained: Parameters, **fields: Any) -> Member:
         names = {name for name, _ in self._template.named_parameters()}

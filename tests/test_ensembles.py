@@ -46,7 +46,12 @@ ensembles = (
     )
     | st.builds(Lora, models=counts, adapters=counts, rank=counts, epochs=counts)
     | st.builds(
-        Checkpoints, models=counts, last=counts, every=st.none() | counts, span=st.sampled_from(["half", "whole"])
+        Checkpoints,
+        models=counts,
+        last=counts,
+        every=st.none() | counts,
+        span=st.sampled_from(["half", "whole"]),
+        q_masks=st.none() | counts,
     )
     | st.builds(Projections, models=counts, seeds=counts)
 )
@@ -72,6 +77,7 @@ def test_the_size_is_the_number_of_pairs(ensemble):
         ("lora(rank=2)", Lora(rank=2)),
         ("checkpoints(last=3, every=2)", Checkpoints(last=3, every=2)),
         ("checkpoints(every=none)", Checkpoints()),
+        ("checkpoints(q_masks=4)", Checkpoints(q_masks=4)),
         ("projections(models=2, seeds=4)", Projections(2, 4)),
     ],
 )
@@ -110,6 +116,8 @@ def test_sizes_are_always_shown_and_other_options_where_they_differ():
     assert format_ensemble("checkpoints", values(Checkpoints(every=4))) == "checkpoints(models=1, last=5, every=4)"
     whole = Checkpoints(span="whole")
     assert format_ensemble("checkpoints", values(whole)) == "checkpoints(models=1, last=5, span=whole)"
+    masked = Checkpoints(span="whole", q_masks=4)
+    assert format_ensemble("checkpoints", values(masked)) == "checkpoints(models=1, last=5, span=whole, q_masks=4)"
     assert format_ensemble("projections", values(Projections())) == "projections(models=1, seeds=5)"
     assert format_ensemble("newer", {"size": 3}) == "newer(size=3)"
 
@@ -118,6 +126,7 @@ def test_an_option_that_came_after_published_runs_is_recorded_only_where_it_is_n
     """Else what is measured today would not be known for what was published."""
     assert recorded(Checkpoints(2, 3)) == {"models": 2, "last": 3, "every": None}
     assert recorded(Checkpoints(2, 3, span="whole")) == {"models": 2, "last": 3, "every": None, "span": "whole"}
+    assert recorded(Checkpoints(2, 3, q_masks=4)) == {"models": 2, "last": 3, "every": None, "q_masks": 4}
     assert recorded(Dropout()) == values(Dropout())
 
 
@@ -237,6 +246,16 @@ def test_checkpoint_members_are_the_models_on_their_way(members, view):
     assert [m.weight for m in seen] == pytest.approx([1.0] * 6)
 
 
+def test_every_checkpoint_has_masks_of_its_own_for_its_q_factor(members, view):
+    seen, _ = members(Checkpoints(2, 2, q_masks=3))
+    assert all(member.masks is None and len(member.q_members) == 3 for member in seen)
+    assert all(same(q.parameters, member.parameters) for member in seen for q in member.q_members)
+    assert len({q.masks.stream for member in seen for q in member.q_members}) == 2 * 2 * 3
+    assert not any(q.masks.per_sample for member in seen for q in member.q_members)
+    plain = [member for member in Checkpoints(2, 2).members(view()) if member.q_members == (member,)]
+    assert len(plain) == 4
+
+
 def test_checkpoints_weigh_as_their_learning_rates(members, view, small, small_data):
     sloping = view(replace(small, recipe=replace(small.recipe, schedule="linear", batch_size=50)), small_data)
     weights = [m.weight for m in Checkpoints(1, 3).members(sloping)]
@@ -331,6 +350,7 @@ ALL = [
     Dropout(2, 2, scope="q-only"),
     Lora(2, 2, rank=2, epochs=1),
     Checkpoints(2, 2),
+    Checkpoints(2, 2, q_masks=2),
     Projections(2, 2),
 ]
 
@@ -406,6 +426,8 @@ def test_memory_does_not_grow_with_the_ensemble(ensemble, view):
 def test_q_only_is_declined_for_a_method_without_a_q_factor(view):
     with pytest.raises(Declined, match="scope=q-only needs a method with a Q factor"):
         execute(GradDot(), Dropout(scope="q-only"), view())
+    with pytest.raises(Declined, match="q_masks needs a method with a Q factor"):
+        execute(GradDot(), Checkpoints(1, 2, q_masks=2), view())
 
 
 def test_dropout_is_declined_on_a_model_without_dropout_before_anything_is_trained(small, small_data, view):
@@ -413,6 +435,8 @@ def test_dropout_is_declined_on_a_model_without_dropout_before_anything_is_train
     task = view(plain, small_data)
     with pytest.raises(Declined, match="the model of small has no dropout layer"):
         execute(GradDot(), Dropout(), task)
+    with pytest.raises(Declined, match="the model of small has no dropout layer"):
+        execute(Trak(16), Checkpoints(1, 2, q_masks=2), task)
     assert not task.meter.models
 
 
@@ -453,8 +477,8 @@ def test_lora_is_declined_where_a_weight_or_bias_is_made_of_other_parameters(vie
     assert not mine.meter.models
 
 
-def test_q_only_averages_q_over_the_masks(view):
-    ensemble = Dropout(1, 4, scope="q-only")
+@pytest.mark.parametrize("ensemble", [Dropout(1, 4, scope="q-only"), Checkpoints(1, 1, q_masks=4)])
+def test_q_only_averages_q_over_the_masks(view, ensemble):
     (member,) = ensemble.members(view())
     q = torch.stack([1 - m.right_probability(m.task.training) for m in member.q_members])
     torch.testing.assert_close(Trak(16).fit(member).q, q.mean(0))
@@ -469,6 +493,7 @@ def test_q_only_averages_q_over_the_masks(view):
         Dropout(2, 3, scope="q-only"),
         Lora(1, 2, epochs=1),
         Checkpoints(1, 2),
+        Checkpoints(1, 2, q_masks=3),
         Projections(2, 2),
     ],
 )

@@ -806,6 +806,11 @@ def test_the_flavours_that_are_compared_exist(run, flavour):
         ("lora(models=1, adapters=1, rank=4)", "1 LoRA adapter of one model (rank 4)", "LoRA adapters (rank 4)"),
         ("lora(models=1, adapters=5, epochs=1)", "5 LoRA adapters of one model (1 epoch)", "LoRA adapters (1 epoch)"),
         ("checkpoints(models=1, last=5)", "5 checkpoints of one model", "checkpoints"),
+        (
+            "checkpoints(models=2, last=5, span=whole, q_masks=20)",
+            "5 checkpoints of each of 2 models (whole training, Q factor under 20 masks)",
+            "checkpoints (whole training, Q factor under 20 masks)",
+        ),
         ("projections(models=1, seeds=5)", "5 projections of one model", "projections"),
     ],
 )

@@ -57,6 +57,7 @@ ENSEMBLES = [
     "dropout(models=2, masks=2, scope=q-only)",
     "lora(models=1, adapters=2, rank=2, epochs=1)",
     "checkpoints(models=1, last=2)",
+    "checkpoints(models=1, last=2, q_masks=2)",
     "projections(models=1, seeds=2)",
 ]
 
@@ -100,7 +101,8 @@ def bench(small, small_data) -> Bench:
 def declines(name: str, ensemble: str | None) -> bool:
     """Return whether a method has nothing that an ensemble varies: a Q factor, a projection. All else must run."""
     text = ensemble or ""
-    return ("q-only" in text and name != "trak") or ("projections" in text and name not in ("trak", "grass", "logra"))
+    q_alone = "q-only" in text or "q_masks" in text
+    return (q_alone and name != "trak") or ("projections" in text and name not in ("trak", "grass", "logra"))
 
 
 def counted(name: str, ensemble: str | None, view: TaskView) -> tuple[int, int, int]:

@@ -33,6 +33,11 @@ PAIRS = (
     ("checkpoints", "dropout", "Checkpoints of one training against dropout"),
     ("checkpoints(span=whole)", "dropout", "Checkpoints of the whole training against dropout"),
     ("checkpoints(span=whole)", "checkpoints", "Checkpoints of the whole training against those of its second half"),
+    (
+        "checkpoints(span=whole, q_masks=20)",
+        "checkpoints(span=whole)",
+        "Checkpoints of the whole training with 20 dropout masks for the Q factor against the same without",
+    ),
     ("projections", "dropout", "Projections of the same model against dropout"),
     ("projections", "dropout(scope=q-only)", "Projections of the same model against dropout for the Q factor alone"),
 )

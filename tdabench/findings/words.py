@@ -75,6 +75,8 @@ def _option(text: str) -> str:
     name, _, value = text.partition("=")
     if name == "epochs" and value.isdigit():
         return count(int(value), "epoch")
+    if name == "q_masks" and value.isdigit():
+        return f"Q factor under {count(int(value), 'mask')}"
     return f"rank {value}" if name == "rank" and value.isdigit() else _VARIANTS.get(text, plain(text))
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tdabench.kronecker import Eigenbasis, eigenbases, solved_dot
     from tdabench.member import Member
     from tdabench.method import MemberMethod, Method, mean
+    from tdabench.notebook import open_task, score
     from tdabench.options import option
     from tdabench.projections import kronecker_sketch, masked_sketch
     from tdabench.recipe import Recipe, SubsetPlan
@@ -47,6 +48,7 @@ _HOME = {
     "tdabench.kronecker": ("Eigenbasis", "eigenbases", "solved_dot"),
     "tdabench.member": ("Member",),
     "tdabench.method": ("MemberMethod", "Method", "mean"),
+    "tdabench.notebook": ("open_task", "score"),
     "tdabench.options": ("option",),
     "tdabench.projections": ("kronecker_sketch", "masked_sketch"),
     "tdabench.recipe": ("Recipe", "SubsetPlan"),
@@ -103,7 +105,9 @@ __all__ = [
     "masked_sketch",
     "mean",
     "mean_log_probability",
+    "open_task",
     "option",
+    "score",
     "solved_dot",
     "token_cross_entropy",
     "with_sampled_labels",

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from tdabench.errors import TdabenchError, UsageError
-from tdabench.memory import ran_out
 
 
 @contextmanager
@@ -32,6 +31,8 @@ def author_errors(what: str, kind: type[UsageError] = UsageError, hint: str = ""
     except TdabenchError:
         raise
     except Exception as error:
+        from tdabench.memory import ran_out  # which needs torch, and options are described without it
+
         if ran_out(error):
             raise
         text = f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(":. ")

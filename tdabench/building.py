@@ -108,6 +108,7 @@ def build(
     out = out or ground_truth_folder(task)
     _refuse_existing(task, out, replace, options)
     task.subset_masks()  # what is wrong with them is said now, not after all is trained
+    task.check_initial_model()
     _mislabelled(task, options)
     if options.shard is None:
         check_writable(out.parent, "Pass --out DIR to build into another folder.")

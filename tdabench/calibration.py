@@ -274,7 +274,7 @@ def _representation(member: Member) -> tuple[int, int] | None:
 
 
 def _first(examples: Examples, n: int) -> Examples:
-    return Examples(examples.inputs[:n], examples.labels[:n], examples.split)
+    return examples.part(slice(n))
 
 
 def _batch(member: Member) -> int:

@@ -49,7 +49,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Examples:
-    """A whole set, in memory, on one device.
+    """A set, or a part of it, in memory, on one device.
 
     Attributes
     ----------
@@ -59,34 +59,48 @@ class Examples:
         ``[n, ...]`` int64.
     split
         ``"train"`` or ``"queries"``.
+    index
+        ``[n]`` int64, positions in the whole set; None for the whole set.
     """
 
     inputs: Tensor
     labels: Tensor
     split: str
+    index: Tensor | None = None
 
     def __len__(self) -> int:
         return self.inputs.shape[0]
 
+    @property
+    def positions(self) -> Tensor:
+        """Where the examples are in the whole set, ``[n]`` int64."""
+        return torch.arange(len(self), device=self.inputs.device) if self.index is None else self.index
+
+    def part(self, rows: Tensor | slice) -> Examples:
+        """Return the examples at ``rows`` (``[r]`` int64, or a slice), which keep what is drawn for each of the set."""
+        return Examples(self.inputs[rows], self.labels[rows], self.split, self.positions[rows])
+
     def take(self, index: Tensor) -> Batch:
         """Return the examples at ``index`` ``[B]``."""
-        return Batch(self.inputs.index_select(0, index), self.labels.index_select(0, index), index, self.split)
+        inputs, labels = self.inputs.index_select(0, index), self.labels.index_select(0, index)
+        return Batch(inputs, labels, index if self.index is None else self.index[index], self.split)
 
     def all(self) -> Batch:
-        """Return the whole set as one batch, without a copy."""
-        return Batch(self.inputs, self.labels, torch.arange(len(self), device=self.inputs.device), self.split)
+        """Return all of them as one batch, without a copy."""
+        return Batch(self.inputs, self.labels, self.positions, self.split)
 
     def batches(self, size: int, rows: range | None = None) -> Iterator[Batch]:
         """Yield consecutive batches of at most ``size`` examples, as views; of ``rows`` only, if given."""
         rows = range(len(self)) if rows is None else rows
-        index = torch.arange(len(self), device=self.inputs.device)
+        index = self.positions
         for start in range(rows.start, rows.stop, size):
             part = slice(start, min(start + size, rows.stop))
             yield Batch(self.inputs[part], self.labels[part], index[part], self.split)
 
     def to(self, device: torch.device | str) -> Examples:
         """Return the same examples on another device."""
-        return Examples(self.inputs.to(device), self.labels.to(device), self.split)
+        index = None if self.index is None else self.index.to(device)
+        return Examples(self.inputs.to(device), self.labels.to(device), self.split, index)
 
 
 def check_examples(examples: Examples, what: str) -> None:

@@ -11,10 +11,11 @@ from torch import Tensor
 from tdabench import lds
 from tdabench.correlations import CorrelationMeter
 from tdabench.ensembles import Ensemble, Independent, check_supported
-from tdabench.errors import ScoresError
+from tdabench.errors import ScoresError, UsageError
 from tdabench.member import Member, forget_masks
 from tdabench.meter import ATTRIBUTE, FIT
 from tdabench.method import MemberMethod, Method, check_floats, check_task
+from tdabench.options import values
 from tdabench.stopwatch import HARNESS
 from tdabench.view import TaskView
 
@@ -47,11 +48,13 @@ def _execute(
     else:
         with task.meter.phase(FIT):
             state = method.fit(task)
-        task.meter.keep([state, vars(method)], _charged(task))
+        _check_stateless(method)
+        task.meter.keep(state, _charged(task))
         with task.meter.phase(ATTRIBUTE):
             scores = method.attribute(task, state)
     task.check_data()
-    return checked_scores(scores, task.n_queries, task.n_train)
+    who = "combine" if isinstance(method, MemberMethod) else "attribute"
+    return checked_scores(scores, task.n_queries, task.n_train, who)
 
 
 def _per_member(method: MemberMethod, ensemble: Ensemble, task: TaskView, on_member: Callable[[int, int], None]) -> Any:
@@ -75,10 +78,17 @@ def _part(method: MemberMethod, members: Iterator[Member], task: TaskView) -> An
     meter = task.meter
     with meter.phase(FIT):
         member = next(members)
+        before = _versions(member)
         state = method.fit(member)
     with meter.stopwatch.phase(HARNESS):
+        _check_stateless(method)
         meter.keep(state, _charged(task))
     part = method.attribute(member, state)
+    if _versions(member) != before:
+        raise UsageError(
+            f"The parameters of model {member.model_number} were changed in place while the method ran; members of the"
+            " same model would see other ones. Clone a tensor before writing to it."
+        )
     forget_masks()
     if meter.correlations is not None:
         with meter.stopwatch.phase(HARNESS):  # neither the method's time nor its doing
@@ -86,14 +96,29 @@ def _part(method: MemberMethod, members: Iterator[Member], task: TaskView) -> An
     return part
 
 
+def _versions(member: Member) -> list[int]:
+    """Return how often each tensor of a member was written to, as torch counts it."""
+    return [tensor._version for tensor in (*member.parameters.values(), *member.statistics.values())]
+
+
+def _check_stateless(method: Method | MemberMethod) -> None:
+    """Refuse what fit left on the method itself: serving needs it, and it would be in no storage."""
+    hidden = sorted(vars(method).keys() - values(method).keys())
+    if hidden:
+        raise UsageError(
+            f"{type(method).__name__} keeps {', '.join(hidden)} on itself. Return from fit what attribute needs: only"
+            " that is counted as storage."
+        )
+
+
 def _charged(task: TaskView) -> set[int]:
     """Return where the storages are that are charged with the models they were loaded from."""
     return {storage.data_ptr() for storage in task.loaded()}
 
 
-def checked_scores(scores: Any, n_queries: int, n_train: int) -> Tensor:
-    """Return scores as float32 on the CPU, or say what is wrong with them."""
-    check_floats(scores)
+def checked_scores(scores: Any, n_queries: int, n_train: int, who: str = "attribute") -> Tensor:
+    """Return scores, of the method's function ``who``, as float32 on the CPU, or say what is wrong with them."""
+    check_floats(scores, who=who)
     if scores.shape == (n_train, n_queries) and n_train != n_queries:
         raise ScoresError(
             f"Scores must have shape [n_queries, n_train] = [{n_queries}, {n_train}]; got the transpose, "

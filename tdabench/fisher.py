@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -57,7 +58,7 @@ def with_sampled_labels(member: Member, examples: Examples, *stream: str | int) 
         u = torch.from_numpy(random.random(cumulative.shape[:-1])).to(cumulative.device)
         drawn = (cumulative < u.unsqueeze(-1)).sum(-1)
         labels.append(drawn.clamp_(max=cumulative.shape[-1] - 1))  # a sum that rounds to just below one
-    return Examples(examples.inputs, torch.cat(labels), examples.split)
+    return replace(examples, labels=torch.cat(labels))
 
 
 def _check_classes(logits: Tensor, labels: Tensor) -> None:

@@ -59,3 +59,18 @@ def _scaled(value: float | None, units: Sequence[tuple[float, str]], zero: str, 
     decimals = max(0, digits - 1 - math.floor(math.log10(rounded / size)))
     text = f"{number:.{decimals}f}"
     return f"{text.rstrip('0').rstrip('.') if '.' in text else text} {unit}"
+
+
+def listing(items: Sequence[str], most: int = 6, between: str = ", ") -> str:
+    """Write a list in one line, cut where it is long."""
+    more = len(items) - most
+    return between.join(items[:most]) + (f" and {more} more" if more > 0 else "")
+
+
+def count(n: int, noun: str, plural: str | None = None) -> str:
+    """Write a count with its noun.
+
+    >>> count(1, "run"), count(3, "run")
+    ('1 run', '3 runs')
+    """
+    return f"{n} {noun if n == 1 else plural or f'{noun}s'}"

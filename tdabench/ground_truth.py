@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import Field, ValidationError
 
-from tdabench.errors import GroundTruthError, MissingGroundTruthError
+from tdabench.errors import FileFormatError, GroundTruthError, MissingGroundTruthError
 from tdabench.files import (
     json_bytes,
     new_folder,
@@ -144,7 +144,7 @@ def has_ground_truth(task: Task) -> bool:
         return False
     try:
         return _is_of(read_manifest(folder, hint=""), task)
-    except GroundTruthError:
+    except FileFormatError:
         return True
 
 

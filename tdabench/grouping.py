@@ -7,6 +7,7 @@ processor alone, and a batch of them only falls out of its cache.
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from tdabench.devices import synchronize
 from tdabench.errors import UsageError
 from tdabench.memory import ran_out, release_unused
 from tdabench.precision import exact_float32
@@ -99,13 +101,13 @@ def _seconds_per_replica(task: Task, data: TaskData, size: int) -> float:
         start = time.perf_counter()
         stacked = stacked_state(program.model, size, device)
         fit_stacked(program, stacked, data.training, masks, ("grouping",), recipe)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        synchronize(device)
         return time.perf_counter() - start
 
     with threads(1), exact_float32():  # as replicas are trained
         train()  # warm-up
-        return min(train(), train()) / (size * _STEPS)
+        steps = math.ceil(int(masks[0].sum()) / recipe.batch_size)  # fewer where there are fewer examples
+        return min(train(), train()) / (size * steps)
 
 
 def _trains_as_alone(task: Task, data: TaskData, size: int) -> bool:

@@ -25,6 +25,7 @@ from tdabench.examples import Batch, Examples, consecutive
 from tdabench.kernels import differentiable
 from tdabench.layout import numbers_out
 from tdabench.memory import keep_freed, ran_out
+from tdabench.options import check_choice
 from tdabench.projections import signs
 from tdabench.taps import leaves_of
 
@@ -80,6 +81,7 @@ class Hessian:
         ridge: float = 0.0,
         rows: Tensor | None = None,
     ) -> None:
+        check_choice("curvature", curvature, Curvature)
         self.member, self.examples, self.curvature, self.ridge = member, examples, curvature, ridge
         self.rows = torch.arange(len(examples), device=examples.inputs.device) if rows is None else rows
         self._sizes = [p.numel() for p in member.parameters.values()]

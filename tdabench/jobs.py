@@ -117,9 +117,8 @@ class Plan:
 
     @property
     def models_folder(self) -> Path:
-        """Where trained models of this task version, machine class and version of torch are kept."""
-        folder = cache_folder() / "models" / f"{self.task.name}-{self.task.version}" / self.machine.machine_class
-        return folder / f"torch-{self.versions['torch']}"
+        """Where the trained models of the task are kept."""
+        return models_folder(self.task, self.machine, self.versions["torch"])
 
     @property
     def command(self) -> str:
@@ -136,6 +135,11 @@ class Plan:
             words += ["--ensemble", self.ensemble.text]
         words += ["--seed", str(self.job.seed), "--threads", str(self.job.threads), "--device", self.job.device]
         return shlex.join(words)
+
+
+def models_folder(task: Task, machine: Machine, torch: str) -> Path:
+    """Return where trained models of a task's version, a machine class and a version of torch are kept."""
+    return cache_folder() / "models" / f"{task.name}-{task.version}" / machine.machine_class / f"torch-{torch}"
 
 
 def shown(reference: str) -> str:

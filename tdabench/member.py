@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -13,8 +14,9 @@ from torch.func import functional_call
 
 from tdabench import gradients, hessian, representations
 from tdabench.dropout import DropoutSite, MaskTable
-from tdabench.errors import Declined
+from tdabench.errors import Declined, UsageError
 from tdabench.examples import FORWARD_BATCH, Batch, Examples
+from tdabench.options import check_choice
 
 if TYPE_CHECKING:
     from tdabench.view import TaskView
@@ -110,6 +112,31 @@ class Member:
         inputs = batch.inputs.contiguous(memory_format=torch.channels_last) if images else batch.inputs
         return functional_call(self.model, values, (inputs,))
 
+    def module(self, *, trainable: bool = True) -> nn.Module:
+        """Return an ordinary module in evaluation mode that computes what the member does, for code that wants one.
+
+        Parameters
+        ----------
+        trainable
+            Whether the member's parameters require gradients; nothing else does. All tensors are copies.
+
+        Raises
+        ------
+        Declined
+            If every example has a dropout mask of its own: a module has one for all.
+        """
+        if self.masks is not None and self.masks.per_sample:
+            raise Declined("a module has one dropout mask for all examples; use mask=shared")
+        model = copy.deepcopy(self.model).eval()
+        model.load_state_dict({**self.parameters, **self.statistics}, strict=False)
+        first = next(self.task.training.batches(1))
+        for name, mask in self.mask_rows(first).items():
+            owner, _, buffer = name.rpartition(".")
+            setattr(model.get_submodule(owner), buffer, mask)  # [1, *shape], the same for every example
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(trainable and name in self.parameters)
+        return model
+
     def loss(self, parameters: Mapping[str, Tensor], batch: Batch) -> Tensor:
         """Return the training loss of each example, ``[B]``."""
         return self.task.loss_function(self.logits(parameters, batch), batch.labels)
@@ -118,13 +145,25 @@ class Member:
         """Return the target of each example, ``[B]``; higher is better."""
         return self.task.target_function(self.logits(parameters, batch), batch.labels)
 
+    def _check_whole(self, examples: Examples) -> None:
+        """Refuse a part of a set that does not say which, where every example has a mask of its own."""
+        whole = self.task.training if examples.split == "train" else self.task.queries
+        by_example = self.masks is not None and self.masks.per_sample
+        if by_example and examples.index is None and len(examples) != len(whole):
+            raise UsageError(
+                f"{len(examples)} of {len(whole)} examples were given, and each has a dropout mask of its own. Make a"
+                " part of a set with examples.part(rows), which knows whose masks are whose."
+            )
+
     def function(self, of: Quantity) -> gradients.ExampleFunction:
         """Return :meth:`loss` or :meth:`target` in terms of logits and labels."""
+        check_choice("of", of, Quantity)
         return self.task.loss_function if of == "loss" else self.task.target_function
 
     @torch.no_grad()
     def targets(self, examples: Examples, batch_size: int = FORWARD_BATCH) -> Tensor:
         """Return the target of every example, ``[n]``, forward passes only."""
+        self._check_whole(examples)
         parts = []
         for batch in examples.batches(batch_size):
             self.task.meter.count(forward=len(batch))
@@ -161,6 +200,7 @@ class Member:
             If the model calls no linear layer that keeps examples apart, or has weights that come after the last one;
             if not ``pooled``, also if anything else comes after it, so that its outputs are not the model's.
         """
+        self._check_whole(examples)
         return representations.representations(self, examples, pooled=pooled)
 
     def gradients(self, examples: Examples, of: Quantity) -> gradients.Gradients:
@@ -168,6 +208,8 @@ class Member:
 
         Nothing is computed before it is used; layers are factored where that is cheaper.
         """
+        check_choice("of", of, Quantity)
+        self._check_whole(examples)
         return gradients.Gradients(self, examples, of)
 
     def hessian(
@@ -178,6 +220,7 @@ class Member:
         It multiplies vectors without being formed. ``curvature="gauss-newton"`` leaves out the model's own curvature
         and is positive semi-definite.
         """
+        self._check_whole(examples)
         return hessian.Hessian(self, examples, curvature, ridge)
 
     def last_layer(self) -> Member:

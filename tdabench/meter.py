@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
 from tdabench.correlations import CorrelationMeter
+from tdabench.devices import synchronize
 from tdabench.memory import PeakMemory
 from tdabench.stopwatch import Stopwatch
 from tdabench.storage import state_bytes
@@ -60,11 +62,7 @@ class Meter:
         self._on_phase = on_phase
         self._device = torch.device(device)
         note = memory.note if memory is not None else lambda _: None
-        self.stopwatch = Stopwatch(self._synchronize, on_edge=note)
-
-    def _synchronize(self) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+        self.stopwatch = Stopwatch(partial(synchronize, self._device), on_edge=note)
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:

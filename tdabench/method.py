@@ -13,12 +13,13 @@ Scores are ``[n_queries, n_train]`` float32, finite; higher = having that exampl
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from tdabench.authors import author_errors
 from tdabench.errors import Declined, ScoresError, UsageError
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class Method:
     """A method on the whole task."""
 
     #: Distribution of another project that does the work; its version stands in the record.
-    library: str | None = None
+    library: ClassVar[str | None] = None
 
     def supports(self, task: TaskView) -> str | None:
         """Return None, or the reason why the method cannot run on this task; the board shows it."""
@@ -61,13 +62,13 @@ class MemberMethod:
     """A method defined per member."""
 
     #: Whether the method has a Q factor (forward passes only) that a q-only ensemble can average.
-    uses_q: bool = False
+    uses_q: ClassVar[bool] = False
 
     #: Distribution of another project that does the work; its version stands in the record.
-    library: str | None = None
+    library: ClassVar[str | None] = None
 
     #: Whether the method projects at random, from a stream that depends on the member's number.
-    uses_projection: bool = False
+    uses_projection: ClassVar[bool] = False
 
     def supports(self, task: TaskView) -> str | None:
         """Return None, or the reason why the method cannot run on this task; the board shows it."""
@@ -113,9 +114,10 @@ def check_task(method: Method | MemberMethod, task: TaskView) -> None:
     Raises
     ------
     UsageError
-        If what the method's ``supports`` returns is neither None nor a reason.
+        If the method's ``supports`` fails, or what it returns is neither None nor a reason.
     """
-    reason: object = method.supports(task)
+    with author_errors(f"supports of {type(method).__name__}"):
+        reason: object = method.supports(task)
     if reason is None:
         return
     if not isinstance(reason, str) or not reason.strip():
@@ -134,6 +136,7 @@ def mean(parts: Iterable[Any]) -> Any:
         single = not isinstance(part, tuple)
         tensors = (part,) if single else part
         check_floats(*tensors)
+        _check_alike(total, tensors)
         total = [a.add_(b) for a, b in zip(total, tensors, strict=True)] if count else [_to_add_to(t) for t in tensors]
         count += 1
         del part, tensors  # before the next one is made
@@ -143,15 +146,24 @@ def mean(parts: Iterable[Any]) -> Any:
     return means[0] if single else means
 
 
+def _check_alike(total: Sequence[Tensor], tensors: Sequence[Tensor]) -> None:
+    """Refuse members' parts of other shapes than the first's: some would be added to it all the same, broadcast."""
+    shapes, found = ([list(t.shape) for t in some] for some in (total, tensors))
+    if total and shapes != found:
+        raise ScoresError(f"A member's part has shapes {found}, the first member's {shapes}. Return the same for each.")
+
+
 def _to_add_to(tensor: Tensor) -> Tensor:
     """Return a copy that a sum fits into: in bfloat16 it stops growing after some hundred members."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32), copy=True)
 
 
-def check_floats(*parts: Any) -> None:
-    """Refuse what ``attribute`` may not return: anything but floating-point tensors."""
+def check_floats(*parts: Any, who: str = "attribute") -> None:
+    """Refuse what ``attribute``, or who else is named, may not return: anything but dense floating-point tensors."""
     for part in parts:
         if not isinstance(part, Tensor):
-            raise ScoresError(f"attribute must return a torch.Tensor; got {type(part).__name__}.")
+            raise ScoresError(f"{who} must return a torch.Tensor; got {type(part).__name__}.")
+        if part.layout != torch.strided:
+            raise ScoresError(f"{who} returns a tensor of layout {part.layout}. Return it dense: scores.to_dense().")
         if not part.is_floating_point():
             raise ScoresError(f"Scores have type {part.dtype}, expected floats. Return scores.float().")

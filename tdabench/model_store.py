@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from tdabench.devices import synchronize
 from tdabench.files import storage_errors, write_bytes
 from tdabench.meter import Trained
 from tdabench.trainer import Parameters
@@ -78,10 +79,10 @@ class ModelStore:
         Each is kept with the seconds of the whole run: what it takes to have any of them.
         """
         self._try_to_write()
-        self._synchronize()
+        synchronize(self.device)
         start, cpu_start = time.perf_counter(), time.process_time()
         checkpoints = train()
-        self._synchronize()
+        synchronize(self.device)
         took = time.perf_counter() - start, time.process_time() - cpu_start
         return {name: self._keep(name, values, *took) for name, values in checkpoints.items()}
 
@@ -98,10 +99,6 @@ class ModelStore:
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.safetensors"
-
-    def _synchronize(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
 
 
 def file_content(parameters: Mapping[str, Tensor], seconds: float, cpu_seconds: float) -> bytes:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from tdabench.authors import author_errors
 from tdabench.errors import OptionError, UnknownNameError
 
 
@@ -53,7 +54,7 @@ def describe(cls: type[Any]) -> list[OptionInfo]:
     """Return the options of a dataclass; a class without fields has none."""
     if not dataclasses.is_dataclass(cls):
         return []
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     infos = []
     for field in dataclasses.fields(cls):
         default = None if field.default is dataclasses.MISSING else field.default
@@ -70,6 +71,36 @@ def describe(cls: type[Any]) -> list[OptionInfo]:
             )
         )
     return infos
+
+
+def _hints(cls: type[Any]) -> dict[str, Any]:
+    """Return the types that fields are declared with.
+
+    Raises
+    ------
+    OptionError
+        If one names what is not there when the class is used, as a type that is imported for type checkers alone.
+    """
+    try:
+        return typing.get_type_hints(cls)
+    except NameError as error:
+        raise OptionError(
+            f"{cls.__name__} declares an option with a type that is not there at run time: {error}. Import it outside"
+            " of `if TYPE_CHECKING`."
+        ) from None
+
+
+def check_choice(what: str, value: Any, choices: Any) -> None:
+    """Refuse a value that a ``Literal`` does not list; nobody else does where types are not checked.
+
+    Raises
+    ------
+    OptionError
+        Naming the choices.
+    """
+    known = typing.get_args(choices)
+    if value not in known:
+        raise OptionError(f"{what} must be one of {', '.join(map(repr, known))}; got {value!r}.")
 
 
 def values(instance: Any) -> dict[str, Any]:
@@ -95,11 +126,16 @@ def make(cls: type[Any], what: str, given: dict[str, Any]) -> Any:
         if name not in known:
             raise UnknownNameError(f"option of {what}", name, known)
     _check_declared(cls, what, given)
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     # Defaults, too: where a number's is written as 1, its record must not differ from that of --set NAME=1.
     chosen = {**_defaults(cls), **given}
     parsed = {k: _check(_parse(v, hints[k], f"{what}'s {k}"), known[k], what) for k, v in chosen.items()}
-    return cls(**parsed)
+    with author_errors(f"Making {what} with {_shown(parsed)}", OptionError):  # a __post_init__ of its author's
+        return cls(**parsed)
+
+
+def _shown(options: dict[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in options.items()) or "no options"
 
 
 def _defaults(cls: type[Any]) -> dict[str, Any]:
@@ -129,8 +165,9 @@ def _check_declared(cls: type[Any], what: str, given: dict[str, Any]) -> None:
             f"{what} can be changed while it runs, so state could hide on it. Write @dataclass(frozen=True) above it, "
             "and return from fit what serving needs."
         )
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     for field in dataclasses.fields(cls):
+        _check_name(cls, what, field.name)
         if not _is_plain(hints[field.name]):
             raise OptionError(
                 f"{what} declares {field.name} as {_type_name(hints[field.name])}. "
@@ -139,6 +176,16 @@ def _check_declared(cls: type[Any], what: str, given: dict[str, Any]) -> None:
         missing = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if missing and field.name not in given:
             raise OptionError(f"{what} needs the option {field.name}. Pass --set {field.name}=VALUE.")
+
+
+def _check_name(cls: type[Any], what: str, name: str) -> None:
+    """Refuse an option with the name of what every method has: with a type beside it, it is a field."""
+    for owner in cls.__mro__[1:]:
+        if name in vars(owner) and not dataclasses.is_dataclass(owner):
+            raise OptionError(
+                f"{what} declares {name}, which a {owner.__name__} has, as an option. Write it without a type"
+                f" ({name} = ...), or call the option otherwise."
+            )
 
 
 def _type_name(hint: Any) -> str:

@@ -32,6 +32,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tdabench.options import check_choice
 from tdabench.pieces import Outer, Piece, in_order
 from tdabench.seeds import derive_seed, generator
 
@@ -127,6 +128,7 @@ def projection(size: int, *stream: str | int, kind: Kind = "auto") -> Draw:
     ``auto`` is rank-one for layers with one outer product per example, which then never form a gradient, and sparse
     for the others, where forming one layer's gradient for a block of examples is cheaper than what works on factors.
     """
+    check_choice("kind", kind, Kind)
 
     def draw(piece: Piece) -> Sketch:
         p, q = piece.shape

@@ -96,7 +96,7 @@ def versions(*names: str) -> dict[str, str]:
 
 
 READERS = {"board", "cli", "findings", "archive", "bootstrap", "ceiling", "evaluation", "evidence", "formats"}
-READERS |= {"front", "mislabels", "results", "saturation", "scores", "suites", "wandb_sink"}
+READERS |= {"front", "mislabels", "notebook", "results", "saturation", "scores", "suites", "wandb_sink"}
 """Parts of the package that only read what runs left: none is imported by the process of a run."""
 
 

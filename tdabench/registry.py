@@ -228,12 +228,18 @@ def _load(path: Path) -> ModuleType:
 def source_sha256(thing: type[Any]) -> str:
     """Return the SHA-256 of the file that defines a class: a change of the code is a new run.
 
-    Of a class that extends a registered method's, it is that of both files, one after the other.
+    Of a class that extends a registered method's, or one of its own package, it is that of all files, one after the
+    other. What tdabench's own methods share is in :func:`tdabench.provenance.sources_sha256`.
     """
-    registered = {entry.module for entry in entry_points(METHODS)}
-    extended = [cls for cls in thing.__mro__ if cls.__module__ in registered - {thing.__module__}]
+    shared = {entry.module for entry in entry_points(METHODS)} - {thing.__module__}
+    own = _package(thing) if _package(thing) != "tdabench" else None
+    extended = [cls for cls in thing.__mro__ if cls.__module__ in shared or _package(cls) == own]
     files = dict.fromkeys(_source_file(cls) for cls in (thing, *extended))  # each once
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+def _package(thing: type[Any]) -> str:
+    return thing.__module__.partition(".")[0]
 
 
 def _source_file(thing: type[Any]) -> Path:

@@ -130,7 +130,7 @@ def compute_slice(work: Work, part: Slice) -> float:
         subset = part.subsets[int((~outputs.isfinite()).any(1).nonzero()[0])]
         raise UsageError(
             f"The training of {task.name} diverged: its outputs are not finite, first for subset {subset} under seed "
-            f"{part.seed}. Lower the recipe's learning rate, and start again."
+            f"{part.seed}. Lower the recipe's learning rate, or see whether the target is finite, and start again."
         )
     write_slice(task, part, outputs.numpy(), seconds, facts, work.folder)
     snapshots.remove()

@@ -256,7 +256,7 @@ def _result(folder: Path, code: int, out_of_memory: bool) -> dict[str, Any]:
     if out_of_memory and code == -signal.SIGKILL:
         return {"status": "out-of-memory", "reason": "killed by the kernel, which ran out of memory"}
     if code < 0:
-        return {"status": "failed", "reason": f"killed by {_name_of(-code)} from outside; its log ends where it was"}
+        return {"status": "failed", "reason": f"killed by {_name_of(-code)}; its log ends where it was"}
     return {"status": "failed", "reason": f"the process ended with code {code} and left no result; see its log"}
 
 
@@ -296,7 +296,8 @@ def _record(planned: Plan, run_id: str, result: dict[str, Any], process_s: float
 
 
 def _provenance(planned: Plan, result: dict[str, Any]) -> Provenance:
-    commit, dirty = provenance.commit()
+    own = provenance.commit()  # of this process, which may be older than the code that the run's has read
+    commit, dirty = (result.get(name, known) for name, known in zip(("commit", "dirty"), own, strict=True))
     return Provenance(
         tdabench_version=__version__,
         commit=commit,

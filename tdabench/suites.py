@@ -10,7 +10,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from tdabench.errors import FileFormatError, UnknownNameError
+from tdabench.errors import FileFormatError, UnknownNameError, UsageError
 from tdabench.jobs import Job
 from tdabench.records import RunSeed, Strict
 from tdabench.registry import find_task, split_reference
@@ -111,13 +111,15 @@ def find_suite(reference: str) -> Suite:
 
     Raises
     ------
-    UnknownNameError
-        If there is no such suite.
+    UnknownNameError, UsageError
+        If there is no such suite, or no such file.
     FileFormatError
         If the file is not a suite.
     """
     path = Path(reference) if reference.endswith(".toml") else _FOLDER / f"{reference}.toml"
     if not path.is_file():
+        if reference.endswith(".toml"):
+            raise UsageError(f"There is no file {path}. A suite is named so, or by one of: {', '.join(suite_names())}.")
         raise UnknownNameError("suite", reference, suite_names(), "A suite of your own is a .toml file.")
     try:
         content = _File.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))

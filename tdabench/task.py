@@ -242,7 +242,24 @@ class Task:
                 f"make_model of {self.name} returns a {type(model).__name__}, expected a torch.nn.Module. "
                 "Return the model itself."
             )
+        _check_made(self.name, model)
         return model
+
+    def check_initial_model(self) -> None:
+        """Refuse a model whose start no seed decides: its ground truth could not be verified.
+
+        Raises
+        ------
+        UsageError
+            If ``make_model`` gives other values under the same seed, as where it draws from NumPy's generator.
+        """
+        first, again = (self.initial_model("checked").state_dict() for _ in range(2))
+        for name, value in first.items():
+            if not torch.equal(value, again[name]):
+                raise UsageError(
+                    f"make_model of {self.name} gives {name} other values each time. Draw them from torch's generator,"
+                    " which is seeded before it is called."
+                )
 
     def template(self, example: Tensor) -> tuple[nn.Module, tuple[DropoutSite, ...]]:
         """Return a model to call functionally (its own values never matter) and its dropout sites."""
@@ -300,6 +317,20 @@ class Task:
             order = torch.randperm(self.n_train, generator=generator(self.name, "subset", m))
             masks[m, order[:size]] = True
         return masks
+
+
+def _check_made(task: str, model: nn.Module) -> None:
+    """Refuse a model that nothing can be known of before it is called, or that cannot be called functionally."""
+    if isinstance(model, torch.jit.ScriptModule):
+        raise UsageError(f"make_model of {task} returns a scripted model. Return the module that was scripted.")
+    parameters = dict(model.named_parameters())
+    if not parameters:
+        raise UsageError(f"The model of {task} has no parameters, so there is nothing to train.")
+    if lazy := [name for name, value in parameters.items() if nn.parameter.is_lazy(value)]:
+        raise UsageError(
+            f"The model's {lazy[0]} is of a lazy layer, whose size is not known before it is called. Write the size"
+            " (nn.Linear(64, 10), not nn.LazyLinear(10))."
+        )
 
 
 def _name_of(function: Callable[..., object]) -> str:

@@ -77,8 +77,8 @@ def check_values(task: Task, model: nn.Module, data: TaskData) -> None:
     Raises
     ------
     UsageError
-        If model, loss or target fails, the model gives something else than a tensor, or the shape of loss or target is
-        not ``[2]``.
+        If model, loss or target fails, the model gives something else than a tensor, or loss or target are no floats
+        or not of shape ``[2]``.
     """
     for examples, functions in (
         (data.training, {"loss": task.loss, "target": task.target.function}),
@@ -121,6 +121,8 @@ def _check_value(what: str, function: Callable[[Tensor, Tensor], Tensor], logits
             f"{what} has shape {shape} for two examples, expected [2]: one value an example. "
             'Torch\'s losses give it with reduction="none"; tdabench.cross_entropy and token_cross_entropy do.'
         )
+    if not value.is_floating_point():
+        raise UsageError(f"{what} is of type {value.dtype}, expected floats: there is nothing to differentiate.")
 
 
 def _check_parameters(model: nn.Module) -> None:

@@ -8,6 +8,7 @@ from functools import cache
 
 import torch
 
+from tdabench.devices import synchronize
 from tdabench.memory import peak_bytes, release_unused, reset_peak, resident_bytes
 
 SHORT_S = 0.25
@@ -63,17 +64,12 @@ def seconds_of(run: Callable[[], object], device: torch.device) -> float:
     """Return the seconds of a call; of the fastest of a few where they are short, because others disturb them."""
     best, left = float("inf"), SHORT_S
     for _ in range(_REPEATS):
-        _synchronize(device)
+        synchronize(device)
         start = time.perf_counter()
         run()
-        _synchronize(device)
+        synchronize(device)
         seconds = time.perf_counter() - start
         best, left = min(best, seconds), left - seconds
         if left < seconds:
             break
     return best
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -324,5 +324,5 @@ def target_outputs(task: Task, data: TaskData, stacked: Parameters, batch_size: 
             task.target.function(program.logits_of_one(values, batch.inputs), batch.labels)
             for batch in data.queries.batches(batch_size)
         ]
-        rows.append(torch.cat(parts))
+        rows.append(torch.cat(parts).float())  # whatever a target computes in
     return torch.stack(rows)

@@ -47,6 +47,8 @@ class TaskView:
         Where tensors are.
     meter
         Counts what the run uses.
+    loss_function, target_function
+        What models are trained on and what is attributed, of logits and labels, ``[B]``.
     """
 
     def __init__(self, task: Task, data: TaskData, store: Path, *, seed: int = 0, meter: Meter | None = None) -> None:
@@ -180,12 +182,22 @@ class TaskView:
             Which attribution model.
         epochs
             Numbers of finished epochs, from 1 to :attr:`epochs`.
+
+        Raises
+        ------
+        UsageError
+            If there is no such epoch.
         """
         self.charge_run(model, epochs)
         return {e: _in_order(self._template, self._loaded(self._file(model, e))[0]) for e in epochs}
 
     def charge_run(self, model: int, epochs: Sequence[int]) -> None:
         """Train and charge what :meth:`train_run` would, but load nothing."""
+        if outside := [epoch for epoch in epochs if not 1 <= epoch <= self.epochs]:
+            raise UsageError(
+                f"There is no checkpoint at the end of epoch {outside[0]}: a model of {self.name} is trained for"
+                f" {self.epochs} epochs, counted from 1."
+            )
         name = model_name(self.seed, model)
         kept = self._checkpoints.setdefault(name, {})
         asked = {e: self._file(model, e) for e in (*epochs, self.epochs) if e not in kept}
@@ -217,7 +229,13 @@ class TaskView:
 
     def _train_alone(self, model: int, on_epoch: OnEpoch | None = None) -> Parameters:
         everything = torch.ones(1, self.n_train, dtype=torch.bool)
-        stacked = train_replicas(self._task, self._data, everything, STREAM, self.seed, model, on_epoch=on_epoch)
+        with precision.exact_float32():  # also outside of a run, whose process has it from the start
+            stacked = train_replicas(self._task, self._data, everything, STREAM, self.seed, model, on_epoch=on_epoch)
+        if not all(p.isfinite().all() for p in stacked.values() if p.is_floating_point()):
+            raise UsageError(
+                f"The training of {self.name} diverged: its parameters are not finite. Lower the recipe's learning"
+                " rate."
+            )
         return {k: p[0] for k, p in stacked.items()}
 
     def retrain(self, masks: Tensor, *stream: str | int) -> list[Parameters]:
@@ -252,7 +270,8 @@ class TaskView:
             if part.name not in self._models:
                 group = self._bank_group if self._found(part.name) is None else 1  # 1: nothing trains
                 work = partial(bank.train_part, self._task, self._data, part.masks, group, *whole_stream)
-                self._models[part.name], trained = self._trained(part.name, work)
+                with precision.exact_float32():
+                    self._models[part.name], trained = self._trained(part.name, work)
                 self.meter.banks[part.name] = dataclasses.replace(trained, models=len(part.masks))
         return [self._models[part.name] for part in parts]
 
@@ -284,7 +303,8 @@ class TaskView:
             program = Program(adapted, self._sites, self.loss_function)
             recipe = dataclasses.replace(self._task.recipe, epochs=epochs)
             everything = torch.ones(1, self.n_train, dtype=torch.bool)
-            fitted = fit_stacked(program, stacked, self.training, everything, stream, recipe)
+            with precision.exact_float32():
+                fitted = fit_stacked(program, stacked, self.training, everything, stream, recipe)
             return {k: p[0] for k, p in fitted.items()}
 
         parameters, self.meter.adapters[name] = self._trained(name, work)

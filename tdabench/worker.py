@@ -55,10 +55,10 @@ def main() -> None:
     """Run the job and leave ``result.json``: what happened, and what it cost."""
     job_file, folder, handle, launcher = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
     _die_with(launcher)
-    sources = provenance.sources_sha256()  # before the run: of the code that is imported now
+    sources, (commit, dirty) = provenance.sources_sha256(), provenance.commit()  # of the code that is imported now
     with exact_float32():
         result = _guarded(Job.from_json(job_file.read_text(encoding="utf-8")), sys.argv[5], folder, Events(handle))
-    write_json(folder / RESULT_FILE, {**result, "sources_sha256": sources})
+    write_json(folder / RESULT_FILE, {**result, "sources_sha256": sources, "commit": commit, "dirty": dirty})
 
 
 def _die_with(launcher: int) -> None:

@@ -318,10 +318,14 @@ def test_score_of_a_folder_and_of_its_file_are_the_same(tdabench, small_referenc
     folder = one(runs, "Good")
     from_run = tdabench("run", small_reference, GOOD, "--runs", runs, "--json").json["evaluation"]
     np.save(tmp_path / "scores.npy", read_scores(folder))
-    for scores in (folder, folder / "scores.safetensors", tmp_path / "scores.npy"):
+    for scores in (folder, folder / "record.json", folder / "scores.safetensors", tmp_path / "scores.npy"):
         done = tdabench("score", scores, "--task", small_reference, "--json")
         assert (done.code, done.json) == (0, from_run)
-    assert tdabench("score", folder, "--json").json == from_run, "a run knows its own task"
+    for known in (folder, folder / "record.json"):
+        assert tdabench("score", known, "--json").json == from_run, "a run knows its own task"
+    other = tdabench("score", folder / "record.json", "--task", "digits-mlp")
+    assert other.code == 2
+    assert "is of small version" in other.err
     shown = tdabench("score", folder, "--task", small_reference)
     assert f"{from_run['lds']:.4f}" in shown.out
 
@@ -874,7 +878,7 @@ def test_archiving_again_keeps_what_is_there_and_never_replaces_it(tdabench, sma
     words = ("archive", runs, "--out", tmp_path / "kept", "--task", small_reference)
     tdabench(*words)
     before = state(tmp_path / "kept")
-    assert tdabench(*words).out == f"0 runs kept in {tmp_path / 'kept'}; 3 were there before.\n"
+    assert tdabench(*words).out == f"0 runs kept in {tmp_path / 'kept'}; 3 there before.\n"
     assert state(tmp_path / "kept") == before
     record = one(tmp_path / "kept", "Good") / "record.json"
     record.write_text(record.read_text() + " ")

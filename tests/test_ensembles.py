@@ -28,10 +28,10 @@ from tdabench.ensembles import (
     parse_ensemble,
     recorded,
 )
-from tdabench.errors import Declined, OptionError, UnknownNameError, UsageError
+from tdabench.errors import Declined, OptionError, ScoresError, UnknownNameError, UsageError
 from tdabench.execution import execute
 from tdabench.member import _table, forget_masks
-from tdabench.method import mean
+from tdabench.method import Method, mean
 from tdabench.options import values
 
 counts = st.integers(1, 1000)
@@ -423,6 +423,24 @@ def test_memory_does_not_grow_with_the_ensemble(ensemble, view):
     assert len(set(held.bytes_of_models)) == 1
 
 
+class Hiding(MemberMethod):
+    def fit(self, member):
+        self.kept = torch.zeros(3)
+
+    def attribute(self, member, state):
+        pytest.fail("went on")
+
+
+class HidingWhole(Method):
+    fit, attribute = Hiding.fit, Hiding.attribute
+
+
+@pytest.mark.parametrize("method", [Hiding(), HidingWhole()], ids=["per member", "on the whole task"])
+def test_what_fit_leaves_on_the_method_itself_is_refused_as_it_would_not_be_counted(view, method):
+    with pytest.raises(UsageError, match=r"keeps kept on itself\. Return from fit what attribute needs"):
+        execute(method, None, view())
+
+
 def test_q_only_is_declined_for_a_method_without_a_q_factor(view):
     with pytest.raises(Declined, match="scope=q-only needs a method with a Q factor"):
         execute(GradDot(), Dropout(scope="q-only"), view())
@@ -523,6 +541,38 @@ def test_a_mean_does_not_saturate_in_the_format_of_the_members_scores(dtype, val
     assert torch.equal(mean([part] * 300), torch.full((4, 12), value))
     assert torch.equal(part, torch.full((4, 12), value, dtype=dtype)), "nothing is added to what a member returned"
     assert mean([part.double()]).dtype == torch.float64
+
+
+@pytest.mark.parametrize("parts", [[(4, 12), (1, 12)], [(4, 12), (12,)], [(1, 12), (4, 12)]])
+def test_members_of_other_shapes_are_refused_though_torch_would_add_them(parts):
+    with pytest.raises(ScoresError, match=r"A member's part has shapes \[\[.*the first member's \[\["):
+        mean(torch.zeros(shape) for shape in parts)
+    with pytest.raises(ScoresError, match="Return the same for each"):
+        mean((torch.zeros(4, 12), torch.zeros(shape)) for shape in parts)
+
+
+class Writing(MemberMethod):
+    def attribute(self, member, state):
+        next(iter(member.parameters.values())).zero_()
+        return torch.rand(member.task.n_queries, member.task.n_train)
+
+
+def test_parameters_that_a_method_writes_to_are_noticed(view):
+    with pytest.raises(UsageError, match="The parameters of model 0 were changed in place while the method ran"):
+        execute(Writing(), Dropout(1, 2), view())
+
+
+class Odd(MemberMethod):
+    def attribute(self, member, state):
+        return torch.rand(member.task.n_queries, member.task.n_train)
+
+    def combine(self, parts):
+        return next(iter(parts)).to_sparse()
+
+
+def test_sparse_scores_are_refused_by_the_name_of_who_returns_them(view):
+    with pytest.raises(ScoresError, match=r"combine returns a tensor of layout torch\.sparse_coo\. Return it dense"):
+        execute(Odd(), None, view())
 
 
 def test_an_ensemble_is_charged_for_its_models_once(view):

@@ -83,3 +83,15 @@ def test_the_shipped_tasks_that_need_no_download_pass(digits_data):
     for data in (digits_data, find_task("etudes-music-transformer").data()):
         check_examples(data.training, "training examples")
         check_examples(data.queries, "queries")
+
+
+def test_a_part_of_a_set_knows_where_its_examples_are():
+    whole = Examples(torch.arange(20.0).view(10, 2), torch.arange(10), "train")
+    part = whole.part(torch.tensor([7, 2, 5]))
+    assert whole.positions.tolist() == list(range(10))
+    assert part.positions.tolist() == part.labels.tolist() == [7, 2, 5]
+    for found in (part.all(), part.take(torch.tensor([0, 1, 2])), next(part.batches(9)), part.to("cpu").all()):
+        assert found.index.tolist() == found.labels.tolist() == [7, 2, 5]
+    assert part.take(torch.tensor([2])).index.tolist() == [5]
+    assert [batch.index.tolist() for batch in part.batches(2)] == [[7, 2], [5]]
+    assert whole.part(slice(3, 5)).part(slice(1, 2)).positions.tolist() == [4]

@@ -18,6 +18,7 @@ from tdabench.files import json_bytes, sha256_arrays, write_arrays, write_json
 from tdabench.ground_truth import (
     ARRAYS_FILE,
     MANIFEST_FILE,
+    ground_truth_folder,
     has_ground_truth,
     read_ground_truth,
     read_manifest,
@@ -219,6 +220,9 @@ def test_a_manifest_that_is_no_json_is_one_clear_error(small, copy):
     (copy / MANIFEST_FILE).write_text("{")
     with pytest.raises(FileFormatError, match=rf"{MANIFEST_FILE} is not a readable ground-truth manifest"):
         read_ground_truth(small, copy)
+    there = replace(small, folder=copy.parent)
+    copy.rename(ground_truth_folder(there))
+    assert has_ground_truth(there), "which a list of tasks asks: what is wrong with it shows when it is read"
 
 
 @pytest.mark.parametrize(

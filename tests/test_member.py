@@ -10,7 +10,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from tdabench import Declined
+from tdabench import Declined, Examples, OptionError, UsageError
 from tdabench.lora import adapter_names
 
 MASKS = {"none": None, "shared": (0, False), "per-sample": (0, True)}
@@ -216,3 +216,42 @@ def test_members_of_different_models_have_statistics_of_their_own(normalised):
     assert not torch.equal(first.statistics["1.running_mean"], second.statistics["1.running_mean"])
     masked = normalised.member(0, mask=(0, True))
     assert all(masked.statistics[k] is first.statistics[k] for k in STATISTICS)
+
+
+def test_a_part_of_the_training_set_has_the_masks_of_its_examples(view):
+    task = view()
+    member = task.member(mask=(0, True))
+    rows = torch.tensor([70, 3, 41])
+    part = task.training.part(rows)
+    for of in ("loss", "target"):
+        whole = member.gradients(task.training, of).dense()
+        torch.testing.assert_close(member.gradients(part, of).dense(), whole[rows], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(member.targets(part), member.targets(task.training)[rows])
+    torch.testing.assert_close(member.representations(part), member.representations(task.training)[rows])
+
+
+def test_a_part_that_does_not_say_which_is_refused_where_every_example_has_a_mask_of_its_own(view):
+    task = view()
+    part = Examples(task.training.inputs[:3], task.training.labels[:3], "train")
+    member = task.member(mask=(0, True))
+    for ask in (
+        lambda: member.gradients(part, "loss"),
+        lambda: member.hessian(part),
+        lambda: member.targets(part),
+        lambda: member.representations(part),
+    ):
+        with pytest.raises(UsageError, match=r"3 of 120 examples were given.*examples\.part\(rows\)"):
+            ask()
+    assert task.member(mask=(0, False)).gradients(part, "loss").dense().shape[0] == 3
+
+
+@pytest.mark.parametrize("of", ["Loss", "logits"])
+def test_gradients_of_what_there_is_not_are_refused(view, of):
+    """Else they would be those of the target, of another sign than the loss's."""
+    task = view()
+    with pytest.raises(OptionError, match=f"of must be one of 'loss', 'target'; got '{of}'"):
+        task.member().gradients(task.training, of)
+    with pytest.raises(OptionError, match="curvature must be one of 'gauss-newton', 'hessian'; got 'gn'"):
+        task.member().hessian(task.training, "gn")
+    with pytest.raises(OptionError, match="kind must be one of 'auto', 'dense', 'sparse', 'rank-one'; got 'tensor'"):
+        task.member().gradients(task.training, "loss").project(8, "x", kind="tensor")

@@ -11,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tdabench.errors import OptionError, TdabenchError, UnknownNameError
-from tdabench.options import describe, make, option, values
+from tdabench.member import Quantity
+from tdabench.method import MemberMethod
+from tdabench.options import check_choice, describe, make, option, values
 
 
 @dataclass(frozen=True)
@@ -160,6 +162,49 @@ def test_a_dataclass_that_can_be_changed_is_refused_as_state_could_hide_on_it():
 
     with pytest.raises(OptionError, match=r"mine can be changed while it runs.*Write @dataclass\(frozen=True\)"):
         make(Changeable, "mine", {})
+
+
+def test_a_type_that_only_type_checkers_import_is_refused_with_what_to_do():
+    @dataclass(frozen=True)
+    class Mine:
+        curvature: NotThere = "hessian"  # noqa: F821
+
+    for ask in (lambda: describe(Mine), lambda: make(Mine, "mine", {})):
+        with pytest.raises(OptionError, match=r"'NotThere' is not defined\. Import it outside of `if TYPE_CHECKING`\."):
+            ask()
+
+
+def test_what_every_method_has_is_no_option():
+    """With a type beside it, it would be one: --set uses_q=false."""
+
+    @dataclass(frozen=True)
+    class Mine(MemberMethod):
+        uses_q: bool = True
+
+    with pytest.raises(
+        OptionError, match=r"mine declares uses_q, which a MemberMethod has, as an option\. Write it with"
+    ):
+        make(Mine, "mine", {})
+
+
+def test_what_a_post_init_refuses_is_told_with_the_options():
+    @dataclass(frozen=True)
+    class Picky:
+        low: int = option(1, "least")
+        high: int = option(2, "most")
+
+        def __post_init__(self):
+            if self.low > self.high:
+                raise ValueError("low is above high")
+
+    with pytest.raises(OptionError, match="Making picky with low=3, high=2 fails: ValueError: low is above high"):
+        make(Picky, "picky", {"low": "3"})
+
+
+def test_a_choice_that_a_literal_does_not_list_is_refused():
+    check_choice("of", "loss", Quantity)
+    with pytest.raises(OptionError, match="of must be one of 'loss', 'target'; got 'Loss'"):
+        check_choice("of", "Loss", Quantity)
 
 
 def test_a_constructor_of_its_own_is_refused():

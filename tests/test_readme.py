@@ -19,7 +19,7 @@ def test_the_counts_in_the_readme_are_those_of_the_findings():
     counts = set(re.findall(r"\d+ of \d+|[\d.]+ × the cost|one of [A-Za-z ]+ on \d+", answer))
     assert len(counts) > 10
     assert sorted(count for count in counts if not re.search(rf"(?<!\d){re.escape(count)}(?!\d)", findings)) == []
-    assert f"{len(BOARD.records):,} runs" in answer
+    assert all(f"{len(kept.records):,} runs on" in answer for kept in ALL)
 
 
 TRAIN, SERVE = r"\*\*At equal training time\*\*[^:]*: of", r"\*\*At equal serving time\*\*[^:]*: of"
@@ -31,32 +31,54 @@ SAID = [
         "whole training against those of its second half: better in 26, level in 16, worse in 2 of 44 pairs",
     ),
     (
-        "best ensemble there is one of checkpoints on 11 of 14 pairs",
+        "| training time | checkpoint suite | 14 | 11 | 0 | not run | 2 (2 unopposed) | 1 |",
         CHECKPOINTS,
-        rf"{TRAIN} 14 {BEST} one of checkpoints on 11,",
+        rf"{TRAIN} 14 {BEST} one of checkpoints on 11, independent models on 2 \(on 2 of them [^)]*\) and a tie of"
+        r" independent models and others on 1\.",
     ),
     (
-        "at the serving time of five models they are best on 6 of the pairs, and independent models alone on 4",
+        "| serving time | checkpoint suite | 14 | 6 | 0 | not run | 4 (2 unopposed) | 4 |",
         CHECKPOINTS,
-        rf"{SERVE} 14 {BEST} one of checkpoints on 6, a tie of independent models and others on 4 and"
-        r" independent models on 4 ",
+        rf"{SERVE} 14 {BEST} one of checkpoints on 6, a tie of independent models and others on 4 and independent"
+        r" models on 4 \(on 2 of them [^)]*\)\.",
     ),
     (
-        "better than all twenty on all six networks",
+        "better than twenty independent models on all six networks, at 5 to 25 % of the training time",
         CHECKPOINTS,
         r"\| checkpoints \(whole training\) \| \d+ of \d+ pairs \|"
-        r"(?=.*cifar2-resnet9-small, `trak`: 3 checkpoints of each of 5 models[^;]* against 20 independent models:)"
+        r"(?=.*cifar2-resnet9-small, `trak`: 3 checkpoints of each of 5 models[^;]* against 20 independent models:"
+        r"[^;]* at 25 % of their)"
         + "".join(
-            rf"(?=[^|]*{task}, `trak`: {n} checkpoints of one model[^;]* against 20 independent models:)"
-            for task, n in [
-                ("digits-mlp", 10),
-                ("etudes-music-transformer", 4),
-                ("maestro-music-transformer-small", 5),
-                ("mnist-mlp", 10),
-                ("shakespeare-nanogpt-small", 2),
+            rf"(?=[^|]*{task}, `trak`: {n} checkpoints of one model[^;]* against 20 independent models:[^;]* at 5 % of"
+            rf" their training time{', 10 % of that of 10 independent models, which would do' * (n < 10 and where)})"
+            for task, n, where in [
+                ("digits-mlp", 10, False),
+                ("etudes-music-transformer", 4, True),
+                ("maestro-music-transformer-small", 5, False),
+                ("mnist-mlp", 10, False),
+                ("shakespeare-nanogpt-small", 2, True),
             ]
         ),
     ),
+    (
+        "at checkpoints they are better than the same without in 13 pairs, level in 2 and never worse",
+        CHECKPOINTS,
+        r"20 dropout masks for the Q factor against the same without: better in 13, level in 2, worse in 0 of 15 pairs",
+    ),
+    (
+        "two checkpoints of one model on digits-mlp save 87 % of training time, 69 % of serving time and 74 % of"
+        " storage",
+        CHECKPOINTS,
+        r"## digits-mlp .*\| 2 checkpoints of one model \(whole training, Q factor under 20 masks\) \| 0\.470"
+        r" \| 7\.7 \| 87 % [^|]*\| 69 % [^|]*\| [^|]*\| [^|]*\| 74 % [^|]*\|.*## etudes",
+    ),
+    (
+        "five on mnist-mlp at least 95, 71 and 75 %",
+        CHECKPOINTS,
+        r"## mnist-mlp .*\| 5 checkpoints of one model \(whole training, Q factor under 20 masks\) \| 0\.483"
+        r" \| more than 20 \| ≥ 95 % [^|]*\| ≥ 71 % [^|]*\| [^|]*\| [^|]*\| ≥ 75 % [^|]*\|.*## shakespeare",
+    ),
+    ("which no ensemble of masks alone does there", CHECKPOINTS, r"All three at once: by 0 of 71 ensembles"),
     (
         "EK-FAC is on 1 of 7",
         CHECKPOINTS,
@@ -64,29 +86,37 @@ SAID = [
         r" ensembles of `trak` that cost no more on 1 of 7 tasks: `ek-fac`",
     ),
     (
-        "the claimed serving time is saved on 2 of its 11 pairs",
+        "| 22 | 2 of 11, masks for TRAK's Q factor alone |",
         CHECKPOINTS,
         r"\*\*Serving time, claimed up to 60 %\*\*: reached on 2 of 11 pairs [^:]*: digits-mlp \(`trak`\),"
         r" mnist-mlp \(`trak`\)",
     ),
     (
-        "better in 34 and worse in 7 of 60 comparisons",
+        "| 17 | 3 of 11, on transformers |",
+        CHECKPOINTS,
+        r"training time on 3 of 11 \(open: 4\), serving time on 2 of 11 \(open: 5\) and storage on 0 of 11"
+        r".*\*\*Training time[^:]*: reached on 3 of 11 pairs [^:]*: etudes-music-transformer \(`ek-fac`, `trak`\),"
+        r" shakespeare-nanogpt-small \(`trak`\)",
+    ),
+    (
+        "better in 34 and worse in 7 of 60 comparisons, all seven on transformers",
         BOARD,
         r"checkpoints better in 34 and worse in 7 of 60 \(worse on etudes-music-transformer: \d of \d,"
         r" maestro-music-transformer-small: \d of \d and shakespeare-nanogpt-small: \d of \d\)",
     ),
     (
-        "one of checkpoints on 15, one of dropout masks on 3, one of LoRA adapters on 2 and the five models alone on 3",
+        "| training time | board | 33 | 15 | 3 | 2 | 3 (3 unopposed) | 10 |",
         BOARD,
         rf"{TRAIN} 33 {BEST} one of checkpoints on 15, a tie of others than independent models on 8, independent models"
         r" on 3 \(on 3 of them no other ensemble of several models was run\), one of dropout masks on 3, a tie of"
         r" independent models and others on 2 and one of LoRA adapters on 2\.",
     ),
     (
-        "At their serving time it is one of checkpoints on 1, and the five models alone on 11",
+        "| serving time | board | 33 | 1 | 1 | 3 | 11 (3 unopposed) | 17 |",
         BOARD,
-        rf"{SERVE} 33 {BEST} a tie of independent models and others on 13, independent models on 11 .*, one of"
-        r" checkpoints on 1 and",
+        rf"{SERVE} 33 {BEST} a tie of independent models and others on 13, independent models on 11 \(on 3 of them"
+        r" [^)]*\), a tie of others than independent models on 4, one of LoRA adapters on 3, one of checkpoints on 1"
+        r" and one of dropout masks on 1\.",
     ),
     (
         "better than the board's ensembles of TRAK on 6 of 9 tasks",
@@ -107,9 +137,18 @@ SAID = [
         r" \(median 0\.022\)",
     ),
     (
-        "As claimed on 4 of 33 and 5 of 33 pairs",
-        BOARD,
-        r"training time on 9 of 33 \(open: 17\), serving time on 4 of 33 \(open: 22\) and storage on 5 of 33",
+        "in the checkpoint suite, by up to .065 (14, median .026) and .100 (159, median .019)",
+        CHECKPOINTS,
+        r"of 14 methods on one model by up to 0\.065 \(median 0\.026\) and of 159 ensembles by up to 0\.100"
+        r" \(median 0\.019\)",
+    ),
+    *(
+        (said, BOARD, rf"claimed up to {share} %\*\*: reached on {met} of 33 pairs \(not on {rest}; open on {left}\)")
+        for said, share, met, rest, left in [
+            ("| 80 % of training time | 9 of 33, eight on transformers | 7 | 17 |", 80, 9, 7, 17),
+            ("| 60 % of serving time | 4 of 33, three of Grad-Dot, whose LDS is low | 7 | 22 |", 60, 4, 7, 22),
+            ("| 80 % of storage | 5 of 33, four of Grad-Dot | 8 | 20 |", 80, 5, 8, 20),
+        ]
     ),
     (
         "40 of 221 score above such models at equal training time and 152 below; without the tasks where only the last"
@@ -150,3 +189,26 @@ def test_the_table_of_methods_in_the_readme_is_that_of_the_findings():
         assert [f"0{value}" for value in (ceiling, *cells)] == [found, *(lds[name] for name in names[2:-1])]
         name, value = best.split()
         assert (f"0{value}", name.strip("`")) == max((value, name) for name, value in lds.items())
+
+
+def test_the_table_of_ensembles_in_the_readme_is_that_of_the_findings():
+    """Its columns are k checkpoints of TRAK, and what they are held against."""
+    document = (ROOT / CHECKPOINTS.document).read_text(encoding="utf-8")
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    head = next(i for i, line in enumerate(lines) if line.startswith("| task | k |"))
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[head + 2 : head + 8]]
+    assert len({row[0] for row in rows}) == 6
+    for task, k, *cells in rows:
+        part = re.search(rf"^## {task.strip('`')}\n.*?^### Saved", document, re.MULTILINE | re.DOTALL)[0]
+        found = dict(re.findall(r"^\| ([^|]+?) \| (0\.\d+) \[", part.partition("**`trak`**")[2], re.MULTILINE))
+        each = re.fullmatch(r"\.\d+ \((\d)\)", cells[-1])
+        names = [
+            "one model",
+            "20 dropout masks of one model",
+            f"{k} checkpoints of one model (whole training)",
+            f"{k} checkpoints of one model (whole training, Q factor under 20 masks)",
+            "5 independent models",
+            "20 independent models",
+            f"{each[1] if each else 5} checkpoints of each of 5 models (whole training)",
+        ]
+        assert [f"0{cell.split()[0]}" for cell in cells] == [found[name] for name in names], task

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import os
 import shlex
@@ -110,6 +111,19 @@ def test_a_method_that_extends_a_registered_one_changes_with_it(tmp_path, monkey
         assert source_sha256(method.__mro__[1]) == sha256_file(base)
     finally:
         sys.modules.pop("registered_base", None)
+
+
+def test_a_method_changes_with_what_it_extends_of_its_own_package(tmp_path, monkeypatch):
+    package = tmp_path / "their_package"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "common.py").write_text("from tdabench import MemberMethod\n\n\nclass Base(MemberMethod): pass\n")
+    (package / "mine.py").write_text("from their_package.common import Base\n\n\nclass Mine(Base): pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    method = importlib.import_module("their_package.mine").Mine
+    before = source_sha256(method)
+    (package / "common.py").write_text("# changed\n")
+    assert len({before, source_sha256(method), sha256_file(package / "mine.py")}) == 3
 
 
 def test_methods_that_are_registered_are_known_by_their_own_files():

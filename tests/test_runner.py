@@ -466,7 +466,7 @@ def test_a_run_that_was_killed_for_memory_is_told_from_one_that_was_killed(tmp_p
 
 def test_a_signal_without_a_name_has_its_number(tmp_path):
     reasons = [runner._result(tmp_path, -n, out_of_memory=False)["reason"] for n in (signal.SIGTERM, 45)]
-    assert [r.split(" from outside")[0] for r in reasons] == ["killed by SIGTERM", "killed by signal 45"]
+    assert [r.split(";")[0] for r in reasons] == ["killed by SIGTERM", "killed by signal 45"]
 
 
 @pytest.mark.skipif(not Path("/proc/vmstat").exists(), reason="the kernel keeps no counts here")
@@ -490,7 +490,17 @@ def test_a_method_that_is_edited_after_the_plan_is_refused_and_leaves_no_row(sma
 
 
 def test_the_record_names_the_sources_that_ran(two_attempts):
-    assert two_attempts.first[1].provenance.sources_sha256 == provenance.sources_sha256()
+    made = two_attempts.first[1].provenance
+    assert made.sources_sha256 == provenance.sources_sha256()
+    assert (made.commit, made.dirty) == provenance.commit()
+
+
+def test_the_record_names_the_commit_that_the_run_s_process_read(small_reference, tmp_path, monkeypatch):
+    """A suite takes hours, and a commit made meanwhile is what its later runs are of."""
+    monkeypatch.setattr(provenance, "commit", lambda: ("0" * 40, True))
+    _, record = run(plan(Job(small_reference, "random", {})), tmp_path)
+    monkeypatch.undo()
+    assert (record.provenance.commit, record.provenance.dirty) == provenance.commit()
 
 
 def test_processor_seconds_stand_beside_the_wall_clock(two_attempts, training_run, slow_run):

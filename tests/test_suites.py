@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tdabench.cli.measure import note_without_truth
 from tdabench.ensembles import KINDS, Dropout, parse_ensemble
-from tdabench.errors import FileFormatError, UnknownNameError
+from tdabench.errors import FileFormatError, UnknownNameError, UsageError
 from tdabench.method import MemberMethod
 from tdabench.registry import METHODS, TASKS, find_method, find_task, names
 from tdabench.suites import find_suite, suite_names
@@ -175,7 +175,7 @@ def test_tasks_without_ground_truth_are_named_before_a_suite_starts(small, small
 def test_unknown_suite():
     with pytest.raises(UnknownNameError, match=r"Unknown suite 'quik'. Did you mean 'quick'\?.*\.toml file\.$"):
         find_suite("quik")
-    with pytest.raises(UnknownNameError, match=r"Unknown suite 'gone.toml'"):
+    with pytest.raises(UsageError, match=r"There is no file gone\.toml\. A suite is named so, or by one of: .*quick"):
         find_suite("gone.toml")
 
 

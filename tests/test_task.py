@@ -5,6 +5,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -321,6 +322,35 @@ def test_a_model_is_made_without_touching_the_generators_of_accelerators(small, 
     before = torch.get_rng_state()
     small.initial_model("x")
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("make_model", "said"),
+    [
+        (lambda: nn.Sequential(nn.LazyLinear(10)), r"0\.weight is of a lazy layer.*Write the size"),
+        (nn.Flatten, "has no parameters, so there is nothing to train"),
+        (lambda: torch.jit.script(nn.Linear(64, 10)), "returns a scripted model"),
+    ],
+    ids=["lazy", "nothing", "scripted"],
+)
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
+def test_models_that_nothing_can_be_known_of_are_refused_by_every_command(small, make_model, said):
+    task = replace(small, make_model=make_model)
+    for ask in (lambda: task.version, lambda: task.template(torch.zeros(1, 64))):
+        with pytest.raises(UsageError, match=said):
+            ask()
+
+
+def test_a_model_that_no_seed_decides_is_refused_before_it_is_trained(small):
+    def make_model():
+        model = nn.Linear(64, 10)
+        with torch.no_grad():
+            model.bias += float(np.random.default_rng().standard_normal())
+        return model
+
+    small.check_initial_model()
+    with pytest.raises(UsageError, match=r"make_model of small gives bias other values each time"):
+        replace(small, make_model=make_model).check_initial_model()
 
 
 def test_initial_models_depend_on_their_stream_alone(small):

@@ -14,7 +14,7 @@ from tdabench.errors import UsageError
 from tdabench.execution import execute
 from tdabench.targets import Target
 from tdabench.template import template_of
-from tdabench.trainer import train_replicas
+from tdabench.trainer import target_outputs, train_replicas
 
 ROW = torch.rand(1, 12)
 SPLITS = ("training", "queries")
@@ -118,6 +118,21 @@ def test_a_model_that_gives_more_than_its_outputs_is_refused(small, small_data, 
         train_replicas(task, small_data, task.subset_masks()[:2], "x")
     with pytest.raises(UsageError, match=wanted):
         view(task, small_data)
+
+
+def test_a_target_that_is_no_float_is_refused_before_anything_is_trained(small, small_data, view):
+    right = replace(small.target, function=lambda logits, labels: logits.argmax(-1) == labels)
+    with pytest.raises(UsageError, match=r"The target of small is of type torch\.bool, expected floats"):
+        view(replace(small, target=right), small_data)
+
+
+def test_outputs_are_float32_whatever_the_target_computes_in(small, small_data):
+    plain = small.target.function
+    precise = replace(small.target, function=lambda logits, labels: plain(logits.double(), labels))
+    stacked = train_replicas(small, small_data, small.subset_masks()[:2], "x")
+    found = target_outputs(replace(small, target=precise), small_data, stacked)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, target_outputs(small, small_data, stacked))
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")

@@ -359,6 +359,13 @@ def test_nothing_is_trained_on_data_that_a_method_has_changed(view, small, small
     assert again._store.find("model-0-1") is None
 
 
+def test_a_training_that_diverges_is_named_and_nothing_is_kept_of_it(view, small, small_data, tmp_path):
+    wild = replace(small, recipe=replace(small.recipe, lr=1e30))
+    with pytest.raises(UsageError, match=r"training of small diverged: .* Lower the recipe's learning rate"):
+        view(wild, small_data).train()
+    assert not list((tmp_path / "models").glob("*.safetensors"))
+
+
 def test_the_view_describes_the_model(view, small):
     assert [s.buffer for s in view().dropout_sites] == ["2.mask"]
     assert view().has_linear_layers
@@ -383,6 +390,13 @@ def test_checkpoints_are_those_of_the_training_on_the_way(view, small):
     early = replace(small, recipe=replace(small.recipe, epochs=2))
     assert same(run[2], view(early, small.data(), store="early").train(1))
     assert not same(run[1], run[2])
+
+
+@pytest.mark.parametrize("epoch", [0, 4, -1])
+def test_an_epoch_that_no_training_ends_is_refused_before_it_starts(view, trainings, epoch):
+    with pytest.raises(UsageError, match=rf"end of epoch {epoch}: a model of small is trained for 3 epochs, counted"):
+        view().train_run(0, [3, epoch])
+    assert not trainings
 
 
 def test_one_training_serves_all_checkpoints_and_the_model(view, trainings):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import importlib
 import io
 import logging
@@ -83,31 +82,8 @@ class PeerMethod(tdabench.MemberMethod):
 
 
 def model_of(member: tdabench.Member, *, trainable: bool = True) -> nn.Module:
-    """Return an ordinary module in evaluation mode that computes what the member does.
-
-    Parameters
-    ----------
-    member
-        Its parameters, running statistics and dropout mask are copied.
-    trainable
-        Whether the member's parameters require gradients; nothing else does.
-
-    Raises
-    ------
-    Declined
-        If every example has a dropout mask of its own: a module has one for all.
-    """
-    if member.masks is not None and member.masks.per_sample:
-        raise tdabench.Declined("a library's model has one dropout mask for all examples; use mask=shared")
-    model = copy.deepcopy(member.model).eval()
-    model.load_state_dict({**member.parameters, **member.statistics}, strict=False)
-    first = next(member.task.training.batches(1))
-    for name, mask in member.mask_rows(first).items():
-        owner, _, buffer = name.rpartition(".")
-        setattr(model.get_submodule(owner), buffer, mask)  # [1, *shape], the same for every example
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(trainable and name in member.parameters)
-    return model
+    """Return the member as a library wants it; see :meth:`tdabench.Member.module`."""
+    return member.module(trainable=trainable)
 
 
 def has_adapter(member: tdabench.Member) -> bool:

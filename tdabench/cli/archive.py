@@ -26,6 +26,7 @@ def archive(runs: tuple[Path, ...], out: Path, as_json: bool) -> None:
     """
     from tdabench.archive import archive_runs
     from tdabench.cli.reports import run_folders
+    from tdabench.formats import count
 
     folders = run_folders(runs)
     with Live(len(folders), "runs") as live:
@@ -34,4 +35,4 @@ def archive(runs: tuple[Path, ...], out: Path, as_json: bool) -> None:
     facts = {"kept": kept, "there_before": before, "folder": str(out)}
     if as_json:
         return print_json(facts)
-    return click.echo(f"{kept} runs kept in {out}; {before} were there before.")
+    return click.echo(f"{count(kept, 'run')} kept in {out}; {before} there before.")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tdabench.cli.output import note, warn
+from tdabench.formats import listing
 
 if TYPE_CHECKING:
     from tdabench.records import Record
@@ -14,7 +15,10 @@ if TYPE_CHECKING:
 _SHOWN = 3
 
 
-def note_other_sources(records: Sequence[Record]) -> None:
+_AGAIN = "use `tdabench run ... --again` or another folder with --runs"
+
+
+def note_other_sources(records: Sequence[Record], again: str = _AGAIN) -> None:
     """Say which runs were measured with other sources of tdabench than today's, and how to measure them anew.
 
     Such runs count as measured: else every commit would cost all of them.
@@ -25,8 +29,7 @@ def note_other_sources(records: Sequence[Record]) -> None:
     others = [record for record in records if record.provenance.sources_sha256 != today]
     if others:
         note(
-            f"{_counted(others, records)} measured with other tdabench sources than today's. "
-            "To measure anew, use `tdabench run ... --again` or another folder with --runs."
+            f"{_counted(others, records)} measured with other tdabench sources than today's. To measure anew, {again}."
         )
 
 
@@ -41,7 +44,7 @@ def warn_of_busy(records: Sequence[Record]) -> None:
         what = busy[0].warnings()[0]
     else:
         labels = [f"{record.task}: {record.label}" for record in busy]
-        what = f"{_counted(busy, records)} measured on a busy machine ({_first(labels)})."
+        what = f"{_counted(busy, records)} measured on a busy machine ({listing(labels, _SHOWN, '; ')})."
     trained = any(name != "serving" for record in busy for name in record.busy())
     kept = (
         f" Trainings keep their times: remove those models below {cache_folder() / 'models'} first." if trained else ""
@@ -56,15 +59,10 @@ def warn_of_busy_candidates(records: Sequence[Record], runs: Path) -> None:
     busy = [record.run_id for record in records if record.busy()]
     if busy:
         warn(
-            f"Of {len(records)} candidates {len(busy)} had a busy machine ({_first(busy)}), "
+            f"Of {len(records)} candidates {len(busy)} had a busy machine ({listing(busy, _SHOWN, '; ')}), "
             "and the tuning is charged with their times. To try them again on an idle machine, remove their folders "
             f"in {runs / CANDIDATES_FOLDER}."
         )
-
-
-def _first(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return f"{'; '.join(names[:_SHOWN])}{more}"
 
 
 def _counted(some: Sequence[Record], records: Sequence[Record]) -> str:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tdabench.errors import OptionError, UsageError
+from tdabench.devices import check_device
+from tdabench.errors import OptionError
 from tdabench.seeds import MOST_SEED
 
 if TYPE_CHECKING:
@@ -124,12 +125,3 @@ def on_machine(job: Job, threads: int, device: str, data_folder: Path | None) ->
     check_device(device)
     folder = None if data_folder is None else str(data_folder.resolve())
     return replace(job, threads=threads, device=device, data_folder=folder)
-
-
-def check_device(device: str) -> None:
-    """Refuse a device that is not there."""
-    if device == "cuda":
-        import torch
-
-        if not torch.cuda.is_available():
-            raise UsageError("There is no CUDA device that torch can use. Leave out --device cuda.")

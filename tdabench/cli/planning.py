@@ -127,7 +127,7 @@ def _training(estimate: Estimate) -> str:
 
 def _trained(estimate: Estimate) -> str:
     """Say how many of each kind are trained, and of how many the time was measured before."""
-    from tdabench.findings.markdown import count
+    from tdabench.formats import count
 
     trainings, parts = estimate.trainings or (), []
     for kind in dict.fromkeys(t.kind for t in trainings):

@@ -21,14 +21,15 @@ _PATH = click.Path(path_type=Path, exists=True)
 def score(scores: Path, task: str | None, as_json: bool) -> None:
     """Evaluate SCORES: a run folder, or a .safetensors or .npy file of shape [n_queries, n_train]."""
     from tdabench.cli.reports import wrong_labels_rows
-    from tdabench.records import read_record
+    from tdabench.records import RECORD_FILE, read_record
     from tdabench.results.reading import evaluator_of, evidence_of, refuse_candidate
     from tdabench.scores import read_scores
 
-    if scores.is_dir():
-        refuse_candidate(scores)
-        evaluator = evaluator_of(_task_of_run(scores, task))
-        evaluation = evaluator.weigh(evidence_of(scores, read_record(scores), evaluator))
+    folder = scores.parent if scores.name == RECORD_FILE else scores
+    if folder.is_dir():
+        refuse_candidate(folder)
+        evaluator = evaluator_of(_task_of_run(folder, task))
+        evaluation = evaluator.weigh(evidence_of(folder, read_record(folder), evaluator))
     elif task is None:
         raise UsageError(f"{scores} is a file: say which task its scores are of, with --task TASK.")
     else:
@@ -182,6 +183,7 @@ def board(runs: Path, out: Path, suite_name: str | None, as_json: bool) -> None:
 def wandb(runs: Path, project: str, mode: Literal["offline", "online"], folder: Path, as_json: bool) -> None:
     """Copy the results of the run folders in RUNS to Weights & Biases; needs the wandb extra."""
     from tdabench.cli.reports import note_copies, run_folders
+    from tdabench.formats import count
     from tdabench.results.reading import read_runs
     from tdabench.wandb_sink import send
 
@@ -190,7 +192,7 @@ def wandb(runs: Path, project: str, mode: Literal["offline", "online"], folder: 
     folders = run_folders([runs])
     found, _ = read_runs(folders)
     note_copies(folders, found)
-    count = send(found, project, folder, mode)
+    sent = send(found, project, folder, mode)
     if as_json:
-        return print_json({"runs": count, "project": project, "mode": mode})
-    return click.echo(f"Sent {count} runs to the project {project} ({mode}).")
+        return print_json({"runs": sent, "project": project, "mode": mode})
+    return click.echo(f"Sent {count(sent, 'run')} to the project {project} ({mode}).")

@@ -17,7 +17,7 @@ from tdabench.cli.options import json_option, own_tasks_option
 from tdabench.cli.output import Live, note, print_facts, print_json, print_table, warn
 from tdabench.errors import UnknownNameError, UsageError
 from tdabench.evaluation import Evaluation
-from tdabench.formats import format_bytes, format_seconds
+from tdabench.formats import count, format_bytes, format_seconds, listing
 from tdabench.records import LOG_FILE, RECORD_FILE, Record
 from tdabench.results.axes import AXES, peak_bytes
 from tdabench.results.rows import Row, in_order, on_fronts
@@ -64,8 +64,6 @@ def wrong_labels_rows(evaluation: Evaluation) -> list[list[str]]:
 
 
 def _cost_rows(record: Record) -> list[list[str]]:
-    from tdabench.findings.markdown import count
-
     costs, made_of = record.costs, record.ingredients
     if costs is None or made_of is None:
         return []
@@ -123,7 +121,7 @@ def warn_of_unknown(runs: Sequence[Run], tasks: Sequence[TaskInfo]) -> None:
     known = {task.name for task in tasks}
     for name in sorted({run.record.task for run in runs} - known):
         n_runs = sum(run.record.task == name for run in runs)
-        left_out = f"{n_runs} run{'s' * (n_runs > 1)} of {name} left out of the tables, without an LDS"
+        left_out = f"{count(n_runs, 'run')} of {name} left out of the tables, without an LDS"
         try:
             evaluator_of(name)
         except UnknownNameError:
@@ -134,8 +132,6 @@ def warn_of_unknown(runs: Sequence[Run], tasks: Sequence[TaskInfo]) -> None:
 
 def note_copies(folders: Sequence[Path], runs: Sequence[Run]) -> None:
     """Say how many folders are left out, as each holds a run that another one holds too."""
-    from tdabench.findings.markdown import count
-
     copies = len(folders) - len(runs)
     if copies:
         left_out = count(copies, "folder is", "folders are")
@@ -144,8 +140,6 @@ def note_copies(folders: Sequence[Path], runs: Sequence[Run]) -> None:
 
 def warn_of_other_truth(runs: Sequence[Run]) -> None:
     """Say which archived runs have no LDS because their evidence is of other ground truth, and what to do."""
-    from tdabench.findings.markdown import count, listing
-
     found = [run.record.run_id for run in runs if run.no_score]
     if found:
         warn(
@@ -162,7 +156,7 @@ def print_board(rows: Sequence[Row], tasks: Sequence[TaskInfo]) -> None:
         chosen = [(r, f) for r, f in zip(ordered, fronts, strict=True) if r.record.task == task.name]
         ceiling = "unknown" if task.ceiling is None else f"{task.ceiling:.3f}"
         n_runs = sum(len(row.runs) for row, _ in chosen)
-        title = f"{task.title} ({task.name}), {n_runs} runs, noise ceiling {ceiling}"
+        title = f"{task.title} ({task.name}), {count(n_runs, 'run')}, noise ceiling {ceiling}"
         columns = ("rank", "configuration", "LDS", "95 % interval", "training", "serving", "memory", "storage", "front")
         scored = [(row, front) for row, front in chosen if row.lds is not None]
         called = names([row for row, _ in scored])
@@ -230,7 +224,6 @@ def findings(runs: tuple[Path, ...], out: Path, suites: tuple[str, ...], as_json
     """Write what cheap ensembles save at equal LDS, and what wins at equal cost, from the run folders in RUNS."""
     from tdabench.files import encodable, write_text
     from tdabench.findings import Source, numbers, render
-    from tdabench.findings.markdown import count
     from tdabench.results.reading import read_runs
     from tdabench.suites import find_suite
 

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tdabench.cli.options import Duration, check_device, data_option, json_option
+from tdabench.cli.options import Duration, data_option, json_option
 from tdabench.cli.output import Live, print_facts, print_json, warn_of_broken
+from tdabench.devices import check_device
 from tdabench.errors import TdabenchError, UsageError
 
 if TYPE_CHECKING:
@@ -215,10 +216,7 @@ class _Outcome:
         return self.error is None and all(c.passed for c in self.checks)
 
     def to_dict(self) -> dict[str, Any]:
-        checks = [
-            {**asdict(c), "difference": c.difference if isfinite(c.difference) else None, "passed": c.passed}
-            for c in self.checks
-        ]
+        checks = [{**_finite(asdict(c)), "passed": c.passed} for c in self.checks]
         problem = {} if self.error is None else {"error": self.error}
         return {"task": self.task, "passed": self.passed, "checks": checks, **problem}
 
@@ -226,6 +224,11 @@ class _Outcome:
         if self.error is not None:
             return f"{self.task}: not verified: {self.error}"
         return f"{self.task}: {sum(c.passed for c in self.checks)} of {len(self.checks)} replicas agree."
+
+
+def _finite(facts: dict[str, Any]) -> dict[str, Any]:
+    """Return facts with None for numbers that JSON does not have: nothing to compare, or a spread of 0."""
+    return {k: None if isinstance(value, float) and not isfinite(value) else value for k, value in facts.items()}
 
 
 def _tasks_to_verify(task: str | None, device: str) -> tuple[list[Task], list[_Outcome]]:

@@ -11,7 +11,7 @@ import click
 from tdabench.cli.options import machine_options, on_machine, parse_settings, seed_type, set_option
 from tdabench.cli.output import note, print_json
 from tdabench.cli.termination import cleaning_up
-from tdabench.tuned import BUDGET
+from tdabench.tuned import BUDGET, CANDIDATES_FOLDER
 
 if TYPE_CHECKING:
     from tdabench.records import Record
@@ -56,7 +56,7 @@ def tune(
     together with what --set gives; `run` and `suite` use it and are charged for the tuning. The candidates are no
     results: they go into a folder .tuning among the runs, which boards do not read.
     """
-    from tdabench.cli.caveats import warn_of_busy_candidates
+    from tdabench.cli.caveats import note_other_sources, warn_of_busy_candidates
     from tdabench.files import check_writable
     from tdabench.jobs import Job, plan
     from tdabench.registry import find_task
@@ -75,6 +75,7 @@ def tune(
     with cleaning_up():
         chosen = tune_job(job, runs, on_candidate=tried, timeout_s=timeout_s, budget=budget)
     warn_of_busy_candidates(records, runs)
+    note_other_sources(records, f"remove {runs / CANDIDATES_FOLDER}, or choose another folder with --runs")
     where = None if dry_run else write_tuned(find_task(task), method, chosen)
     command = plan(replace(job, options=chosen.options, tune_s=chosen.tune_s)).command
     facts: dict[str, Any] = {

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tdabench.findings.entries import Contest, Entry, Family, ahead, difference
-from tdabench.findings.markdown import code, count, listing, percent, plain, signed, table
+from tdabench.findings.markdown import code, percent, plain, signed, table
 from tdabench.findings.words import COSTS, ensemble, flavour, order
+from tdabench.formats import count, listing
 
 _SHOWN = 12
 

@@ -15,11 +15,12 @@ from tdabench.errors import UsageError
 from tdabench.findings.curves import SERVING_TOLERANCE, TOLERANCE
 from tdabench.findings.entries import Contest, contests_of
 from tdabench.findings.kinds import kinds
-from tdabench.findings.markdown import NO_BETTER, WORSE, code, count, listing, percent, plain, table
+from tdabench.findings.markdown import NO_BETTER, WORSE, code, percent, plain, table
 from tdabench.findings.savings import CLAIMS
 from tdabench.findings.sections import section
 from tdabench.findings.summary import summary
 from tdabench.findings.words import COSTS, listed
+from tdabench.formats import count, listing
 from tdabench.jobs import Job, plan, shown
 from tdabench.options import values
 from tdabench.records import OptionValue, Record

@@ -10,12 +10,12 @@ from dataclasses import replace
 from tdabench.findings.beyond import beyond
 from tdabench.findings.curves import ABOVE, BELOW, INSIDE, Bounded
 from tdabench.findings.entries import Contest, Entry, Family, ahead, difference
-from tdabench.findings.markdown import bare, count, percent, plain, signed, table
+from tdabench.findings.markdown import bare, percent, plain, signed, table
 from tdabench.findings.redrawn import Match, Redrawn, is_redrawn, redrawn
 from tdabench.findings.savings import CLAIMED_KINDS, CLAIMS, Gain, gains
 from tdabench.findings.winners import duel
 from tdabench.findings.words import COSTS, flavour, listed, order, tally
-from tdabench.formats import format_score
+from tdabench.formats import count, format_score
 
 PAIRS = (
     ("dropout(scope=q-only)", "dropout", "Dropout for the Q factor alone against dropout everywhere"),

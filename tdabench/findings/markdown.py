@@ -35,21 +35,6 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) 
     return [*(f"| {' | '.join(cells)} |" for cells in (columns, rule, *rows)), ""]
 
 
-def listing(items: Sequence[str], most: int = 6, between: str = ", ") -> str:
-    """Write a list in one line, cut where it is long."""
-    more = len(items) - most
-    return between.join(items[:most]) + (f" and {more} more" if more > 0 else "")
-
-
-def count(n: int, noun: str, plural: str | None = None) -> str:
-    """Write a count with its noun.
-
-    >>> count(1, "run"), count(3, "run")
-    ('1 run', '3 runs')
-    """
-    return f"{n} {noun if n == 1 else plural or f'{noun}s'}"
-
-
 def score(value: float, ends: tuple[float, float]) -> str:
     """Write an LDS, or a difference of two, with its interval."""
     return f"{format_score(value)} [{', '.join(map(format_score, ends))}]"

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 from tdabench.findings.curves import tolerance
 from tdabench.findings.entries import INDEPENDENT, ONE_MODEL, Contest, Entry, Family, ahead, difference
-from tdabench.findings.markdown import code, count, listing, percent, plain, signed, table
+from tdabench.findings.markdown import code, percent, plain, signed, table
 from tdabench.findings.savings import CLAIMS
 from tdabench.findings.winners import Winner, best_of, strongest, winners, within
 from tdabench.findings.words import COSTS, SLACK, contender, ensemble, flavour, listed
-from tdabench.formats import format_score
+from tdabench.formats import count, format_score, listing
 
 BUDGET = 5
 """Models whose cost is the budget: the largest size that every ladder of the suites has."""

@@ -12,9 +12,9 @@ from itertools import combinations
 from statistics import median
 
 from tdabench.findings.entries import ONE_MODEL, Contest, Entry, ahead, difference
-from tdabench.findings.markdown import count, plain
+from tdabench.findings.markdown import plain
 from tdabench.findings.words import listed
-from tdabench.formats import format_score
+from tdabench.formats import count, format_score
 
 Match = tuple[Contest, Entry, Entry]
 

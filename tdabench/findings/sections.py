@@ -8,11 +8,11 @@ from statistics import median
 
 from tdabench.findings.agreement import growths
 from tdabench.findings.entries import ONE_MODEL, Contest, Entry, Family
-from tdabench.findings.markdown import code, count, listing, percent, plain, score, share, signed, size, table
+from tdabench.findings.markdown import code, percent, plain, score, share, signed, size, table
 from tdabench.findings.savings import CLAIMS, Gain, Verdict, gains, verdicts
 from tdabench.findings.winners import Duel, Winner, duel, strongest, winners
 from tdabench.findings.words import AXIS, COSTS, SLACK, contender, ensemble, flavour, listed, method, rest
-from tdabench.formats import NO_VALUE, format_predicted, format_score, format_seconds
+from tdabench.formats import NO_VALUE, count, format_predicted, format_score, format_seconds, listing
 from tdabench.model_names import is_model
 from tdabench.results.axes import AXES
 from tdabench.results.prices import Price

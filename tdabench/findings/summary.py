@@ -10,13 +10,13 @@ from tdabench.ensembles import KINDS
 from tdabench.findings.curves import ABOVE, INSIDE, least, share_saved
 from tdabench.findings.entries import ONE_MODEL, Contest, Entry, Family, ahead
 from tdabench.findings.kinds import PAIRS, Group, all_gains, matches, outcomes, worse_on
-from tdabench.findings.markdown import code, count, listing, percent, plain, saved, share
+from tdabench.findings.markdown import code, percent, plain, saved, share
 from tdabench.findings.races import race_table, races_of, won
 from tdabench.findings.redrawn import of_models, redrawn
 from tdabench.findings.savings import CLAIMS, Gain, Outcome, Verdict, claimed, verdicts
 from tdabench.findings.winners import Duel, duel
 from tdabench.findings.words import COSTS, contender, ensemble, flavour, listed, rest
-from tdabench.formats import format_score
+from tdabench.formats import count, format_score, listing
 from tdabench.results.words import seeds_used
 
 _OPEN: Mapping[Outcome, str] = {"cannot be told": "open:"}

@@ -8,9 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from tdabench.ensembles import KINDS
 from tdabench.findings.curves import SERVING_TOLERANCE, TOLERANCE
 from tdabench.findings.entries import INDEPENDENT, ONE_MODEL, Entry
-from tdabench.findings.markdown import code, count, percent, plain
+from tdabench.findings.markdown import code, percent, plain
 from tdabench.findings.savings import Outcome
 from tdabench.findings.winners import OUTCOMES, Duel
+from tdabench.formats import count
 from tdabench.results.axes import AXES
 
 COSTS = {"train": "training time", "serve": "serving time", "memory": "peak memory", "storage": "storage"}

@@ -1,0 +1,33 @@
+"""Devices: whether one is there, and the end of the work that it was given."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tdabench.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that is not there.
+
+    Raises
+    ------
+    UsageError
+        If it is CUDA's, and torch can use none.
+    """
+    if device.startswith("cuda"):
+        import torch
+
+        if not torch.cuda.is_available():
+            raise UsageError("There is no CUDA device that torch can use. Leave out --device cuda.")
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until a device has done what it was given; only then does a clock tell how long it took."""
+    if device.type == "cuda":
+        import torch
+
+        torch.cuda.synchronize(device)

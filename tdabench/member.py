@@ -17,6 +17,7 @@ from tdabench.dropout import DropoutSite, MaskTable
 from tdabench.errors import Declined, UsageError
 from tdabench.examples import FORWARD_BATCH, Batch, Examples
 from tdabench.options import check_choice
+from tdabench.template import laid_out
 
 if TYPE_CHECKING:
     from tdabench.view import TaskView
@@ -108,9 +109,7 @@ class Member:
     def logits(self, parameters: Mapping[str, Tensor], batch: Batch) -> Tensor:
         """Return the model's outputs ``[B, ...]`` at ``parameters``."""
         values = {**parameters, **self.statistics, **self.mask_rows(batch)}
-        images = batch.inputs.dim() == 4  # which go through channels last, as in training: it is faster
-        inputs = batch.inputs.contiguous(memory_format=torch.channels_last) if images else batch.inputs
-        return functional_call(self.model, values, (inputs,))
+        return functional_call(self.model, values, (laid_out(batch.inputs),))
 
     def module(self, *, trainable: bool = True) -> nn.Module:
         """Return an ordinary module in evaluation mode that computes what the member does, for code that wants one.

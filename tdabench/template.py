@@ -91,6 +91,11 @@ def check_values(task: Task, model: nn.Module, data: TaskData) -> None:
                 _check_value(f"The {what} of {task.name}", function, logits, two)
 
 
+def laid_out(inputs: Tensor) -> Tensor:
+    """Return images with channels last, as models get them, and other inputs as they are."""
+    return inputs.contiguous(memory_format=torch.channels_last) if inputs.dim() == 4 else inputs
+
+
 def _extremes(labels: Tensor) -> Tensor:
     """Return which examples have the least and the greatest label, ``[2]`` int64."""
     if not labels.numel():

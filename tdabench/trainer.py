@@ -30,7 +30,7 @@ from tdabench.recipe import Recipe
 from tdabench.seeds import generator
 from tdabench.snapshots import Snapshots, State
 from tdabench.task import Task, TaskData
-from tdabench.template import check_values
+from tdabench.template import check_values, laid_out
 
 Parameters = dict[str, Tensor]
 """What training changes: parameters by name, and running statistics where the model has some."""
@@ -91,9 +91,7 @@ class Program:
 
     def logits_of_one(self, values: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
         """Return the logits ``[B, ...]`` at ``values``; images go through channels last, which is faster."""
-        if inputs.dim() == 4:
-            inputs = inputs.contiguous(memory_format=torch.channels_last)
-        return functional_call(self.model, dict(values), (inputs,))
+        return functional_call(self.model, dict(values), (laid_out(inputs),))
 
 
 def stacked_state(model: nn.Module, replicas: int, device: torch.device) -> Parameters:

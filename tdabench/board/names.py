@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 
 from tdabench.results.rows import Row
+from tdabench.results.words import apart
 
 
 def names(rows: Sequence[Row]) -> list[str]:
@@ -35,18 +36,7 @@ def codes(rows: Sequence[Row]) -> list[str]:
 
 def _tell_apart(rows: Sequence[Row], chosen: Sequence[str], facts: Callable[[Row], dict[str, str]]) -> list[str]:
     """Add, to names that several rows share, the facts in which those rows differ."""
-    sharing: dict[str, list[int]] = defaultdict(list)
-    for i, name in enumerate(chosen):
-        sharing[name].append(i)
-    named = list(chosen)
-    for name, members in sharing.items():
-        known = [facts(rows[i]) for i in members]
-        keys = dict.fromkeys(key for fact in known for key in fact)
-        differing = [key for key in keys if len({fact.get(key) for fact in known}) > 1]
-        for i, fact in zip(members, known, strict=True):
-            said = ", ".join(fact[key] for key in differing if key in fact)
-            named[i] = f"{name} ({said})" if said else name
-    return named
+    return [f"{name}{said}" for name, said in zip(chosen, apart(chosen, [*map(facts, rows)]), strict=True)]
 
 
 def _options(row: Row) -> dict[str, str]:

@@ -17,7 +17,7 @@ from tdabench.results.runs import Run, by_configuration, draws_of, lucks_of, mea
 from tdabench.results.seed_draws import SeedDraws, direction
 from tdabench.results.seed_draws import difference as difference_of
 from tdabench.results.tasks import TaskInfo
-from tdabench.results.words import describe_machine
+from tdabench.results.words import apart, describe_machine
 
 ONE_MODEL = "one model"
 INDEPENDENT = "independent"
@@ -215,8 +215,8 @@ class Contest:
             groups[entry.method, entry.options, entry.code, *entry.versions.values()].append(entry)
         families = [members for _, members in sorted(groups.items())]
         names = [members[0].method for members in families]
-        apart = _apart(names, [_facts(members[0]) for members in families])
-        return [_family(f"{name}{said}", found) for name, said, found in zip(names, apart, families, strict=True)]
+        told = apart(names, [_facts(members[0]) for members in families])
+        return [_family(f"{name}{said}", found) for name, said, found in zip(names, told, families, strict=True)]
 
 
 @lru_cache(maxsize=4096)  # tables ask for the same pairs again and again
@@ -293,23 +293,10 @@ def _entry_order(entry: Entry) -> tuple[object, ...]:
 
 def _named(entries: Sequence[Entry]) -> tuple[Entry, ...]:
     """Tell entries apart that have the same name: their ensembles first, then how they were run."""
-    variants = _apart([entry.name for entry in entries], [_ensemble_facts(entry) for entry in entries])
+    variants = apart([entry.name for entry in entries], [_ensemble_facts(entry) for entry in entries])
     names = [f"{entry.name}{variant}" for entry, variant in zip(entries, variants, strict=True)]
-    apart = _apart(names, [_facts(entry) for entry in entries])
-    told = zip(entries, names, apart, variants, strict=True)
+    told = zip(entries, names, apart(names, [_facts(entry) for entry in entries]), variants, strict=True)
     return tuple(replace(entry, name=f"{name}{said}", variant=variant) for entry, name, said, variant in told)
-
-
-def _apart(names: Sequence[str], facts: Sequence[Mapping[str, str]]) -> list[str]:
-    """Return, for each of several that share a name, the facts in which they differ, in brackets; else nothing."""
-    sharing: dict[str, list[Mapping[str, str]]] = defaultdict(list)
-    for name, own in zip(names, facts, strict=True):
-        sharing[name].append(own)
-    told = []
-    for name, own in zip(names, facts, strict=True):
-        said = [v for k, v in own.items() if any(other.get(k) != v for other in sharing[name])]
-        told.append(f" ({', '.join(said)})" if said else "")
-    return told
 
 
 def _ensemble_facts(entry: Entry) -> dict[str, str]:

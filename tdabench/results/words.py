@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
 
 from tdabench.formats import format_bytes
 from tdabench.records import Machine
@@ -38,3 +39,15 @@ def describe_machine(machine: Machine) -> str:
     budget = "" if machine.budget_bytes is None else f", memory budget {format_bytes(machine.budget_bytes)}"
     products = "" if machine.product_precision is None else f", products in {machine.product_precision}"
     return f"{machine.cpu}, {threads}, {device}{budget}{products}"
+
+
+def apart(names: Sequence[str], facts: Sequence[Mapping[str, str]]) -> list[str]:
+    """Return, for each of several that share a name, the facts in which they differ, in brackets; else nothing."""
+    sharing: dict[str, list[Mapping[str, str]]] = defaultdict(list)
+    for name, own in zip(names, facts, strict=True):
+        sharing[name].append(own)
+    told = []
+    for name, own in zip(names, facts, strict=True):
+        said = [v for k, v in own.items() if any(other.get(k) != v for other in sharing[name])]
+        told.append(f" ({', '.join(said)})" if said else "")
+    return told

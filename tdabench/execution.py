@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -102,8 +103,12 @@ def _versions(member: Member) -> list[int]:
 
 
 def _check_stateless(method: Method | MemberMethod) -> None:
-    """Refuse what fit left on the method itself: serving needs it, and it would be in no storage."""
-    hidden = sorted(vars(method).keys() - values(method).keys())
+    """Refuse what fit left on the method itself: serving needs it, and it would be in no storage.
+
+    A cached property is made of the options alone, so that it may stay.
+    """
+    cached = {n for c in type(method).__mro__ for n, made in vars(c).items() if isinstance(made, cached_property)}
+    hidden = sorted(vars(method).keys() - values(method).keys() - cached)
     if hidden:
         raise UsageError(
             f"{type(method).__name__} keeps {', '.join(hidden)} on itself. Return from fit what attribute needs: only"

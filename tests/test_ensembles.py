@@ -4,6 +4,7 @@ import gc
 import math
 import weakref
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -429,6 +430,27 @@ class Hiding(MemberMethod):
 
     def attribute(self, member, state):
         pytest.fail("went on")
+
+
+@dataclass(frozen=True)
+class Caching(MemberMethod):
+    size: int = 2
+
+    @cached_property
+    def doubled(self):
+        return 2 * self.size
+
+    def fit(self, member):
+        return torch.zeros(self.doubled)
+
+    def attribute(self, member, state):
+        return torch.rand(member.task.n_queries, member.task.n_train) * len(state)
+
+
+def test_a_cached_property_is_made_of_options_and_no_state(view):
+    method = Caching()
+    execute(method, Independent(2), view())
+    assert vars(method) == {"size": 2, "doubled": 4}
 
 
 class HidingWhole(Method):

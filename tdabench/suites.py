@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from tdabench.errors import FileFormatError, UnknownNameError, UsageError
 from tdabench.jobs import Job
-from tdabench.records import RunSeed, Strict
+from tdabench.records import OptionValue, RunSeed, Strict
 from tdabench.registry import find_task, split_reference
 from tdabench.validation import faults
 
@@ -25,12 +25,14 @@ _Seeds = Annotated[list[RunSeed], Field(min_length=1)]
 class _Block(Strict):
     """Every method of ``methods`` under every ensemble of ``ensembles``; an empty ensemble is a single model.
 
-    ``seeds_by_task`` names tasks that have other seeds than ``seeds``.
+    ``options`` are those of all its methods, as ``--set`` gives them; what is not among them is as it was tuned, or at
+    its default. ``seeds_by_task`` names tasks that have other seeds than ``seeds``.
     """
 
     tasks: list[str] = Field(min_length=1)
     methods: list[str] = Field(min_length=1)
     ensembles: list[str] = Field(min_length=1)
+    options: dict[str, OptionValue] = Field(default={})
     seeds: _Seeds = Field(default=[0])
     seeds_by_task: dict[str, _Seeds] = Field(default={})
 
@@ -131,7 +133,7 @@ def find_suite(reference: str) -> Suite:
 
 def _jobs(content: _File) -> list[Job]:
     return [
-        Job(task, method, {}, ensemble or None, seed)
+        Job(task, method, dict(block.options), ensemble or None, seed)
         for block in content.run
         for task in block.tasks
         for method in block.methods

@@ -145,7 +145,7 @@ def with_tuned_options(job: Job, task: Task, defaults: bool = False) -> tuple[Jo
     options = job.options if defaults else {**tuned.options, **job.options}
     # Of all options: the best damping, say, was chosen with the others as they were.
     if values(make(method, job.method, options)) != values(make(method, job.method, tuned.options)):
-        what = f"{task.name}: --set differs from the tuned options, so none of these is used"
+        what = f"{task.name}: what is given differs from the tuned options, so none of these is used"
         return job, None if defaults else Remark(what, job.method, "")
     if defaults and not tuned.options.keys() & job.options.keys():
         return job, None  # the choice was the defaults, and needs none of the tuning

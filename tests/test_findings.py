@@ -1250,6 +1250,14 @@ def test_runs_of_a_suite_that_were_not_made_as_it_would_make_them_are_not_there(
     assert there in render([run("gone.py:Mine", noise=3.0)], [TASK], gone), "its code is not at hand"
 
 
+def test_runs_of_a_suite_are_told_apart_by_the_options_that_it_gives(run):
+    jobs = [Job("digits-mlp", "trak", options) for options in ({}, {"ridge": 77.0}, {"ridge": 78.0})]
+    source = Source("x", (Suite("mine", "", tuple(jobs)),))
+    given = [run(noise=3.0, options=plan(jobs[1]).options | {"ridge": ridge}) for ridge in (77.0, 79.0)]
+    text = render([run(noise=3.0), *given], [TASK], source)
+    assert "Suite `mine`: 2 of 3 runs have an LDS; not there: 1, `digits-mlp trak (ridge=78.0)`." in text
+
+
 def test_runs_of_a_suite_that_failed_or_are_out_of_date_are_not_there(run):
     jobs = [Job("digits-mlp", "trak", {}, None, seed) for seed in range(4)]
     source = Source("x", (Suite("mine", "", tuple(jobs)),))

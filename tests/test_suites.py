@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tdabench.cli.measure import note_without_truth
 from tdabench.ensembles import KINDS, Dropout, parse_ensemble
 from tdabench.errors import FileFormatError, UnknownNameError, UsageError
+from tdabench.jobs import plan
 from tdabench.method import MemberMethod
 from tdabench.registry import METHODS, TASKS, find_method, find_task, names
 from tdabench.suites import find_suite, suite_names
@@ -188,10 +189,11 @@ def test_unknown_suite():
         ("seeds = [0, 1]", "seeds = [-1]", "run.0.seeds.0: "),
         ("seeds = [0, 1]", 'seeds = ["0"]', "run.0.seeds.0: "),
         ("seeds = [0, 1]", "seeds = [9007199254740992]", "run.0.seeds.0: "),
+        ("seeds = [0, 1]", "options = {ridge = [1.0]}", "run.0.options.ridge."),
         ("seeds = [0, 1]", "seeds_by_task = {digits-mlp = [9007199254740992]}", "run.0.seeds_by_task.digits-mlp.0: "),
         ("seeds = [0, 1]", "seeds_by_task = {digits-mlp = []}", "run.0.seeds_by_task.digits-mlp: "),
         ("seeds = [0, 1]", "seeds_by_task = {mnist-mlp = [1]}", "run.0: Value error, seeds_by_task names mnist-mlp, "),
-        ("seeds = [0, 1]", "options = {}", "run.0.options: "),
+        ("seeds = [0, 1]", "option = {}", "run.0.option: "),
         ('methods = ["trak"]', "methods = []", "run.1.methods: "),
         ('methods = ["trak"]', 'methods = "trak"', "run.1.methods: "),
         (
@@ -217,3 +219,15 @@ def test_any_bytes_are_a_suite_or_one_error(tmp_path_factory, content):
     path.write_bytes(content)
     with pytest.raises(FileFormatError):
         find_suite(str(path))
+
+
+def test_a_block_may_give_its_methods_options(tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_text(
+        'title = "Mine"\n[[run]]\ntasks = ["digits-mlp"]\nmethods = ["trak"]\nensembles = [""]\n'
+        "options = {projection = 64, ridge = 1}\n"
+        '[[run]]\ntasks = ["digits-mlp"]\nmethods = ["trak"]\nensembles = [""]\n'
+    )
+    first, second = find_suite(str(file)).jobs
+    assert (first.options, second.options) == ({"projection": 64, "ridge": 1}, {})
+    assert plan(first).options == {"projection": 64, "ridge": 1.0}

@@ -186,7 +186,8 @@ def test_options_that_are_given_win_and_cost_no_tuning(tuned, own_task, small_re
     again, remark = with_tuned_options(job, own_task)
     assert again == job
     assert plan(again).options_from == "given"
-    assert lines([remark]) == [f"small: --set differs from the tuned options, so none of these is used: {GOOD}."]
+    said = f"small: what is given differs from the tuned options, so none of these is used: {GOOD}."
+    assert lines([remark]) == [said]
 
 
 @pytest.mark.parametrize("defaults", [False, True])

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
 from tdabench._version import __version__
@@ -189,23 +190,25 @@ def _suite_gaps(suite: Suite, runs: Sequence[Run], tasks: Sequence[TaskInfo]) ->
     """
     versions = {task.name: task.version for task in tasks}
     known = {task: find_task(task) for task in sorted({job.task for job in suite.jobs})}
-    settings = _settings(suite, known)
     ended: dict[_Planned, str] = {}
     for run in sorted(runs, key=lambda run: run.lds is not None):  # one with an LDS is the last word
         r = run.record
-        as_planned = settings.get((r.task, r.method)) in (None, (_text(r.options), r.provenance.method_sha256))
-        if versions.get(r.task, r.task_version) == r.task_version and as_planned:
-            ended[r.task, r.method, _ensemble(r), r.seed] = "" if run.lds is not None else _without(run)
-    planned = sorted({_planned(job, known[job.task]) for job in suite.jobs})
+        if versions.get(r.task, r.task_version) == r.task_version:
+            for settings in (f"{r.provenance.method_sha256} {_text(r.options)}", _ANY):
+                said = "" if run.lds is not None else _without(run)
+                ended[r.task, r.method, _ensemble(r), r.seed, settings] = said
+    settings_of = cache(partial(_settings_of, known))
+    jobs = {_planned(job, known[job.task], settings_of): job for job in suite.jobs}
+    planned = sorted(jobs)
     without = [(run, ended[run]) for run in planned if ended.get(run)]
     missing = [run for run in planned if run not in ended]
     there = len(planned) - len(without) - len(missing)
     text = f"Suite {code(suite.name)}: {there} of {count(len(planned), 'run has', 'runs have')} an LDS"
     if without:
-        named = [f"{_run(run)} ({why})" for run, why in without]
+        named = [f"{_run(run, jobs[run])} ({why})" for run, why in without]
         text += f"; without one: {len(without)}, {listing(named, 12)}"
     if missing:
-        text += f"; not there: {len(missing)}, {listing([_run(run) for run in missing], 12)}"
+        text += f"; not there: {len(missing)}, {listing([_run(run, jobs[run]) for run in missing], 12)}"
     return f"{text}."
 
 
@@ -216,50 +219,42 @@ def _without(run: Run) -> str:
     return "evidence of other ground truth" if run.no_score else "no ground truth"
 
 
-_Planned = tuple[str, str, str, int]
-"""Task, method, ensemble, run seed."""
+_Planned = tuple[str, str, str, int, str]
+"""Task, method, ensemble, run seed, settings: the hash of the method's file and its options, or :data:`_ANY`."""
+_ANY = ""
 
 
-def _run(planned: _Planned) -> str:
-    task, method, ensemble, seed = planned
-    return code(f"{task} {method}{f' + {ensemble}' if ensemble else ''}{f', seed {seed}' if seed else ''}")
+def _run(planned: _Planned, job: Job) -> str:
+    task, method, ensemble, seed, _ = planned
+    given = ", ".join(f"{name}={value}" for name, value in job.options.items())
+    wrapped = f"{f' ({given})' if given else ''}{f' + {ensemble}' if ensemble else ''}"
+    return code(f"{task} {method}{wrapped}{f', seed {seed}' if seed else ''}")
 
 
 def _ensemble(record: Record) -> str:
     return "" if record.ensemble is None else record.ensemble.text
 
 
-_Settings = tuple[str, str]
-"""A method's options, as text that is equal where they are, and the hash of its file."""
-
-
-def _settings(suite: Suite, known: Mapping[str, Task]) -> dict[tuple[str, str], _Settings | None]:
-    """Return how a suite would measure its methods now, by the names of task and method.
-
-    None for a method that is not at hand: nobody can say how it would be measured, so any of its runs will do.
-    """
-    jobs = {(job.task, job.method): job for job in reversed(suite.jobs)}  # one will do: they share options
-    return {(known[task].name, shown(method)): _settings_of(job, known[task]) for (task, method), job in jobs.items()}
-
-
-def _settings_of(job: Job, task: Task) -> _Settings | None:
+def _settings_of(known: Mapping[str, Task], task: str, method: str, options: str) -> str:
+    """Return how a suite would measure a method now; any will do where it is not at hand, so that nobody can say."""
     try:
-        find_method(job.method)
+        find_method(method)
     except UsageError:
-        return None
-    planned = plan(replace(with_tuned_options(job, task)[0], ensemble=None))
-    return _text(planned.options), planned.method_sha256
+        return _ANY
+    job = Job(task, method, json.loads(options))
+    planned = plan(with_tuned_options(job, known[task])[0])
+    return f"{planned.method_sha256} {_text(planned.options)}"
 
 
 def _text(options: Mapping[str, OptionValue]) -> str:
     return json.dumps(options, sort_keys=True)
 
 
-def _planned(job: Job, task: Task) -> _Planned:
-    """Return what a job's record will say: task, method, ensemble, seed."""
+def _planned(job: Job, task: Task, settings_of: Callable[[str, str, str], str]) -> _Planned:
+    """Return what a job's record will say."""
     if job.ensemble is None:
         ensemble = ""
     else:
         parsed = parse_ensemble(job.ensemble)
         ensemble = format_ensemble(kind_of(parsed), values(parsed))
-    return task.name, shown(job.method), ensemble, job.seed
+    return task.name, shown(job.method), ensemble, job.seed, settings_of(job.task, job.method, _text(job.options))

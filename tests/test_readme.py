@@ -66,8 +66,8 @@ SAID = [
         r"20 dropout masks for the Q factor against the same without: better in 13, level in 2, worse in 0 of 15 pairs",
     ),
     (
-        "two checkpoints of one model on digits-mlp with such masks save 87 % of training time, 69 % of serving time and"
-        " 74 % of storage",
+        "two checkpoints of one model on digits-mlp with such masks save 87 % of training time, 69 % of serving time"
+        " and 74 % of storage",
         CHECKPOINTS,
         r"## digits-mlp .*\| 2 checkpoints of one model \(whole training, Q factor under 20 masks\) \| 0\.470"
         r" \| 7\.7 \| 87 % [^|]*\| 69 % [^|]*\| [^|]*\| [^|]*\| 74 % [^|]*\|.*## etudes",

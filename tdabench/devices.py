@@ -16,8 +16,10 @@ def check_device(device: str) -> None:
     Raises
     ------
     UsageError
-        If it is CUDA's, and torch can use none.
+        If it is neither the CPU nor CUDA's, or CUDA's, and torch can use none.
     """
+    if not isinstance(device, str) or device.partition(":")[0] not in ("cpu", "cuda"):
+        raise UsageError(f"The device is 'cpu' or 'cuda'; got {device!r}.")
     if device.startswith("cuda"):
         import torch
 

@@ -188,7 +188,7 @@ class Checkpoints:
             return "every and span=whole both say where checkpoints are taken: give one of them"
         if self.last <= task.epochs and self.epochs(task.epochs)[-1] >= 1:
             return None
-        every = "" if self.every is None else f", {self.every} epochs apart,"
+        every = "" if self.every is None else f", {self.every} epochs apart"
         return f"a model of {task.name} is trained for {task.epochs} epochs: too few for {self.last} checkpoints{every}"
 
     def epochs(self, n: int) -> list[int]:

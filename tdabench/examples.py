@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tdabench.errors import DataError
+from tdabench.errors import DataError, UsageError
 
 FORWARD_BATCH = 256
 """Examples of a pass without gradients; more are no faster, and a sequence's logits are many numbers."""
@@ -77,7 +77,15 @@ class Examples:
         return torch.arange(len(self), device=self.inputs.device) if self.index is None else self.index
 
     def part(self, rows: Tensor | slice) -> Examples:
-        """Return the examples at ``rows`` (``[r]`` int64, or a slice), which keep what is drawn for each of the set."""
+        """Return the examples at ``rows`` (``[r]`` int64, or a slice), which keep what is drawn for each of the set.
+
+        Raises
+        ------
+        UsageError
+            If ``rows`` are neither: of a number, torch would return the parts of one example.
+        """
+        if not isinstance(rows, slice | Tensor) or (isinstance(rows, Tensor) and rows.dim() != 1):
+            raise UsageError(f"A part of a set is examples.part(slice(3, 5)) or a tensor of rows; got {rows!r}.")
         return Examples(self.inputs[rows], self.labels[rows], self.split, self.positions[rows])
 
     def take(self, index: Tensor) -> Batch:

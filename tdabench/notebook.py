@@ -14,9 +14,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from tdabench import provenance
+from tdabench import precision, provenance
 from tdabench.devices import check_device
+from tdabench.errors import OptionError
 from tdabench.jobs import models_folder
+from tdabench.options import whole_number
 from tdabench.registry import find_task
 from tdabench.results.reading import evaluator_of
 from tdabench.view import TaskView
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def open_task(
-    task: str, *, seed: int = 0, device: str = "cpu", threads: int = 1, data_folder: Path | None = None
+    task: str, *, seed: int = 0, device: str = "cpu", threads: int = 1, data_folder: Path | str | None = None
 ) -> TaskView:
     """Return a task as a method sees it, outside of a run.
 
@@ -50,16 +52,21 @@ def open_task(
     Raises
     ------
     UsageError
-        For an unknown task, or a device that is not there.
+        For an unknown task, a device that is not there, or a number that is none.
     DataError
         If the task's data is missing, or is not what it was defined on.
     """
     check_device(device)
-    found = find_task(task)
+    threads = whole_number("threads", threads)
+    if threads == 0:
+        raise OptionError("threads must be at least 1; got 0.")
+    found = find_task(str(task))
     machine = provenance.machine(threads, device)
     torch.set_num_threads(threads)
     folder = models_folder(found, machine, provenance.versions("torch")["torch"])
-    view = TaskView(found, found.data(data_folder).to(device), folder, seed=seed)
+    with precision.undisturbed(torch.device(device)):
+        data = found.data(None if data_folder is None else Path(data_folder))
+        view = TaskView(found, data.to(device), folder, seed=seed)
     view.warm_up()  # as a run does: what training takes is kept with a model, and charged to runs that find it
     return view
 

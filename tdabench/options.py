@@ -7,6 +7,7 @@ Methods and ensembles are frozen dataclasses: the constructor stores options and
 from __future__ import annotations
 
 import dataclasses
+import operator
 import sys
 import types
 import typing
@@ -101,6 +102,24 @@ def check_choice(what: str, value: Any, choices: Any) -> None:
     known = typing.get_args(choices)
     if value not in known:
         raise OptionError(f"{what} must be one of {', '.join(map(repr, known))}; got {value!r}.")
+
+
+def whole_number(what: str, value: Any, most: int | None = None) -> int:
+    """Return a whole number, not below 0, of whatever type; names of files and random streams are made of it.
+
+    Raises
+    ------
+    OptionError
+        For anything else, text too, and for more than ``most``.
+    """
+    try:
+        number = -1 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = -1
+    if not 0 <= number <= (number if most is None else most):
+        at_most = "" if most is None else f" and at most {most}"
+        raise OptionError(f"{what} must be a whole number, at least 0{at_most}; got {value!r}.")
+    return number
 
 
 def values(instance: Any) -> dict[str, Any]:

@@ -67,6 +67,19 @@ def autocast(asked: Precision, device: torch.device) -> AbstractContextManager[o
 
 
 @contextlib.contextmanager
+def undisturbed(device: torch.device) -> Iterator[None]:
+    """Compute as a process of its own would, whatever is switched on around: for what others use later.
+
+    A caller may be in ``torch.no_grad``, in inference mode or under ``torch.autocast``, which would end a training, or
+    change a model that is kept.
+    """
+    switched_on = torch.is_autocast_enabled(device.type)
+    plain = torch.autocast(device.type, enabled=False) if switched_on else contextlib.nullcontext()
+    with torch.inference_mode(False), torch.enable_grad(), plain, exact_float32():
+        yield
+
+
+@contextlib.contextmanager
 def exact_float32() -> Iterator[None]:
     """Multiply float32 numbers as such on CUDA, and add up in float32 what is multiplied in bfloat16.
 

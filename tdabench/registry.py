@@ -68,6 +68,11 @@ def find_task(reference: str) -> Task:
     if split_reference(reference) is not None:
         _refuse_taken(task, reference)
         _tasks_from_files[task.name], _typed[task.name] = task, reference
+    elif task.name != reference:
+        raise UsageError(
+            f"The task registered as {reference} is called {task.name}, and results name tasks. Register it by that"
+            " name."
+        )
     return task
 
 
@@ -137,6 +142,11 @@ def _find(group: str, kind: str, reference: str, command: str) -> Any:
             kind, reference, names(group), f"`{command}` lists them; a {kind} of your own is FILE.py:NAME."
         )
     entry = next(iter(found))
+    others = sorted({other.value for other in found})
+    if len(others) > 1:
+        raise UsageError(
+            f"Several packages register a {kind} called {reference}: {', '.join(others)}. Rename or remove one of them."
+        )
     try:
         return entry.load()
     except (Exception, SystemExit) as error:

@@ -19,7 +19,7 @@ from typing import Any
 
 from tdabench import errors, provenance
 from tdabench._version import __version__
-from tdabench.errors import TdabenchError
+from tdabench.errors import TdabenchError, UsageError
 from tdabench.files import folder_aside, folders_at_work, place_folder, write_text
 from tdabench.jobs import RESULT_FILE, Plan
 from tdabench.records import (
@@ -52,9 +52,14 @@ def find_run(planned: Plan, runs: Path, listed: Attempts | None = None) -> Path 
     To find many, list the folder of runs once (:func:`list_attempts`): else it is listed for each.
     """
     attempts = (list_attempts(runs) if listed is None else listed).get(planned.run_id, ())
-    found = [folder for folder in attempts if (folder / RECORD_FILE).exists()]
-    able = [folder for folder in found if read_record(folder).status == "ok"]
-    return next(reversed(able or found), None)
+    found = {folder: read_record(folder) for folder in attempts if (folder / RECORD_FILE).exists()}
+    for folder, record in found.items():
+        if record.run_id.partition(_ATTEMPT)[0] != planned.run_id:
+            raise UsageError(
+                f"{folder} holds the run {record.run_id}. Give it that name, or remove it, and start again."
+            )
+    able = [folder for folder, record in found.items() if record.status == "ok"]
+    return next(reversed(able or [*found]), None)
 
 
 def is_at_work(planned: Plan, runs: Path) -> bool:

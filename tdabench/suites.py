@@ -128,7 +128,19 @@ def find_suite(reference: str) -> Suite:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, ValidationError) as error:
         why = faults(error)[0] if isinstance(error, ValidationError) else str(error).splitlines()[0]
         raise FileFormatError(f"{path} is not a suite: {why}. See {_FOLDER / 'quick.toml'}.") from error
-    return Suite(path.stem, content.title, tuple(_jobs(content)), tuple(content.left_out), content.timeout_s)
+    jobs = tuple(replace(job, task=_beside(path, job.task), method=_beside(path, job.method)) for job in _jobs(content))
+    left_out = [
+        entry.model_copy(update={"tasks": [_beside(path, task) for task in entry.tasks]}) for entry in content.left_out
+    ]
+    return Suite(path.stem, content.title, jobs, tuple(left_out), content.timeout_s)
+
+
+def _beside(suite: Path, reference: str) -> str:
+    """Return a reference to a file that lies beside the suite, and not in the folder that the command is given in."""
+    parts = split_reference(reference)
+    if parts is None or parts[0].is_file() or not (suite.parent / parts[0]).is_file():
+        return reference
+    return f"{suite.parent / parts[0]}:{parts[1]}"
 
 
 def _jobs(content: _File) -> list[Job]:

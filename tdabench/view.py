@@ -23,7 +23,9 @@ from tdabench.memory import ran_out
 from tdabench.meter import TRAIN, Meter, Trained
 from tdabench.model_names import adapter_name, checkpoint_name, model_name
 from tdabench.model_store import ModelStore
+from tdabench.options import whole_number
 from tdabench.precision import Precision
+from tdabench.seeds import MOST_SEED
 from tdabench.stopwatch import HARNESS
 from tdabench.task import Task, TaskData
 from tdabench.template import check_values
@@ -57,7 +59,7 @@ class TaskView:
         self.name = task.name
         self.training: Examples = data.training
         self.queries: Examples = data.queries
-        self.seed = seed
+        self.seed = whole_number("seed", seed, MOST_SEED)
         self.device = data.training.inputs.device
         self.meter = meter or Meter(self.device)
         self._store = ModelStore(store, self.device)
@@ -149,6 +151,7 @@ class TaskView:
         Metered and cached: trained once on this machine class, charged to every run that asks for it. Members of one
         model share its tensors; do not write to them. They stay in memory until :meth:`forget`.
         """
+        model = whole_number("model", model)
         name = model_name(self.seed, model)
         if name not in self._models:
             parameters, self.meter.models[name] = self._trained(name, lambda: self._train_alone(model))
@@ -189,10 +192,11 @@ class TaskView:
             If there is no such epoch.
         """
         self.charge_run(model, epochs)
-        return {e: _in_order(self._template, self._loaded(self._file(model, e))[0]) for e in epochs}
+        return {e: _in_order(self._template, self._loaded(self._file(model, e))[0]) for e in map(int, epochs)}
 
     def charge_run(self, model: int, epochs: Sequence[int]) -> None:
         """Train and charge what :meth:`train_run` would, but load nothing."""
+        model, epochs = whole_number("model", model), [whole_number("epoch", epoch) for epoch in epochs]
         if outside := [epoch for epoch in epochs if not 1 <= epoch <= self.epochs]:
             raise UsageError(
                 f"There is no checkpoint at the end of epoch {outside[0]}: a model of {self.name} is trained for"
@@ -204,7 +208,7 @@ class TaskView:
         kept |= {e: found for e, file in asked.items() if (found := self._found(file)) is not None}
         missing = {e: file for e, file in asked.items() if e not in kept}
         if missing:  # the whole run once more, for as many as there are
-            with self.meter.phase(TRAIN):
+            with self.meter.phase(TRAIN), precision.undisturbed(self.device):
                 self.check_data()
                 made = self._store.train_run(lambda: self._train_with_snapshots(model, missing))
             kept |= {e: made[file] for e, file in missing.items()}
@@ -229,8 +233,7 @@ class TaskView:
 
     def _train_alone(self, model: int, on_epoch: OnEpoch | None = None) -> Parameters:
         everything = torch.ones(1, self.n_train, dtype=torch.bool)
-        with precision.exact_float32():  # also outside of a run, whose process has it from the start
-            stacked = train_replicas(self._task, self._data, everything, STREAM, self.seed, model, on_epoch=on_epoch)
+        stacked = train_replicas(self._task, self._data, everything, STREAM, self.seed, model, on_epoch=on_epoch)
         if not all(p.isfinite().all() for p in stacked.values() if p.is_floating_point()):
             raise UsageError(
                 f"The training of {self.name} diverged: its parameters are not finite. Lower the recipe's learning"
@@ -270,8 +273,7 @@ class TaskView:
             if part.name not in self._models:
                 group = self._bank_group if self._found(part.name) is None else 1  # 1: nothing trains
                 work = partial(bank.train_part, self._task, self._data, part.masks, group, *whole_stream)
-                with precision.exact_float32():
-                    self._models[part.name], trained = self._trained(part.name, work)
+                self._models[part.name], trained = self._trained(part.name, work)
                 self.meter.banks[part.name] = dataclasses.replace(trained, models=len(part.masks))
         return [self._models[part.name] for part in parts]
 
@@ -293,6 +295,7 @@ class TaskView:
         The adapter is fine-tuned on the full training set with the task's recipe for ``epochs`` epochs, from its own
         stream. Metered and cached like :meth:`train`. All adapters of a model share its tensors; do not write to them.
         """
+        model, adapter = whole_number("model", model), whole_number("adapter", adapter)
         base = self.train(model)
         adapted = lora.adapted_model(self._template, base, rank)
         name = adapter_name(self.seed, model, adapter, rank, epochs)
@@ -303,8 +306,7 @@ class TaskView:
             program = Program(adapted, self._sites, self.loss_function)
             recipe = dataclasses.replace(self._task.recipe, epochs=epochs)
             everything = torch.ones(1, self.n_train, dtype=torch.bool)
-            with precision.exact_float32():
-                fitted = fit_stacked(program, stacked, self.training, everything, stream, recipe)
+            fitted = fit_stacked(program, stacked, self.training, everything, stream, recipe)
             return {k: p[0] for k, p in fitted.items()}
 
         parameters, self.meter.adapters[name] = self._trained(name, work)
@@ -317,7 +319,7 @@ class TaskView:
         """
         if self._found(name) is None:
             self.check_data()
-            with self.meter.phase(TRAIN):
+            with self.meter.phase(TRAIN), precision.undisturbed(self.device):
                 self._store.train(name, work)
         return self._loaded(name)
 
@@ -328,7 +330,8 @@ class TaskView:
             return found if found is not None and self._store.is_intact(name) else None
 
     def _loaded(self, name: str) -> tuple[Parameters, Trained]:
-        found = self._store.load(name)
+        with precision.undisturbed(self.device):
+            found = self._store.load(name)
         if found is None:
             raise StorageError(
                 f"The checkpoint {name} in {self._store.folder} was there a moment ago, and is gone or damaged. "
@@ -349,6 +352,7 @@ class TaskView:
         mask
             (number of the mask, whether every example has its own).
         """
+        model = whole_number("model", model)
         masks = None if mask is None else self._masks(model, mask[0], per_sample=mask[1])
         number = model if number is None else number
         return self._member(self.train(model), number=number, masks=masks, model_number=model)
@@ -360,6 +364,7 @@ class TaskView:
 
         With ``q_masks``, its Q factor is averaged over so many dropout masks, drawn for this checkpoint.
         """
+        model, epoch = whole_number("model", model), whole_number("epoch", epoch)
         trained = self.train_run(model, [epoch])[epoch]
         member = self._member(trained, number=number, weight=weight, model_number=model)
         masks = [self._masks(model, mask, "epoch", epoch) for mask in range(q_masks)]

@@ -98,11 +98,16 @@ def small_truth_folder(small) -> Path:
     """Return the small task's ground truth, 8 subsets x 4 seeds, where the task looks for it."""
     from concurrent.futures import ThreadPoolExecutor
 
+    from filelock import FileLock
+
     from tdabench.building import build
     from tdabench.ground_truth import ground_truth_folder
 
     folder = ground_truth_folder(small)
-    with ThreadPoolExecutor(1) as executor:
+    # The cache is that of all processes of the session, and a second build at the same time is refused.
+    shared = Path(os.environ["TDABENCH_CACHE"])
+    shared.mkdir(parents=True, exist_ok=True)
+    with FileLock(shared / "small-truth.lock"), ThreadPoolExecutor(1) as executor:
         build(SMALL_TASK, folder, executor=executor)
     return folder
 

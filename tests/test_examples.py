@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tdabench.errors import DataError
+from tdabench.errors import DataError, UsageError
 from tdabench.examples import Examples, check_examples
 from tdabench.registry import find_task
 
@@ -95,3 +95,6 @@ def test_a_part_of_a_set_knows_where_its_examples_are():
     assert part.take(torch.tensor([2])).index.tolist() == [5]
     assert [batch.index.tolist() for batch in part.batches(2)] == [[7, 2], [5]]
     assert whole.part(slice(3, 5)).part(slice(1, 2)).positions.tolist() == [4]
+    for rows in (3, torch.tensor(3), [1, 2]):
+        with pytest.raises(UsageError, match=r"A part of a set is examples\.part\(slice\(3, 5\)\) or a tensor"):
+            whole.part(rows)

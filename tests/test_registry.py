@@ -232,6 +232,27 @@ def test_an_entry_point_that_does_not_load(monkeypatch):
         find_method("broken")
 
 
+def test_a_name_that_two_packages_register_is_refused_and_both_are_named(monkeypatch):
+    both = [
+        importlib.metadata.EntryPoint("grad-dot", value, registry.METHODS)
+        for value in ("tdabench.baselines.grad_dot:GradDot", "their_package.mine:Mine")
+    ]
+    monkeypatch.setattr(registry, "entry_points", lambda _: importlib.metadata.EntryPoints(both))
+    said = r"Several packages register a method called grad-dot: tdabench\.baselines\.grad_dot:GradDot, their_package"
+    with pytest.raises(UsageError, match=said):
+        find_method("grad-dot")
+    twice = importlib.metadata.EntryPoints([both[0], both[0]])  # as an editable install beside its sources has it
+    monkeypatch.setattr(registry, "entry_points", lambda _: twice)
+    assert find_method("grad-dot").__name__ == "GradDot"
+
+
+def test_a_task_that_is_registered_by_another_name_is_refused_before_it_is_measured(monkeypatch):
+    entry = importlib.metadata.EntryPoint("numerals", "tdabench.tasks.digits_mlp:TASK", registry.TASKS)
+    monkeypatch.setattr(registry, "entry_points", lambda _: importlib.metadata.EntryPoints([entry]))
+    with pytest.raises(UsageError, match=r"registered as numerals is called digits-mlp, .* Register it by that name"):
+        find_task("numerals")
+
+
 def test_a_broken_entry_point_hides_no_other(monkeypatch):
     entries = [
         importlib.metadata.EntryPoint("broken", "nothing_of_that_name:TASK", registry.TASKS),

@@ -495,6 +495,15 @@ def test_the_record_names_the_sources_that_ran(two_attempts):
     assert (made.commit, made.dirty) == provenance.commit()
 
 
+def test_a_folder_that_was_given_the_name_of_another_run_is_not_taken_for_it(small_reference, tmp_path):
+    planned, other = (plan(Job(small_reference, method, {})) for method in ("random", "gradient-norm"))
+    folder, _ = run(planned, tmp_path)
+    assert find_run(planned, tmp_path) == folder
+    folder.rename(tmp_path / other.run_id)
+    with pytest.raises(errors.UsageError, match=f"holds the run {planned.run_id}. Give it that name, or remove it"):
+        find_run(other, tmp_path)
+
+
 def test_the_record_names_the_commit_that_the_run_s_process_read(small_reference, tmp_path, monkeypatch):
     """A suite takes hours, and a commit made meanwhile is what its later runs are of."""
     monkeypatch.setattr(provenance, "commit", lambda: ("0" * 40, True))

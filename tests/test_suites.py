@@ -231,3 +231,18 @@ def test_a_block_may_give_its_methods_options(tmp_path):
     first, second = find_suite(str(file)).jobs
     assert (first.options, second.options) == ({"projection": 64, "ridge": 1}, {})
     assert plan(first).options == {"projection": 64, "ridge": 1.0}
+
+
+def test_files_that_lie_beside_a_suite_are_found_from_any_folder(tmp_path, monkeypatch):
+    beside = tmp_path / "suites"
+    beside.mkdir()
+    (beside / "mine.py").write_text("")
+    (beside / "mine.toml").write_text(
+        'title = "Mine"\n[[run]]\ntasks = ["digits-mlp"]\nmethods = ["./mine.py:Mine", "./gone.py:Gone"]\n'
+        'ensembles = [""]\n'
+    )
+    monkeypatch.chdir(tmp_path)
+    there, gone = find_suite("suites/mine.toml").jobs
+    assert (there.method, gone.method) == ("suites/mine.py:Mine", "./gone.py:Gone")
+    monkeypatch.chdir(beside)
+    assert find_suite("mine.toml").jobs[0].method == "./mine.py:Mine"

@@ -10,7 +10,7 @@ from pathlib import Path
 from tdabench.errors import MissingGroundTruthError, OtherGroundTruthError, UnknownNameError, UsageError
 from tdabench.evaluation import Evaluation, Evaluator
 from tdabench.evidence import EVIDENCE_FILE, Evidence, read_evidence
-from tdabench.ground_truth import GroundTruth, read_ground_truth
+from tdabench.ground_truth import MANIFEST_FILE, GroundTruth, ground_truth_folder, read_ground_truth
 from tdabench.lora import highest_ranks
 from tdabench.records import RECORD_FILE, SCORES_FILE, Record, read_record
 from tdabench.registry import find_task
@@ -24,16 +24,24 @@ OTHER_TRUTH = "no LDS: its evidence is of other ground truth than there is"
 """Why an archived run has no LDS where the ground truth, or the choice of queries, has changed since."""
 
 
-@cache
-def _evaluator(reference: str) -> tuple[Task, GroundTruth, Evaluator]:
+def _known(reference: str) -> tuple[Task, GroundTruth, Evaluator]:
+    """Return a task as it is now, its ground truth, and the evaluator of its reported queries."""
     task = find_task(reference)
-    truth = read_ground_truth(task)
-    return task, truth, Evaluator.of(truth)
+    manifest = ground_truth_folder(task) / MANIFEST_FILE
+    written = manifest.stat().st_mtime_ns if manifest.exists() else None
+    return task, *_evaluator(reference, task.version, written)
+
+
+@cache
+def _evaluator(reference: str, version: str, written: int | None) -> tuple[GroundTruth, Evaluator]:
+    """Read and prepare once in a process what does not change; an edited task, or a new build, is another."""
+    truth = read_ground_truth(find_task(reference))
+    return truth, Evaluator.of(truth)
 
 
 def evaluator_of(task: str) -> Evaluator:
     """Return the evaluator of a task's reported queries; made once per process."""
-    return _evaluator(task)[2]
+    return _known(task)[2]
 
 
 def refuse_candidate(folder: Path) -> None:
@@ -79,7 +87,7 @@ def evaluate_run(folder: Path, record: Record) -> Evaluation | None:
     refuse_candidate(folder)
     if record.status != "ok":
         return None
-    task, _, evaluator = _evaluator(record.task)
+    task, _, evaluator = _known(record.task)
     if record.task_version != task.version:
         return None
     evidence = evidence_of(folder, record, evaluator)
@@ -136,7 +144,7 @@ def _task_info(name: str) -> TaskInfo | None:
     """Return what the board says about a task; None if it is not installed."""
     try:
         task = find_task(name)
-        _, truth, evaluator = _evaluator(name)
+        _, truth, evaluator = _known(name)
     except UnknownNameError:
         return None
     except MissingGroundTruthError:

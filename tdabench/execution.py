@@ -16,7 +16,6 @@ from tdabench.errors import ScoresError, UsageError
 from tdabench.member import Member, forget_masks
 from tdabench.meter import ATTRIBUTE, FIT
 from tdabench.method import MemberMethod, Method, check_floats, check_task
-from tdabench.options import values
 from tdabench.stopwatch import HARNESS
 from tdabench.view import TaskView
 
@@ -35,6 +34,8 @@ def execute(
         If the method or the ensemble does not support the task.
     ScoresError
         If the scores have the wrong shape or type, or are not finite.
+    UsageError
+        If the method writes to data or to a member's parameters, or keeps state on itself.
     """
     with task.meter.phase(HARNESS):  # whatever no other phase is charged for
         return _execute(method, ensemble, task, on_member)
@@ -47,10 +48,10 @@ def _execute(
     if isinstance(method, MemberMethod):
         scores = _per_member(method, ensemble or Independent(), task, on_member)
     else:
+        before = set(vars(method))
         with task.meter.phase(FIT):
             state = method.fit(task)
-        _check_stateless(method)
-        task.meter.keep(state, _charged(task))
+        task.meter.keep(_kept(method, state, before), _charged(task))
         with task.meter.phase(ATTRIBUTE):
             scores = method.attribute(task, state)
     task.check_data()
@@ -79,16 +80,15 @@ def _part(method: MemberMethod, members: Iterator[Member], task: TaskView) -> An
     meter = task.meter
     with meter.phase(FIT):
         member = next(members)
-        before = _versions(member)
+        written, before = _versions(member), set(vars(method))
         state = method.fit(member)
     with meter.stopwatch.phase(HARNESS):
-        _check_stateless(method)
-        meter.keep(state, _charged(task))
+        meter.keep(_kept(method, state, before), _charged(task))
     part = method.attribute(member, state)
-    if _versions(member) != before:
+    if _versions(member) != written:
         raise UsageError(
-            f"The parameters of model {member.model_number} were changed in place while the method ran; members of the"
-            " same model would see other ones. Clone a tensor before writing to it."
+            f"The parameters of model {member.model_number} were changed in place while the method ran; what is asked"
+            " of the model later would see other ones. Clone a tensor before writing to it."
         )
     forget_masks()
     if meter.correlations is not None:
@@ -102,18 +102,22 @@ def _versions(member: Member) -> list[int]:
     return [tensor._version for tensor in (*member.parameters.values(), *member.statistics.values())]
 
 
-def _check_stateless(method: Method | MemberMethod) -> None:
-    """Refuse what fit left on the method itself: serving needs it, and it would be in no storage.
+def _kept(method: Method | MemberMethod, state: Any, before: set[str]) -> list[Any]:
+    """Return what fit leaves for serving: what it returned, and what cached properties of the method hold.
 
-    A cached property is made of the options alone, so that it may stay.
+    Raises
+    ------
+    UsageError
+        If it left anything else on the method, where it would be in no storage.
     """
     cached = {n for c in type(method).__mro__ for n, made in vars(c).items() if isinstance(made, cached_property)}
-    hidden = sorted(vars(method).keys() - values(method).keys() - cached)
+    hidden = sorted(vars(method).keys() - before - cached)
     if hidden:
         raise UsageError(
             f"{type(method).__name__} keeps {', '.join(hidden)} on itself. Return from fit what attribute needs: only"
             " that is counted as storage."
         )
+    return [state, [vars(method)[name] for name in sorted(vars(method).keys() & cached)]]
 
 
 def _charged(task: TaskView) -> set[int]:

@@ -67,7 +67,7 @@ def open_task(
     with precision.undisturbed(torch.device(device)):
         data = found.data(None if data_folder is None else Path(data_folder))
         view = TaskView(found, data.to(device), folder, seed=seed)
-    view.warm_up()  # as a run does: what training takes is kept with a model, and charged to runs that find it
+        view.warm_up()  # as a run does: what training takes is kept with a model, and charged to runs that find it
     return view
 
 

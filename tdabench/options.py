@@ -200,7 +200,7 @@ def _check_declared(cls: type[Any], what: str, given: dict[str, Any]) -> None:
 def _check_name(cls: type[Any], what: str, name: str) -> None:
     """Refuse an option with the name of what every method has: with a type beside it, it is a field."""
     for owner in cls.__mro__[1:]:
-        if name in vars(owner) and not dataclasses.is_dataclass(owner):
+        if name in vars(owner) and owner.__module__ == "tdabench.method":
             raise OptionError(
                 f"{what} declares {name}, which a {owner.__name__} has, as an option. Write it without a type"
                 f" ({name} = ...), or call the option otherwise."

@@ -86,16 +86,15 @@ def exact_float32() -> Iterator[None]:
     By default torch rounds a convolution's numbers to ten bits (TF32), and lets parts of a sum be in bfloat16.
     """
     products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
-    switches = [
-        (products, "allow_tf32"),
-        (products, "allow_bf16_reduced_precision_reduction"),
-        (convolutions, "allow_tf32"),
-    ]
+    precision = torch.get_float32_matmul_precision()  # whose flag, allow_tf32, does not tell all that it may be
+    switches = [(products, "allow_bf16_reduced_precision_reduction"), (convolutions, "allow_tf32")]
     before = [getattr(where, name) for where, name in switches]
+    torch.set_float32_matmul_precision("highest")
     for where, name in switches:
         setattr(where, name, False)
     try:
         yield
     finally:
+        torch.set_float32_matmul_precision(precision)
         for (where, name), value in zip(switches, before, strict=True):
             setattr(where, name, value)

@@ -50,11 +50,16 @@ def find_run(planned: Plan, runs: Path, listed: Attempts | None = None) -> Path 
     """Return the folder of the newest attempt at this job that ended as ok, else of the newest; None without any.
 
     To find many, list the folder of runs once (:func:`list_attempts`): else it is listed for each.
+
+    Raises
+    ------
+    UsageError
+        If a folder of the job's name holds another run.
     """
     attempts = (list_attempts(runs) if listed is None else listed).get(planned.run_id, ())
     found = {folder: read_record(folder) for folder in attempts if (folder / RECORD_FILE).exists()}
     for folder, record in found.items():
-        if record.run_id.partition(_ATTEMPT)[0] != planned.run_id:
+        if planned.run_id not in (record.run_id, record.run_id.rpartition(_ATTEMPT)[0]):
             raise UsageError(
                 f"{folder} holds the run {record.run_id}. Give it that name, or remove it, and start again."
             )

@@ -25,8 +25,8 @@ _Seeds = Annotated[list[RunSeed], Field(min_length=1)]
 class _Block(Strict):
     """Every method of ``methods`` under every ensemble of ``ensembles``; an empty ensemble is a single model.
 
-    ``options`` are those of all its methods, as ``--set`` gives them; what is not among them is as it was tuned, or at
-    its default. ``seeds_by_task`` names tasks that have other seeds than ``seeds``.
+    ``options`` are those of all its methods, as ``--set`` gives them: where one differs from the tuned choice, the
+    others are at their defaults. ``seeds_by_task`` names tasks that have other seeds than ``seeds``.
     """
 
     tasks: list[str] = Field(min_length=1)

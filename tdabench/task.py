@@ -253,9 +253,10 @@ class Task:
         UsageError
             If ``make_model`` gives other values under the same seed, as where it draws from NumPy's generator.
         """
-        first, again = (self.initial_model("checked").state_dict() for _ in range(2))
-        for name, value in first.items():
-            if not torch.equal(value, again[name]):
+        first, again = (self.initial_model("checked") for _ in range(2))
+        other = dict((*again.named_parameters(), *again.named_buffers()))
+        for name, value in (*first.named_parameters(), *first.named_buffers()):
+            if not torch.allclose(value, other[name], rtol=0, atol=0, equal_nan=True):
                 raise UsageError(
                     f"make_model of {self.name} gives {name} other values each time. Draw them from torch's generator,"
                     " which is seeded before it is called."

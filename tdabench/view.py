@@ -234,7 +234,8 @@ class TaskView:
     def _train_alone(self, model: int, on_epoch: OnEpoch | None = None) -> Parameters:
         everything = torch.ones(1, self.n_train, dtype=torch.bool)
         stacked = train_replicas(self._task, self._data, everything, STREAM, self.seed, model, on_epoch=on_epoch)
-        if not all(p.isfinite().all() for p in stacked.values() if p.is_floating_point()):
+        trained = {name for name, _ in self._template.named_parameters()}  # a buffer may hold what is infinite
+        if not all(p.isfinite().all() for name, p in stacked.items() if name in trained):
             raise UsageError(
                 f"The training of {self.name} diverged: its parameters are not finite. Lower the recipe's learning"
                 " rate."
@@ -280,7 +281,7 @@ class TaskView:
     @cached_property
     def _bank_group(self) -> int:
         """How many models of a bank to train at once."""
-        with self.meter.stopwatch.phase(HARNESS):
+        with self.meter.stopwatch.phase(HARNESS), precision.undisturbed(self.device):
             return bank.group_for(self._task, self._data)
 
     def outputs(self, models: Sequence[Parameters], examples: Examples) -> Tensor:
@@ -371,6 +372,7 @@ class TaskView:
         return member.with_q(tuple(dataclasses.replace(member, masks=drawn) for drawn in masks))
 
     def _masks(self, model: int, mask: int, *more: str | int, per_sample: bool = False) -> MemberMasks:
+        mask = whole_number("mask", mask)
         return MemberMasks(self._sites, (self.name, STREAM, self.seed, model, "mask", mask, *more), per_sample)
 
     def _member(self, trained: Parameters, **fields: Any) -> Member:

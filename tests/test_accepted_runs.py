@@ -118,7 +118,7 @@ def test_evidence_and_the_findings_in_the_documents_are_those_of_the_runs(kept):
 
 
 SAME_SOURCES = {"7e9fc9cbfb89": "3204daef9b95", "ebe59327249b": "3204daef9b95"}
-"""Sources that differ in names and messages alone; docs/measurements.md has times of both beside each other."""
+"""Sources that compute the same; docs/measurements.md says how they differ, and has times beside each other."""
 
 
 def check_sources(runs: list[Run], tasks: list[TaskInfo]) -> None:

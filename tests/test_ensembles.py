@@ -447,10 +447,27 @@ class Caching(MemberMethod):
         return torch.rand(member.task.n_queries, member.task.n_train) * len(state)
 
 
-def test_a_cached_property_is_made_of_options_and_no_state(view):
-    method = Caching()
-    execute(method, Independent(2), view())
+def test_a_cached_property_may_stay_and_is_counted(view):
+    method, task, alone = Caching(), view(), view()
+    execute(method, Independent(2), task)
     assert vars(method) == {"size": 2, "doubled": 4}
+    execute(Spy(), Independent(2), alone)
+    assert task.meter.storage_bytes > alone.meter.storage_bytes
+
+
+@dataclass(frozen=True)
+class Deriving(MemberMethod):
+    size: int = 2
+
+    def __post_init__(self):
+        object.__setattr__(self, "_doubled", 2 * self.size)
+
+    def attribute(self, member, state):
+        return torch.rand(member.task.n_queries, member.task.n_train) * self._doubled
+
+
+def test_what_the_options_are_made_into_at_the_start_is_no_state(view):
+    assert execute(Deriving(), Independent(2), view()).shape == (40, 120)
 
 
 class HidingWhole(Method):

@@ -64,6 +64,10 @@ def test_a_model_is_the_same_whatever_is_switched_on_around_its_training(view, h
     plain = [alone.train(), *alone.train_run(1, [1, 3]).values(), alone.train_adapter(0, 0, rank=2, epochs=1)[1]]
     with disturbed(how):
         found = [around.train(), *around.train_run(1, [1, 3]).values(), around.train_adapter(0, 0, rank=2, epochs=1)[1]]
+    masks = torch.arange(120).expand(2, -1) % 2 == torch.arange(2).unsqueeze(1)
+    with disturbed(how):
+        found += around.retrain(masks, "bank")
+    plain += alone.retrain(masks, "bank")
     for one, other in zip(plain, found, strict=True):
         assert all(torch.equal(one[name], other[name]) for name in one)
         assert not any(value.is_inference() for value in other.values())
@@ -81,6 +85,13 @@ def test_numbers_of_any_type_name_the_same_model_and_text_none(view, small_refer
                 ask(wrong)
     with pytest.raises(OptionError, match="seed must be a whole number, at least 0 and at most 9007199254740991"):
         tdabench.open_task(small_reference, seed=2**64)
+
+
+@pytest.mark.parametrize("how", ["autocast", "no_grad", "inference_mode"])
+def test_a_task_is_opened_whatever_is_switched_on_around(small_reference, how):
+    with disturbed(how):
+        task = tdabench.open_task(small_reference)
+    assert task.member(0).module()(task.queries.inputs).requires_grad
 
 
 @pytest.mark.parametrize(

@@ -201,6 +201,17 @@ def test_what_a_post_init_refuses_is_told_with_the_options():
         make(Picky, "picky", {"low": "3"})
 
 
+def test_an_option_may_have_the_name_of_an_attribute_of_a_base_of_its_author():
+    class Base(MemberMethod):
+        damping = 0.1
+
+    @dataclass(frozen=True)
+    class Mine(Base):
+        damping: float = option(0.5, "added to the diagonal")
+
+    assert make(Mine, "mine", {"damping": "0.25"}).damping == 0.25
+
+
 def test_a_choice_that_a_literal_does_not_list_is_refused():
     check_choice("of", "loss", Quantity)
     with pytest.raises(OptionError, match="of must be one of 'loss', 'target'; got 'Loss'"):

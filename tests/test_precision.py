@@ -22,6 +22,17 @@ def test_float32_is_exact_inside_and_what_it_was_outside():
     assert switches() == before
 
 
+@pytest.mark.parametrize("chosen", ["highest", "high", "medium"])
+def test_a_precision_that_was_chosen_is_that_again_outside(chosen):
+    torch.set_float32_matmul_precision(chosen)
+    try:
+        with exact_float32():
+            assert torch.get_float32_matmul_precision() == "highest"
+        assert torch.get_float32_matmul_precision() == chosen
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
 def test_products_in_float32_are_another_machine_class_and_said(monkeypatch):
     monkeypatch.delenv(PRODUCTS_VARIABLE, raising=False)
     usual = provenance.machine(1, "cpu")

@@ -366,6 +366,17 @@ def test_a_training_that_diverges_is_named_and_nothing_is_kept_of_it(view, small
     assert not list((tmp_path / "models").glob("*.safetensors"))
 
 
+def test_a_buffer_may_hold_what_is_infinite(view, small, small_data):
+    class Masked(nn.Sequential):
+        def __init__(self):
+            super().__init__(*small.make_model())
+            self.register_buffer("mask", torch.full((3, 3), -torch.inf).triu(1))
+
+    task = replace(small, make_model=Masked)
+    assert view(task, small_data).train()["mask"].isinf().any()
+    task.check_initial_model()
+
+
 def test_the_view_describes_the_model(view, small):
     assert [s.buffer for s in view().dropout_sites] == ["2.mask"]
     assert view().has_linear_layers

@@ -40,7 +40,7 @@ def _evaluator(reference: str, version: str, written: int | None) -> tuple[Groun
 
 
 def evaluator_of(task: str) -> Evaluator:
-    """Return the evaluator of a task's reported queries; made once per process."""
+    """Return the evaluator of a task's reported queries; made once for each state of the task and its ground truth."""
     return _known(task)[2]
 
 

@@ -46,16 +46,15 @@ def _execute(
 ) -> Tensor:
     check_task(method, task)
     if isinstance(method, MemberMethod):
-        scores = _per_member(method, ensemble or Independent(), task, on_member)
+        scores, who = _per_member(method, ensemble or Independent(), task, on_member), "combine"
     else:
         before = set(vars(method))
         with task.meter.phase(FIT):
             state = method.fit(task)
         task.meter.keep(_kept(method, state, before), _charged(task))
         with task.meter.phase(ATTRIBUTE):
-            scores = method.attribute(task, state)
+            scores, who = method.attribute(task, state), "attribute"
     task.check_data()
-    who = "combine" if isinstance(method, MemberMethod) else "attribute"
     return checked_scores(scores, task.n_queries, task.n_train, who)
 
 

@@ -104,7 +104,11 @@ class Member:
         """Return the dropout masks of a batch's examples, ``[B, *shape]`` per site; empty where dropout is off."""
         if self.masks is None:
             return {}
-        return self.masks.rows(batch, len(self.task.training if batch.split == "train" else self.task.queries))
+        return self.masks.rows(batch, self._n_whole(batch.split))
+
+    def _n_whole(self, split: str) -> int:
+        """Return how many examples a whole set has."""
+        return len(self.task.training if split == "train" else self.task.queries)
 
     def logits(self, parameters: Mapping[str, Tensor], batch: Batch) -> Tensor:
         """Return the model's outputs ``[B, ...]`` at ``parameters``."""
@@ -146,11 +150,11 @@ class Member:
 
     def _check_whole(self, examples: Examples) -> None:
         """Refuse a part of a set that does not say which, where every example has a mask of its own."""
-        whole = self.task.training if examples.split == "train" else self.task.queries
+        n_whole = self._n_whole(examples.split)
         by_example = self.masks is not None and self.masks.per_sample
-        if by_example and examples.index is None and len(examples) != len(whole):
+        if by_example and examples.index is None and len(examples) != n_whole:
             raise UsageError(
-                f"{len(examples)} of {len(whole)} examples were given, and each has a dropout mask of its own. Make a"
+                f"{len(examples)} of {n_whole} examples were given, and each has a dropout mask of its own. Make a"
                 " part of a set with examples.part(rows), which knows whose masks are whose."
             )
 

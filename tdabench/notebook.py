@@ -94,7 +94,7 @@ def score(scores: Tensor | npt.ArrayLike, task: str) -> Evaluation:
     MissingGroundTruthError
         If the task has no ground truth yet.
     """
-    given = scores.detach().cpu() if isinstance(scores, Tensor) else np.asarray(scores)
-    if isinstance(given, Tensor):
-        given = given.float().numpy() if given.dtype == torch.bfloat16 else given.numpy()  # numpy has no bfloat16
-    return evaluator_of(task).evaluate(given)
+    if isinstance(scores, Tensor):
+        known = scores.float() if scores.dtype == torch.bfloat16 else scores  # numpy has no bfloat16
+        scores = known.detach().cpu().numpy()
+    return evaluator_of(task).evaluate(np.asarray(scores))

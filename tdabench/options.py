@@ -116,7 +116,7 @@ def whole_number(what: str, value: Any, most: int | None = None) -> int:
         number = -1 if isinstance(value, bool) else operator.index(value)
     except TypeError:
         number = -1
-    if not 0 <= number <= (number if most is None else most):
+    if number < 0 or (most is not None and number > most):
         at_most = "" if most is None else f" and at most {most}"
         raise OptionError(f"{what} must be a whole number, at least 0{at_most}; got {value!r}.")
     return number

@@ -128,11 +128,10 @@ def find_suite(reference: str) -> Suite:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, ValidationError) as error:
         why = faults(error)[0] if isinstance(error, ValidationError) else str(error).splitlines()[0]
         raise FileFormatError(f"{path} is not a suite: {why}. See {_FOLDER / 'quick.toml'}.") from error
-    jobs = tuple(replace(job, task=_beside(path, job.task), method=_beside(path, job.method)) for job in _jobs(content))
     left_out = [
         entry.model_copy(update={"tasks": [_beside(path, task) for task in entry.tasks]}) for entry in content.left_out
     ]
-    return Suite(path.stem, content.title, jobs, tuple(left_out), content.timeout_s)
+    return Suite(path.stem, content.title, tuple(_jobs(content, path)), tuple(left_out), content.timeout_s)
 
 
 def _beside(suite: Path, reference: str) -> str:
@@ -143,9 +142,9 @@ def _beside(suite: Path, reference: str) -> str:
     return f"{suite.parent / parts[0]}:{parts[1]}"
 
 
-def _jobs(content: _File) -> list[Job]:
+def _jobs(content: _File, path: Path) -> list[Job]:
     return [
-        Job(task, method, dict(block.options), ensemble or None, seed)
+        Job(_beside(path, task), _beside(path, method), dict(block.options), ensemble or None, seed)
         for block in content.run
         for task in block.tasks
         for method in block.methods

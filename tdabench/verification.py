@@ -156,7 +156,7 @@ def verify(
     truth = read_ground_truth(task, folder)
     _check_masks(task, truth)
     _check_labels(task, truth, data_folder)
-    _check_device(task, device)
+    _check_retrainable(task, device)
     data = task.data(data_folder).to(device)
     together: dict[tuple[int, int], list[int]] = defaultdict(list)
     for subset, seed in choose_replicas(truth, replicas, choice_seed):
@@ -211,7 +211,7 @@ def _place(row: np.ndarray, means: np.ndarray, subset: int) -> int:
     return 1 + int((~(like[subset] > np.delete(like, subset))).sum())  # what is not finite is like nothing
 
 
-def _check_device(task: Task, device: str) -> None:
+def _check_retrainable(task: Task, device: str) -> None:
     if task.needs_cuda and device == "cpu":
         raise UsageError(
             f"The files of {task.name} are whole, but retraining its replicas needs a GPU. "

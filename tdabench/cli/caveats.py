@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from tdabench.records import Record
 
 _SHOWN = 3
-
-
 _AGAIN = "use `tdabench run ... --again` or another folder with --runs"
 
 

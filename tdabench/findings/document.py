@@ -194,8 +194,8 @@ def _suite_gaps(suite: Suite, runs: Sequence[Run], tasks: Sequence[TaskInfo]) ->
     for run in sorted(runs, key=lambda run: run.lds is not None):  # one with an LDS is the last word
         r = run.record
         if versions.get(r.task, r.task_version) == r.task_version:
+            said = "" if run.lds is not None else _without(run)
             for settings in (f"{r.provenance.method_sha256} {_text(r.options)}", _ANY):
-                said = "" if run.lds is not None else _without(run)
                 ended[r.task, r.method, _ensemble(r), r.seed, settings] = said
     settings_of = cache(partial(_settings_of, known))
     jobs = {_planned(job, known[job.task], settings_of): job for job in suite.jobs}

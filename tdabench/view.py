@@ -3,35 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property, partial
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
-from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from tdabench import bank, lora, precision
+from tdabench import bank, precision
 from tdabench.dropout import DropoutSite
-from tdabench.errors import Declined, StorageError, UsageError
+from tdabench.errors import Declined
 from tdabench.examples import Examples
 from tdabench.member import Member, MemberMasks
 from tdabench.memory import ran_out
-from tdabench.meter import TRAIN, Meter, Trained
-from tdabench.model_names import adapter_name, checkpoint_name, model_name
+from tdabench.meter import Meter
 from tdabench.model_store import ModelStore
 from tdabench.options import whole_number
 from tdabench.precision import Precision
 from tdabench.seeds import MOST_SEED
-from tdabench.stopwatch import HARNESS
 from tdabench.task import Task, TaskData
 from tdabench.template import check_values
-from tdabench.trainer import OnEpoch, Parameters, Program, fit_stacked, stacked_state, train_replicas
-
-STREAM = "attribution"  # never "ground-truth": the seeds of the two are disjoint
+from tdabench.trained_models import STREAM, TrainedModels
+from tdabench.trainer import Parameters, Program, fit_stacked, stacked_state
 
 
 class TaskView:
@@ -47,8 +43,6 @@ class TaskView:
         The run's seed; every random choice of a run is derived from it.
     device
         Where tensors are.
-    meter
-        Counts what the run uses.
     loss_function, target_function
         What models are trained on and what is attributed, of logits and labels, ``[B]``.
     """
@@ -61,37 +55,30 @@ class TaskView:
         self.queries: Examples = data.queries
         self.seed = whole_number("seed", seed, MOST_SEED)
         self.device = data.training.inputs.device
-        self.meter = meter or Meter(self.device)
-        self._store = ModelStore(store, self.device)
-        self._models: dict[str, Parameters] = {}
-        self._checkpoints: dict[str, dict[int, Trained]] = {}
-        self._loaded_storages: WeakSet[torch.UntypedStorage] = WeakSet()
-        self._unchanged = self._data_versions()
         self._template, self._sites = task.template(data.training.inputs[:1].cpu())
         self._template.to(self.device).requires_grad_(False)
+        self._models = TrainedModels(
+            self._task,
+            data,
+            self._template,
+            self._sites,
+            store=ModelStore(store, self.device),
+            meter=meter or Meter(self.device),
+            seed=self.seed,
+        )
         check_values(task, self._template, data)
         self.loss_function = task.loss
         self.target_function = task.target.function
         self.target_probability = task.target.probability or partial(_no_probability, task.name)
 
-    def check_data(self) -> None:
-        """Refuse to go on with data that was written to, before a model trained on it is kept for other runs.
+    @property
+    def meter(self) -> Meter:
+        """Counts what the run uses, trainings included; another one takes over where the run begins."""
+        return self._models.meter
 
-        Raises
-        ------
-        UsageError
-            If a method changed the training examples or the queries in place.
-        """
-        if self._data_versions() != self._unchanged:
-            raise UsageError(
-                f"The data of {self.name} was changed in place while the method ran; models and methods after it would "
-                "see other examples. Clone a tensor before writing to it."
-            )
-
-    def _data_versions(self) -> list[int]:
-        """Return how often each tensor of the data was written to, as torch counts it."""
-        sets = (self.training, self.queries)
-        return [tensor._version for examples in sets for tensor in (examples.inputs, examples.labels)]
+    @meter.setter
+    def meter(self, meter: Meter) -> None:
+        self._models.meter = meter
 
     @property
     def n_train(self) -> int:
@@ -151,26 +138,25 @@ class TaskView:
         Metered and cached: trained once on this machine class, charged to every run that asks for it. Members of one
         model share its tensors; do not write to them. They stay in memory until :meth:`forget`.
         """
-        model = whole_number("model", model)
-        name = model_name(self.seed, model)
-        if name not in self._models:
-            parameters, self.meter.models[name] = self._trained(name, lambda: self._train_alone(model))
-            self._models[name] = _in_order(self._template, parameters)
-        return self._models[name]
+        return self._models.model(whole_number("model", model))
 
     def forget(self, model: int) -> None:
         """Let go of the tensors of attribution model number ``model``, after its last member.
 
         Whoever asks for the model again has it loaded again. It is charged once.
         """
-        self._models.pop(model_name(self.seed, model), None)
+        self._models.forget(model)
 
     def loaded(self) -> Iterator[torch.UntypedStorage]:
         """Yield what was loaded of models, checkpoints and adapters, and is held by somebody.
 
         What is kept of it is stored, and charged, with them.
         """
-        return iter(self._loaded_storages)
+        return self._models.loaded()
+
+    def check_data(self) -> None:
+        """Raise :class:`UsageError` if the training examples or the queries were changed in place."""
+        self._models.check_data()
 
     def train_run(self, model: int, epochs: Sequence[int]) -> dict[int, Parameters]:
         """Return the parameters of attribution model number ``model`` at the end of some epochs of its training.
@@ -192,55 +178,11 @@ class TaskView:
             If there is no such epoch.
         """
         self.charge_run(model, epochs)
-        return {e: _in_order(self._template, self._loaded(self._file(model, e))[0]) for e in map(int, epochs)}
+        return {epoch: self._models.checkpoint(int(model), epoch) for epoch in map(int, epochs)}
 
     def charge_run(self, model: int, epochs: Sequence[int]) -> None:
         """Train and charge what :meth:`train_run` would, but load nothing."""
-        model, epochs = whole_number("model", model), [whole_number("epoch", epoch) for epoch in epochs]
-        if outside := [epoch for epoch in epochs if not 1 <= epoch <= self.epochs]:
-            raise UsageError(
-                f"There is no checkpoint at the end of epoch {outside[0]}: a model of {self.name} is trained for"
-                f" {self.epochs} epochs, counted from 1."
-            )
-        name = model_name(self.seed, model)
-        kept = self._checkpoints.setdefault(name, {})
-        asked = {e: self._file(model, e) for e in (*epochs, self.epochs) if e not in kept}
-        kept |= {e: found for e, file in asked.items() if (found := self._found(file)) is not None}
-        missing = {e: file for e, file in asked.items() if e not in kept}
-        if missing:  # the whole run once more, for as many as there are
-            with self.meter.phase(TRAIN), precision.undisturbed(self.device):
-                self.check_data()
-                made = self._store.train_run(lambda: self._train_with_snapshots(model, missing))
-            kept |= {e: made[file] for e, file in missing.items()}
-        longest = max(kept.values(), key=lambda trained: trained.seconds)
-        stored = sum(trained.storage_bytes for trained in kept.values())
-        self.meter.runs[name] = dataclasses.replace(longest, storage_bytes=stored)
-
-    def _file(self, model: int, epoch: int) -> str:
-        """Return the name that a model is kept under at the end of an epoch."""
-        name = model_name(self.seed, model)
-        return name if epoch == self.epochs else checkpoint_name(name, epoch)
-
-    def _train_with_snapshots(self, model: int, files: dict[int, str]) -> dict[str, Parameters]:
-        snapshots: dict[str, Parameters] = {}
-
-        def keep(epoch: int, values: Parameters) -> None:
-            if epoch in files:
-                snapshots[files[epoch]] = {k: p[0].detach().clone() for k, p in values.items()}
-
-        self._train_alone(model, keep)
-        return snapshots
-
-    def _train_alone(self, model: int, on_epoch: OnEpoch | None = None) -> Parameters:
-        everything = torch.ones(1, self.n_train, dtype=torch.bool)
-        stacked = train_replicas(self._task, self._data, everything, STREAM, self.seed, model, on_epoch=on_epoch)
-        trained = {name for name, _ in self._template.named_parameters()}  # a buffer may hold what is infinite
-        if not all(p.isfinite().all() for name, p in stacked.items() if name in trained):
-            raise UsageError(
-                f"The training of {self.name} diverged: its parameters are not finite. Lower the recipe's learning"
-                " rate."
-            )
-        return {k: p[0] for k, p in stacked.items()}
+        self._models.charge_run(whole_number("model", model), [whole_number("epoch", epoch) for epoch in epochs])
 
     def retrain(self, masks: Tensor, *stream: str | int) -> list[Parameters]:
         """Return models retrained from scratch on subsets of the training set, for :meth:`outputs`.
@@ -267,22 +209,7 @@ class TaskView:
             If ``masks`` are not subsets of equal size.
         """
         bank.check_masks(masks, self.n_train)
-        masks = masks.cpu()  # as the order of the examples, which decides what a subset sees
-        whole_stream = (STREAM, self.seed, "bank", *stream)
-        parts = list(bank.parts_of(self._task, masks, *whole_stream))
-        for part in parts:
-            if part.name not in self._models:
-                group = self._bank_group if self._found(part.name) is None else 1  # 1: nothing trains
-                work = partial(bank.train_part, self._task, self._data, part.masks, group, *whole_stream)
-                self._models[part.name], trained = self._trained(part.name, work)
-                self.meter.banks[part.name] = dataclasses.replace(trained, models=len(part.masks))
-        return [self._models[part.name] for part in parts]
-
-    @cached_property
-    def _bank_group(self) -> int:
-        """How many models of a bank to train at once."""
-        with self.meter.stopwatch.phase(HARNESS), precision.undisturbed(self.device):
-            return bank.group_for(self._task, self._data)
+        return self._models.subsets(masks.cpu(), *stream)  # on the CPU, as the order of the examples: it decides both
 
     def outputs(self, models: Sequence[Parameters], examples: Examples) -> Tensor:
         """Return the target of every example under every retrained model, ``[M, n]``; forward passes only."""
@@ -297,49 +224,7 @@ class TaskView:
         stream. Metered and cached like :meth:`train`. All adapters of a model share its tensors; do not write to them.
         """
         model, adapter = whole_number("model", model), whole_number("adapter", adapter)
-        base = self.train(model)
-        adapted = lora.adapted_model(self._template, base, rank)
-        name = adapter_name(self.seed, model, adapter, rank, epochs)
-        stream = (self._task.name, STREAM, self.seed, model, "adapter", adapter, rank)
-
-        def work() -> Parameters:
-            stacked = {k: p.unsqueeze(0) for k, p in lora.initial_adapter(adapted, *stream).items()}
-            program = Program(adapted, self._sites, self.loss_function)
-            recipe = dataclasses.replace(self._task.recipe, epochs=epochs)
-            everything = torch.ones(1, self.n_train, dtype=torch.bool)
-            fitted = fit_stacked(program, stacked, self.training, everything, stream, recipe)
-            return {k: p[0] for k, p in fitted.items()}
-
-        parameters, self.meter.adapters[name] = self._trained(name, work)
-        return adapted, _in_order(adapted, parameters)
-
-    def _trained(self, name: str, work: Callable[[], Parameters]) -> tuple[Parameters, Trained]:
-        """Load a checkpoint, which serving pays for; if it is missing, train it first, which serving does not.
-
-        What was just trained is loaded like all else: a run pays the same whether or not it was the first.
-        """
-        if self._found(name) is None:
-            self.check_data()
-            with self.meter.phase(TRAIN), precision.undisturbed(self.device):
-                self._store.train(name, work)
-        return self._loaded(name)
-
-    def _found(self, name: str) -> Trained | None:
-        """Return what a whole checkpoint cost, None where there is none; to look whether it is whole costs nobody."""
-        with self.meter.stopwatch.phase(HARNESS):
-            found = self._store.find(name)
-            return found if found is not None and self._store.is_intact(name) else None
-
-    def _loaded(self, name: str) -> tuple[Parameters, Trained]:
-        with precision.undisturbed(self.device):
-            found = self._store.load(name)
-        if found is None:
-            raise StorageError(
-                f"The checkpoint {name} in {self._store.folder} was there a moment ago, and is gone or damaged. "
-                "Leave the folder alone while a run uses it, and give the command again."
-            )
-        self._loaded_storages.update(tensor.untyped_storage() for tensor in found[0].values())
-        return found
+        return self._models.adapter(model, adapter, rank=rank, epochs=epochs)
 
     def member(self, model: int = 0, *, number: int | None = None, mask: tuple[int, bool] | None = None) -> Member:
         """Return a member: model number ``model``, with a dropout mask if one is asked for.
@@ -426,12 +311,3 @@ def _no_probability(name: str, _: Tensor) -> Tensor:
         f"the target of {name} has no probability of the right answer, which the method needs: it is the third part of "
         "a tdabench.Target"
     )
-
-
-def _in_order(model: nn.Module, values: Parameters) -> Parameters:
-    """Return values in the model's order.
-
-    A checkpoint's file has an order of its own, and a projected gradient depends on the order of the parameters.
-    """
-    names = (*dict(model.named_parameters()), *dict(model.named_buffers()))
-    return {name: values[name] for name in names if name in values}

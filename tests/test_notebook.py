@@ -35,7 +35,7 @@ def folder(tmp_path_factory, small_truth_folder, small_reference) -> Path:
 
 
 def test_models_are_those_that_a_run_has_trained_and_scores_weigh_the_same(folder, small_reference, monkeypatch):
-    monkeypatch.setattr("tdabench.view.train_replicas", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr("tdabench.trained_models.train_replicas", lambda *_, **__: pytest.fail("trained again"))
     task = tdabench.open_task(small_reference, seed=3)
     member = task.member(0)
     scores = -member.gradients(task.queries, of="target").dot(member.gradients(task.training, of="loss"))

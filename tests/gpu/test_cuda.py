@@ -13,8 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from tdabench import planning, precision, trainer
-from tdabench import view as view_module
+from tdabench import planning, precision, trained_models, trainer
 from tdabench.baselines.grad_dot import GradDot
 from tdabench.ensembles import Checkpoints, Independent, Lora
 from tdabench.execution import execute
@@ -153,13 +152,13 @@ def test_a_first_run_has_the_peak_of_the_next(small_reference, tmp_path):
 
 def test_the_memory_of_training_is_not_that_of_fit(setting, tmp_path, monkeypatch):
     task, data = setting("mlp")
-    train = view_module.train_replicas
+    train = trained_models.train_replicas
 
     def large(*args, **options):
         torch.empty(256 * MB, dtype=torch.uint8, device="cuda")
         return train(*args, **options)
 
-    monkeypatch.setattr(view_module, "train_replicas", large)
+    monkeypatch.setattr(trained_models, "train_replicas", large)
     view = TaskView(task, data.to("cuda"), tmp_path)
     view.warm_up()
     memory = PeakMemory("cuda")

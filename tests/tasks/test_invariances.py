@@ -14,7 +14,7 @@ import torch
 from test_datasets import batches, packed  # noqa: F401 - fixtures
 from torch import nn
 
-from tdabench import dropout, retraining, seeds, trainer, view
+from tdabench import dropout, retraining, seeds, trained_models, trainer
 from tdabench import task as task_module
 from tdabench.datasets.cifar10 import BATCHES, CAT_DOG_TRAIN
 from tdabench.examples import Examples
@@ -212,8 +212,8 @@ def test_seeds_of_ground_truth_and_of_attribution_models_are_disjoint(name, deri
         return set(derived)
 
     truth = seeds_of((retraining.STREAM, seed) for seed in runs)
-    attribution = seeds_of((view.STREAM, seed, model) for seed, model in product(runs, models))
-    assert retraining.STREAM != view.STREAM
+    attribution = seeds_of((trained_models.STREAM, seed, model) for seed, model in product(runs, models))
+    assert retraining.STREAM != trained_models.STREAM
     per_training = 1 + 2 * task.recipe.epochs  # the start, and an order and masks for every epoch
     assert len(truth) == len(runs) * per_training
     assert len(attribution) == len(runs) * len(models) * per_training

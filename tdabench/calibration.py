@@ -104,15 +104,8 @@ class Bench:
         if rank:
             adapted = lora.adapted_model(model, self._values, rank)
             return Member(self.view, 0, lora.initial_adapter(adapted, "plan"), adapted)
-        names = {name for name, _ in model.named_parameters()}
-        return Member(
-            self.view,
-            0,
-            {k: v for k, v in self._values.items() if k in names},
-            model,
-            {k: v for k, v in self._values.items() if k not in names},
-            None if masks is None else MemberMasks(sites, ("plan",), masks == "per-sample"),
-        )
+        drawn = None if masks is None else MemberMasks(sites, ("plan",), masks == "per-sample")
+        return Member.of_values(self.view, 0, model, self._values, masks=drawn)
 
     def file_bytes(self, rank: int = 0) -> int:
         """Return the size of a checkpoint's file, or of an adapter's."""

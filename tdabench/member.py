@@ -6,7 +6,7 @@ import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from tdabench.errors import Declined, UsageError
 from tdabench.examples import FORWARD_BATCH, Batch, Examples
 from tdabench.options import check_choice
 from tdabench.template import laid_out
+from tdabench.trainer import Parameters
 
 if TYPE_CHECKING:
     from tdabench.view import TaskView
@@ -90,6 +91,17 @@ class Member:
     _q_members: tuple[Member, ...] = field(default=(), repr=False)
     model_number: int = 0
     weight: float = 1.0
+
+    @classmethod
+    def of_values(cls, task: TaskView, number: int, model: nn.Module, values: Parameters, **fields: Any) -> Member:
+        """Return a member of a model's values: what is a parameter of the model is differentiated, what is not, used.
+
+        ``fields`` are the member's other attributes.
+        """
+        names = {name for name, _ in model.named_parameters()}
+        parameters = {k: v for k, v in values.items() if k in names}
+        statistics = {k: v for k, v in values.items() if k not in names}
+        return cls(task, number, parameters, model, statistics, **fields)
 
     def with_q(self, members: tuple[Member, ...]) -> Member:
         """Return the same member with its Q factor averaged over ``members``."""

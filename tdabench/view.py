@@ -260,11 +260,8 @@ class TaskView:
         mask = whole_number("mask", mask)
         return MemberMasks(self._sites, (self.name, STREAM, self.seed, model, "mask", mask, *more), per_sample)
 
-    def _member(self, trained: Parameters, **fields: Any) -> Member:
-        names = {name for name, _ in self._template.named_parameters()}
-        parameters = {k: v for k, v in trained.items() if k in names}
-        statistics = {k: v for k, v in trained.items() if k not in names}
-        return Member(self, parameters=parameters, statistics=statistics, model=self._template, **fields)
+    def _member(self, trained: Parameters, number: int, **fields: Any) -> Member:
+        return Member.of_values(self, number, self._template, trained, **fields)
 
     def adapter_member(self, model: int, adapter: int, *, number: int, rank: int, epochs: int) -> Member:
         """Return a member whose gradients are taken with respect to a low-rank adapter only."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import combinations
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 
@@ -20,6 +22,7 @@ from tdabench.records import Record, read_record
 from tdabench.registry import TASKS, find_task, names
 from tdabench.results.reading import find_runs, read_runs
 from tdabench.results.runs import Run
+from tdabench.results.seed_draws import difference
 from tdabench.results.tasks import TaskInfo
 from tdabench.suites import find_suite
 
@@ -115,6 +118,7 @@ def test_evidence_and_the_findings_in_the_documents_are_those_of_the_runs(kept):
     check_lds(runs, tasks)
     check_sources(runs, tasks)
     check_findings(kept, runs, tasks)
+    check_seed_variance(runs, tasks)
 
 
 SAME_SOURCES = {"7e9fc9cbfb89": "3204daef9b95", "ebe59327249b": "3204daef9b95"}
@@ -126,6 +130,29 @@ def check_sources(runs: list[Run], tasks: list[TaskInfo]) -> None:
     families = [(c.task.name, family) for c in contests_of(runs, tasks) for family in c.families]
     sources = {(task, family.name): {SAME_SOURCES.get(s, s) for s in family.sources} for task, family in families}
     assert [family for family, found in sources.items() if len(found) > 1] == []
+
+
+def check_seed_variance(runs: list[Run], tasks: list[TaskInfo]) -> None:
+    """The interval of a difference at one seed mostly holds the mean at the others; without seed variance, it does not.
+
+    The mean at the others has luck of its own, so that even right intervals hold it in less than 95 of 100 cases.
+    """
+    assert 0.90 < share_held(runs, tasks) < 0.97
+    assert 0.40 < share_held(runs, [replace(task, seed_variance=None) for task in tasks]) < 0.55
+
+
+def share_held(runs: list[Run], tasks: list[TaskInfo]) -> float:
+    held = []
+    for family in (family for contest in contests_of(runs, tasks) for family in contest.families):
+        several = [entry.draws for entry in family.entries if len(entry.seeds) > 2]
+        for a, b in combinations(several, 2):
+            differences = {
+                seed: a.by_seed[seed].estimate - b.by_seed[seed].estimate for seed in a.by_seed if seed in b.by_seed
+            }
+            for seed in differences:
+                _, low, high = difference(a.at([seed]), b.at([seed]))
+                held.append(low <= fmean(v for other, v in differences.items() if other != seed) <= high)
+    return fmean(held)
 
 
 def check_lds(runs: list[Run], tasks: list[TaskInfo]) -> None:

@@ -565,12 +565,13 @@ def test_no_winner_is_worse_than_another_at_the_seeds_that_both_have(trak):
     assert (winner.best, winner.level, winner.n) == (one, (), 2)
 
 
-def test_level_is_neither_better_nor_worse(trak):
-    """Where each has one that is better the highest LDS wins, and the one that is better than it is not level."""
-    lds = ({0: 0.3, 2: 0.1}, {0: 0.2, 1: 0.21}, {1: 0.1, 2: 0.2})
-    circle = [replace(trak.curve[0], name=f"{i}", draws=still(one)) for i, one in enumerate(lds)]
+def test_level_is_what_the_best_is_not_better_than(trak):
+    """Where each has one that is better the highest LDS wins, and the one that is better than it makes it a tie."""
+    lds = ({(0, 1): 0.3, (4, 5): 0.1}, {(0, 1): 0.2, (2, 3): 0.21}, {(2, 3): 0.1, (4, 5): 0.2})
+    of_seeds = [{seed: value for seeds, value in one.items() for seed in seeds} for one in lds]
+    circle = [replace(trak.curve[0], name=f"{i}", draws=still(one)) for i, one in enumerate(of_seeds)]
     (winner,) = winners(circle, circle[:1], "train")
-    assert (winner.best.name, winner.level) == ("1", ())
+    assert (winner.best.name, [entry.name for entry in winner.level]) == ("1", ["0"])
 
 
 def test_a_duel_is_fought_at_the_same_cost(trak):

@@ -44,7 +44,7 @@ def findings(task: TaskInfo, rows: Sequence[Row]) -> list[Finding]:
     made = [Finding(lead, f"{name} ({_score(best, best.seeds or one)}{_share(best, task.ceiling)}).")]
     if best.rank_group is None:
         return made
-    level = [(row, n) for row, n, d in scored if row is not best and ahead(draws, d) == 0]  # in later ranks, too
+    level = [(row, n) for row, n, d in scored if row is not best and ahead(draws, d) <= 0]  # in later ranks, too
     if level:
         made.append(Finding("Not distinguishable from it", f"{_listing([n for _, n in level])}."))
     elif len(scored) > 1:

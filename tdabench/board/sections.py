@@ -129,10 +129,12 @@ def _statuses(lines: Sequence[Line]) -> list[tuple[str, int]]:
 
 
 def _seeds(lines: Sequence[Line]) -> str:
-    scored = [line.row.seeds_counted for line in lines if line.row.lds is not None]
+    scored = [
+        (row.seeds_counted, row.draws.knows_luck) for row in (line.row for line in lines) if row.draws is not None
+    ]
     if not scored:
         return ""
-    several = any(len(seeds) > 1 for seeds in scored)
+    several = any(len(seeds) > 1 for seeds, _ in scored)
     return seeds_used(scored) + (" LDS and costs are means over a row’s seeds." if several else "")
 
 

@@ -99,7 +99,7 @@ def finish_board(folders: Sequence[Path], out: Path, as_json: bool, suite: Suite
     if suite is not None:
         tasks = [replace(task, left_out=suite.left_out_of(task.name)) for task in tasks]
     note_copies(folders, runs)
-    rows = rows_of(runs)
+    rows = rows_of(runs, tasks)
     page = write(render(rows, tasks), out, rows)
     note_other_sources([run.record for run in runs])
     tasks = [task for task in tasks if task.has_truth]
@@ -185,7 +185,8 @@ def _print_without(row: Row) -> None:
 def _print_fronts(scored: Sequence[tuple[Row, frozenset[str]]]) -> None:
     click.echo("\nWhat shares a rank is not distinguishable from the best of that rank (paired bootstrap, 95 %).")
     if scored:
-        click.echo(seeds_used([row.seeds_counted for row, _ in scored]))
+        found = [(row.seeds_counted, row.draws.knows_luck) for row, _ in scored if row.draws is not None]
+        click.echo(seeds_used(found))
     classes: dict[str, list[tuple[Row, frozenset[str]]]] = defaultdict(list)
     for row, front in scored:
         classes[row.record.machine.machine_class].append((row, front))

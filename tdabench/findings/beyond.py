@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tdabench.findings.entries import Contest, Entry, Family, ahead, difference
+from tdabench.findings.entries import Contest, Entry, Family, ahead, difference, knows_luck
 from tdabench.findings.markdown import code, percent, plain, signed, table
 from tdabench.findings.words import COSTS, ensemble, flavour, order
 from tdabench.formats import count, listing
@@ -32,7 +32,7 @@ class Beaten:
         assert self.by is not None
         led = f"{ensemble(self.by)} against {ensemble(self.largest)}: {signed(difference(self.by, self.largest))}"
         text = f"{plain(self.contest.title)}, {code(self.family.name)}: {led} at {self._share(self.largest)} of their"
-        seed = " (one seed)" if len(set(self.by.seeds) & set(self.largest.seeds)) == 1 else ""
+        seed = "" if knows_luck(self.by, self.largest) else " (one seed)"
         return f"{text} {COSTS['train']}{self._of_enough()}{seed}"
 
     def _share(self, other: Entry) -> str:

@@ -41,9 +41,10 @@ _HOW = (
     " queries (seed {seed}), the same for all runs of a task, so comparisons are paired (docs/protocol.md).",
     "**Run seeds**: another run seed is other models, masks and projections. Of a configuration run with several, LDS"
     " and costs are means over them, and the interval holds their spread by a t distribution. Two configurations are"
-    " compared at the seeds that both were run with, and so at the same models: what a seed does to both cancels. With"
-    " one seed, intervals hold no variation between trained models, and a verdict says so. Repetitions of a seed count"
-    " as one.",
+    " compared at the seeds that both were run with, and so at the same models: what a seed does to both cancels (where"
+    " they share a single one of several, at all their seeds). With one seed, the variation between trained models is"
+    " drawn from the task's seed variance, measured on other configurations (docs/protocol.md); where the task has"
+    " none, intervals hold no such variation, and a verdict says `(one seed)`. Repetitions of a seed count as one.",
     "**Costs**: from the records, measured once for each run, so intervals hold no noise of costs. Every model is"
     " priced at the mean measured time of training one on the task; adapters and banks of models cost what they took,"
     " and a training that gives checkpoints has the price of one that gives none: copying takes some 3 %, less than"

@@ -13,9 +13,10 @@ from tdabench.records import Machine, Record
 from tdabench.results.axes import AXES
 from tdabench.results.prices import Price, price_of
 from tdabench.results.rows import in_order
-from tdabench.results.runs import Run, by_configuration, draws_of, lucks_of, mean_over_seeds
-from tdabench.results.seed_draws import SeedDraws, direction
+from tdabench.results.runs import Run, by_configuration, draws_of, lucks_of, mean_over_seeds, models_of
+from tdabench.results.seed_draws import SeedDraws, at_shared, direction
 from tdabench.results.seed_draws import difference as difference_of
+from tdabench.results.seed_variance import SeedVariance
 from tdabench.results.tasks import TaskInfo
 from tdabench.results.words import apart, describe_machine
 
@@ -106,8 +107,7 @@ class Entry:
     @property
     def models(self) -> int:
         """How many independently trained models; 1 where the ensemble does not say."""
-        models = None if self.record.ensemble is None else self.record.ensemble.options.get("models")
-        return models if isinstance(models, int) and models >= 1 else 1
+        return models_of(self.record)
 
     @property
     def asked_rank(self) -> int | None:
@@ -233,6 +233,11 @@ def ahead(a: Entry, b: Entry) -> int:
     return direction(difference(a, b))
 
 
+def knows_luck(a: Entry, b: Entry) -> bool:
+    """Return whether the interval of their difference holds the variation between trained models."""
+    return all(draws.knows_luck for draws in at_shared([a.draws, b.draws]))
+
+
 def contests_of(runs: Iterable[Run], tasks: Sequence[TaskInfo]) -> list[Contest]:
     """Group runs into contests, sorted by task and machine class; the order of the runs does not matter.
 
@@ -256,7 +261,8 @@ def _contest(task: TaskInfo, runs: Sequence[Run]) -> Contest:
     able = [run for run in runs if counts(run)]
     groups = by_configuration(able)
     price = _price(run for run in runs if run.record.task_version == task.version)
-    made = (_entry(members, price, luck) for members, luck in zip(groups, lucks_of(groups), strict=True))
+    lucks = zip(groups, lucks_of(groups), strict=True)
+    made = (_entry(members, price, luck, task.seed_variance) for members, luck in lucks)
     entries = _named(sorted(made, key=_entry_order))
     machine = runs[0].record.machine
     without = tuple(run for run in runs if not counts(run))
@@ -273,9 +279,9 @@ def counts(run: Run) -> bool:
     return run.evaluation is not None and run.record.costs is not None
 
 
-def _entry(runs: Sequence[Run], price: Price | None, luck: int) -> Entry:
+def _entry(runs: Sequence[Run], price: Price | None, luck: int, variance: SeedVariance | None) -> Entry:
     records = tuple(run.record for run in runs)
-    return Entry(records, draws_of(runs, luck), _costs(runs, price), records[0].label)
+    return Entry(records, draws_of(runs, luck, variance), _costs(runs, price), records[0].label)
 
 
 def _costs(runs: Sequence[Run], price: Price | None) -> dict[str, float]:

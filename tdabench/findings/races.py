@@ -158,10 +158,10 @@ def race_table(races: Sequence[Race]) -> list[str]:
     return [
         f"### What is best of one method at the cost of its {BUDGET} independent models",
         "",
-        "Of the method with the most ensembles on the task; where another method is better at that cost is said above."
-        f" The best ensemble among those that cost no more than its {BUDGET} independent models, within"
-        f" {SLACK}, its LDS, and how far it is from the best independent ensemble among them, with the"
-        " 95 % interval. Level: other kinds of ensemble whose difference from the best is not significant.",
+        "Of the method whose independent ensembles have the most sizes on the task; where another method is better at"
+        f" that cost is said above. The best ensemble among those that cost no more than its {BUDGET} independent"
+        f" models, within {SLACK}, its LDS, and how far it is from the best independent ensemble among them, with the"
+        " 95 % interval. Level: other kinds of ensemble that the best is not significantly better than.",
         "",
         *table(columns, rows, left=len(columns)),
     ]
@@ -173,13 +173,16 @@ def _title(race: Race) -> str:
     return f"{plain(race.contest.title)}, {code(race.family.name)}{other}"
 
 
+_VERBS = {1: "leads", 0: "not told apart from", -1: "at the seeds that both have behind"}
+
+
 def _cell(race: Race, axis: str) -> str:
     winner = race.winners[axis]
     best = winner.best
     text = f"**{ensemble(best)}**: {format_score(best.lds)}"
     rival = best_of(within(race.family.curve, axis, winner.budget.costs[axis]))
     if best is not rival:
-        verb = "leads" if ahead(best, rival) > 0 else "not told apart from"
+        verb = _VERBS[ahead(best, rival)]
         text += f", {verb} {ensemble(rival)}{' by' if verb == 'leads' else ':'} {signed(difference(best, rival))}"
     level: dict[str, Entry] = {}
     for entry in winner.level:

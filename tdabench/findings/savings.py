@@ -36,8 +36,8 @@ class Gain:
     most
         Share that it could save, were it as good as the largest independent ensemble that was run.
     one_seed
-        The ensemble and those that it is held against have no more than one seed in common, so that the intervals
-        leave out how lucky that is.
+        The ensemble and those that it is held against have no more than one seed in common, and the task does not say
+        how far an LDS moves from seed to seed, so that the intervals leave out how lucky that is.
     """
 
     entry: Entry
@@ -165,7 +165,7 @@ def _gain(entry: Entry, curve: Sequence[Entry]) -> Gain:
         costs, cost = [knot.costs[axis.key] for knot in curve], entry.costs[axis.key]
         savings[axis.key] = saving(sizes, lds, draws, costs, target, targets, cost)
         most[axis.key] = float(share_saved(cost, max(costs)))
-    one_seed = any(len(found.by_seed) == 1 for found in (*knots, own))
+    one_seed = not all(found.knows_luck for found in (*knots, own))
     return Gain(entry, size_reached(sizes, lds, draws, target, targets), savings, most, one_seed)
 
 

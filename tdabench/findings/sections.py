@@ -44,7 +44,7 @@ def _facts(contest: Contest) -> list[str]:
         f"{count(n_runs, 'run')} with an LDS, of {count(len(contest.entries), 'configuration')};"
         f" {count(len(contest.without), 'run')} without.",
         f"Machine class {code(contest.machine.machine_class)}: {plain(contest.place)}.",
-        *([seeds_used([entry.seeds for entry in contest.entries])] if contest.entries else []),
+        *([seeds_used([(e.seeds, e.draws.knows_luck) for e in contest.entries])] if contest.entries else []),
         *_price(contest),
         *_ranks(contest),
         *_busy(contest),

@@ -57,9 +57,8 @@ def summary(contests: Sequence[Contest]) -> list[str]:
     said += [_at_once(trials)] if trials else []
     said += [text for text in (_kinds(contests), _against(contests)) if text]
     said += [won(axis, races) for axis in CLAIMS if races]
-    said += (
-        [f"**How sure**: {seeds_used([e.seeds for e in entries])} {_luck(contests)}{_NO_CORRECTION}"] if entries else []
-    )
+    seeds = [(entry.seeds, entry.draws.knows_luck) for entry in entries]
+    said += [f"**How sure**: {seeds_used(seeds)} {_luck(contests)}{_NO_CORRECTION}"] if entries else []
     return ["## The answer", "", lead, "", *(f"- {text}" for text in said), "", *race_table(races)]
 
 

@@ -28,7 +28,7 @@ class Winner:
     axis
         Key of the cost.
     level
-        Entries within the budget that differ from the best by nothing significant, highest LDS first.
+        Entries within the budget that the best is not significantly better than, highest LDS first.
     n
         Entries within the budget.
     """
@@ -119,7 +119,7 @@ def winners(entries: Sequence[Entry], ladder: Sequence[Entry], axis: str) -> lis
     for rung in ladder:
         able = within(entries, axis, rung.costs[axis])
         best = best_of(able)
-        level = [e for e in able if e is not best and ahead(best, e) == 0]
+        level = [e for e in able if e is not best and ahead(best, e) <= 0]
         made.append(Winner(rung, axis, best, tuple(sorted(level, key=lambda e: (-e.lds, e.name))), len(able)))
     return made
 

@@ -15,6 +15,7 @@ from tdabench.lora import highest_ranks
 from tdabench.records import RECORD_FILE, SCORES_FILE, Record, read_record
 from tdabench.registry import find_task
 from tdabench.results.runs import Run
+from tdabench.results.seed_variance import read_seed_variance
 from tdabench.results.tasks import TaskInfo
 from tdabench.scores import read_run_scores
 from tdabench.task import Task
@@ -172,4 +173,5 @@ def _without_truth(task: Task) -> TaskInfo:
         n_seeds=0,
         no_score="no LDS: this version of the task has no ground truth yet",
         adapter_ranks=highest_ranks(task.initial_model("architecture")),
+        seed_variance=read_seed_variance(task),
     )

@@ -14,8 +14,10 @@ from tdabench.front import pareto_front
 from tdabench.records import Record
 from tdabench.results.axes import AXES, Axis
 from tdabench.results.prices import Price, price_of
-from tdabench.results.runs import Run, by_configuration, draws_of, lucks_of, mean_of_known
+from tdabench.results.runs import Run, by_configuration, draws_of, lucks_of, mean_of_known, models_of
 from tdabench.results.seed_draws import SeedDraws, rank_groups
+from tdabench.results.seed_variance import SeedVariance
+from tdabench.results.tasks import TaskInfo
 
 
 @dataclass(frozen=True)
@@ -32,12 +34,15 @@ class Row:
         What training a model costs on the row's task and machine class; None where training costs what was measured.
     luck
         See :func:`tdabench.results.runs.lucks_of`.
+    variance
+        The task's seed variance; None where it is not known.
     """
 
     runs: tuple[Run, ...]
     rank_group: int | None = None
     price: Price | None = None
     luck: int = 0
+    variance: SeedVariance | None = None
 
     @property
     def record(self) -> Record:
@@ -53,7 +58,7 @@ class Row:
     @cached_property
     def draws(self) -> SeedDraws | None:
         """Draws of the LDS, over run seeds where there are several; None where there is no LDS."""
-        return draws_of(self.measured, self.luck) if self.measured[0].lds is not None else None
+        return draws_of(self.measured, self.luck, self.variance) if self.measured[0].lds is not None else None
 
     @property
     def lds(self) -> float | None:
@@ -111,6 +116,11 @@ class Row:
                 seeds[text].append(str(run.record.seed))
         whole = len(self.runs)
         return [t if len(s) == whole else f"seed{'s' * (len(s) > 1)} {', '.join(s)}: {t}" for t, s in seeds.items()]
+
+    @property
+    def models(self) -> int:
+        """How many independently trained models it averages over."""
+        return models_of(self.record)
 
     @property
     def kind(self) -> str:
@@ -186,22 +196,29 @@ def on_fronts(rows: Sequence[Row]) -> list[frozenset[str]]:
     return [frozenset(k) for k in keys]
 
 
-def rows_of(runs: Iterable[Run]) -> list[Row]:
+def rows_of(runs: Iterable[Run], tasks: Iterable[TaskInfo] = ()) -> list[Row]:
     """Join runs into rows, one a configuration, and rank those of a task and version that have an LDS.
 
     Models have one price on a task and machine class, so that no row is cheaper than another by luck.
+
+    Parameters
+    ----------
+    tasks
+        Say how far an LDS moves from seed to seed, for rows of one seed.
     """
+    variances = {(task.name, task.version): task.seed_variance for task in tasks}
     groups = by_configuration(runs)
     prices = _prices(run.record for group in groups for run in group)
     lucks = lucks_of(groups)
     rows = [
-        Row(group, price=prices[_contest(group[0].record)], luck=luck)
+        Row(group, price=prices[_contest(record)], luck=luck, variance=variances.get(_version(record)))
         for group, luck in zip(groups, lucks, strict=True)
+        for record in [group[0].record]
     ]
     contests: dict[tuple[str, str], dict[int, SeedDraws]] = defaultdict(dict)
     for i, row in enumerate(rows):
         if row.draws is not None:
-            contests[row.record.task, row.record.task_version][i] = row.draws
+            contests[_version(row.record)][i] = row.draws
     for found in contests.values():
         for i, group in zip(found, rank_groups(list(found.values())), strict=True):
             rows[i] = replace(rows[i], rank_group=group)
@@ -215,8 +232,12 @@ def _prices(records: Iterable[Record]) -> dict[tuple[str, ...], Price | None]:
     return {contest: price_of(found) for contest, found in contests.items()}
 
 
+def _version(record: Record) -> tuple[str, str]:
+    return record.task, record.task_version
+
+
 def _contest(record: Record) -> tuple[str, ...]:
-    return record.task, record.task_version, record.machine.machine_class
+    return *_version(record), record.machine.machine_class
 
 
 Measured = TypeVar("Measured", Run, Row)

@@ -8,11 +8,13 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import fmean
 from typing import TYPE_CHECKING
 
 from tdabench.records import Record
-from tdabench.results.seed_draws import SeedDraws, over_seeds
+from tdabench.results.seed_draws import SeedDraws, alone, over_seeds
+from tdabench.results.seed_variance import SeedVariance, stream_of
 from tdabench.seeds import MOST_SEED
 
 if TYPE_CHECKING:  # evaluating loads scipy, showing does not
@@ -97,7 +99,13 @@ def lucks_of(groups: Sequence[Sequence[Run]]) -> list[int]:
     return [numbers[luck] for luck in found]
 
 
-def draws_of(runs: Iterable[Run], luck: int = 0) -> SeedDraws:
+def models_of(record: Record) -> int:
+    """Return how many independently trained models a run averages over; 1 where its ensemble does not say."""
+    models = None if record.ensemble is None else record.ensemble.options.get("models")
+    return models if isinstance(models, int) and models >= 1 else 1
+
+
+def draws_of(runs: Sequence[Run], luck: int = 0, variance: SeedVariance | None = None) -> SeedDraws:
     """Return the draws of the mean LDS over run seeds, of runs that all have been evaluated; at least one.
 
     Parameters
@@ -106,12 +114,18 @@ def draws_of(runs: Iterable[Run], luck: int = 0) -> SeedDraws:
         Of one configuration.
     luck
         Its number, as :func:`lucks_of` gives it: under another one, the same seed is another seed.
+    variance
+        The task's, for what a single seed cannot tell.
     """
     by_seed: dict[int, list[Draws]] = defaultdict(list)
     for run in runs:
         if run.evaluation is not None:
             by_seed[run.record.seed + (luck << _SEED_BITS)].append(run.evaluation.draws)
-    return over_seeds(by_seed)
+    if variance is None:
+        return over_seeds(by_seed)
+    stream, fewer = stream_of(configuration(runs[0].record)), 1 / math.sqrt(models_of(runs[0].record))
+    draw = partial(alone, stream=stream, own=variance.own * fewer, shared=variance.shared * fewer)
+    return over_seeds(by_seed, {seed: draw(seed, n=len(found[0].both)) for seed, found in by_seed.items()})
 
 
 def mean_over_seeds(values: Iterable[tuple[int, float]]) -> float:

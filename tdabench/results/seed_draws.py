@@ -9,13 +9,16 @@ with z standard normal and chi2 of n - 1 degrees of freedom: the t distribution 
 with replacement would give three seeds ten different means, and two thirds of the variance. A seed has its z from its
 own stream, so entries that were run with the same seeds, and so at the same models, move together, and what they share
 cancels in a difference. Entries are therefore compared at the seeds that they share (:func:`at_shared`).
+
+A single seed cannot tell how lucky it is. Where the task says how far an LDS moves from seed to seed
+(:mod:`tdabench.results.seed_variance`), its deviation is drawn from that (:func:`alone`); else intervals leave it out.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
@@ -23,7 +26,7 @@ import numpy as np
 from tdabench.bootstrap import RESAMPLE_SEED, Draws, Floats, percentile_interval
 
 _PARTS = ("subsets", "queries", "both")
-_DEGREES, _SEEDS = 0, 1  # what a stream is for
+_DEGREES, _SEEDS, _OWN = 0, 1, 2  # what a stream is for
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,17 +41,33 @@ class SeedDraws:
     sampled
         The mean over seeds of those.
     seeds
-        ``[n_resamples]``, deviations over other seeds; zeros where there is one seed, whose luck cannot be known.
+        ``[n_resamples]``, deviations over other seeds; zeros where there is one seed, of whose luck nothing is known.
+    alone
+        For each run seed, what ``seeds`` would be if it were the only one, ``[n_resamples]``; empty where the task does
+        not say.
     """
 
     by_seed: Mapping[int, Draws]
     sampled: Draws
     seeds: Floats
+    alone: Mapping[int, Floats] = field(default_factory=dict)
 
     @property
     def estimate(self) -> float:
         """The value without resampling."""
         return self.sampled.estimate
+
+    @property
+    def knows_luck(self) -> bool:
+        """Whether the interval holds the variation between trained models."""
+        return len(self.by_seed) != 1 or bool(self.alone)
+
+    def at(self, seeds: Collection[int]) -> SeedDraws:
+        """Return the draws at some of the run seeds, at least one."""
+        if set(self.by_seed) == set(seeds):
+            return self
+        alone = {seed: found for seed, found in self.alone.items() if seed in seeds}
+        return _over({seed: found for seed, found in self.by_seed.items() if seed in seeds}, alone)
 
     def __sub__(self, other: SeedDraws) -> SeedDraws:
         """Return the draws of the difference, paired over subsets, queries and, where both have the same, seeds."""
@@ -68,7 +87,7 @@ class SeedDraws:
         return max(low, -within), min(high, within)
 
 
-def over_seeds(by_seed: Mapping[int, Sequence[Draws]]) -> SeedDraws:
+def over_seeds(by_seed: Mapping[int, Sequence[Draws]], alone: Mapping[int, Floats] | None = None) -> SeedDraws:
     """Return the draws of the mean over seeds.
 
     Parameters
@@ -76,11 +95,27 @@ def over_seeds(by_seed: Mapping[int, Sequence[Draws]]) -> SeedDraws:
     by_seed
         Run seeds, and the draws of each one's runs, all made from the same resamples. Repetitions of a seed are its
         mean: they weigh as one run.
+    alone
+        See :attr:`SeedDraws.alone`.
     """
-    return _over({seed: _weighted(draws, [1 / len(draws)] * len(draws)) for seed, draws in sorted(by_seed.items())})
+    each = {seed: _weighted(draws, [1 / len(draws)] * len(draws)) for seed, draws in sorted(by_seed.items())}
+    return _over(each, alone or {})
 
 
-def _over(each: Mapping[int, Draws]) -> SeedDraws:
+def alone(seed: int, stream: int, *, own: float, shared: float, n: int) -> Floats:
+    """Draw how far a single seed's LDS is from the mean over seeds, ``[n]``.
+
+    Parameters
+    ----------
+    stream
+        Names the configuration.
+    own, shared
+        Standard deviations of what the seed does to the configuration by itself, and to all configurations alike.
+    """
+    return np.asarray(own * _normals(_OWN, stream, n) + shared * _normals(_SEEDS, seed, n))
+
+
+def _over(each: Mapping[int, Draws], alone: Mapping[int, Floats]) -> SeedDraws:
     n = len(each)
     whole = _weighted(list(each.values()), [1 / n] * n)
     seeds = np.zeros(len(whole.both))
@@ -88,18 +123,20 @@ def _over(each: Mapping[int, Draws]) -> SeedDraws:
         for seed, draws in each.items():
             seeds += _normals(_SEEDS, seed, len(seeds)) * (draws.estimate - whole.estimate)
         seeds *= _heavier(n, len(seeds))
-    return SeedDraws(each, whole, seeds)
+    elif alone:
+        seeds = alone[next(iter(each))]
+    return SeedDraws(each, whole, seeds, alone)
 
 
 def at_shared(found: Sequence[SeedDraws]) -> list[SeedDraws]:
-    """Return the draws at the seeds that all have, so that luck is compared with the same luck; else as they are."""
+    """Return the draws at the seeds that all have, so that luck is compared with the same luck.
+
+    As they are where all have several and share fewer than two: what a single seed leaves out is more than it cancels.
+    """
     shared = set.intersection(*(set(draws.by_seed) for draws in found))
-    if not shared:
+    if not shared or (len(shared) == 1 and all(len(draws.by_seed) > 1 for draws in found)):
         return list(found)
-    return [
-        draws if set(draws.by_seed) == shared else _over({s: d for s, d in draws.by_seed.items() if s in shared})
-        for draws in found
-    ]
+    return [draws.at(shared) for draws in found]
 
 
 def estimate_beside(first: SeedDraws, other: SeedDraws) -> float:
@@ -182,19 +219,25 @@ def combined(found: Sequence[SeedDraws], weights: Sequence[float]) -> SeedDraws:
     """Return the draws of the weighted sum of values."""
     first = found[0]
     if all(set(draws.by_seed) == set(first.by_seed) for draws in found) and first.by_seed:
-        return _over({seed: _weighted([draws.by_seed[seed] for draws in found], weights) for seed in first.by_seed})
+        each = {seed: _weighted([draws.by_seed[seed] for draws in found], weights) for seed in first.by_seed}
+        known = all(draws.alone for draws in found)
+        return _over(each, {seed: _sum(weights, [draws.alone[seed] for draws in found]) for seed in each if known})
     sampled = _weighted([draws.sampled for draws in found], weights)
-    return SeedDraws({}, sampled, np.tensordot(weights, [draws.seeds for draws in found], axes=1))
+    return SeedDraws({}, sampled, _sum(weights, [draws.seeds for draws in found]))
+
+
+def _sum(weights: Sequence[float], values: Sequence[Floats]) -> Floats:
+    return np.asarray(np.tensordot(weights, values, axes=1))
 
 
 def _weighted(draws: Sequence[Draws], weights: Sequence[float]) -> Draws:
     if len(draws) == 1 and weights[0] == 1:
         return draws[0]
-    parts = (np.tensordot(weights, [getattr(d, name) for d in draws], axes=1) for name in _PARTS)
+    parts = (_sum(weights, [getattr(d, name) for d in draws]) for name in _PARTS)
     return Draws(float(np.dot(weights, [d.estimate for d in draws])), *parts)
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=1024)
 def _normals(purpose: int, number: int, n: int) -> Floats:
     """Return ``[n]`` normal numbers whose second half is the first with its sign changed, so that they centre on 0."""
     half = np.random.default_rng([RESAMPLE_SEED, purpose, number]).standard_normal((n + 1) // 2)

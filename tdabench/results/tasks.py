@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tdabench.results.seed_variance import SeedVariance
+
 
 @dataclass(frozen=True)
 class TaskInfo:
@@ -23,6 +25,8 @@ class TaskInfo:
         What a suite did not run on the task, and why.
     no_score
         Why runs of the task have no LDS; empty where it has ground truth.
+    seed_variance
+        How far an LDS moves from run seed to run seed; None where nothing is stored with this version of the task.
     adapter_ranks
         The highest rank that a LoRA adapter can have, for each layer of the model that takes one; empty if not known.
     """
@@ -40,6 +44,7 @@ class TaskInfo:
     left_out: tuple[tuple[str, str], ...] = ()
     no_score: str = ""
     adapter_ranks: tuple[int, ...] = ()
+    seed_variance: SeedVariance | None = None
 
     @property
     def has_truth(self) -> bool:

@@ -5,31 +5,49 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 
-from tdabench.formats import format_bytes
+from tdabench.formats import count, format_bytes
 from tdabench.records import Machine
 
 
-def seeds_used(configurations: Sequence[Collection[int]]) -> str:
-    """Say how many run seeds configurations have, and whether intervals hold the variation between trained models."""
-    several = [seeds for seeds in configurations if len(seeds) > 1]
+def seeds_used(configurations: Sequence[tuple[Collection[int], bool]]) -> str:
+    """Say how many run seeds configurations have, and whether intervals hold the variation between trained models.
+
+    Parameters
+    ----------
+    configurations
+        The run seeds of each, and whether its interval holds that variation.
+    """
+    several = [seeds for seeds, _ in configurations if len(seeds) > 1]
+    single = [known for seeds, known in configurations if len(seeds) == 1]
     if not several:
-        return (
-            "Every configuration was run with one seed, so intervals hold no variation between trained models: other"
-            " models may give another result."
-        )
+        return f"Every configuration was run with one seed{_of_one_seed(single)}"
     known = ", ".join(map(str, sorted(set().union(*several))))
     if len({frozenset(seeds) for seeds in several}) > 1:
         known = " to ".join(map(str, sorted({min(map(len, several)), max(map(len, several))}))) + " each"
-    if len(several) == len(configurations):
+    if not single:
         return (
             f"Every configuration was run with several seeds ({known}), so intervals hold the variation between trained"
             " models."
         )
+    others = _measured(single) if any(single) else "none: what rests on them may be luck."
     return (
         f"{len(several)} of {len(configurations)} configurations were run with several seeds ({known}), so their"
-        " intervals hold the variation between trained models. Those of the others, run with one seed, hold none: what"
-        " rests on them may be luck."
+        f" intervals hold the variation between trained models. Those of the others, run with one seed, hold {others}"
     )
+
+
+def _of_one_seed(known: Sequence[bool]) -> str:
+    """Go on where no configuration has several seeds."""
+    if any(known):
+        return f". Of the variation between trained models, intervals hold {_measured(known)}"
+    return ", so intervals hold no variation between trained models: other models may give another result."
+
+
+def _measured(known: Sequence[bool]) -> str:
+    """Say what intervals of one seed hold, some of which know how far an LDS moves from seed to seed."""
+    without = known.count(False)
+    rest = f"; those of {count(without, 'configuration')} none: what rests on these may be luck" if without else ""
+    return f"what the task's seed variance says{rest}."
 
 
 def describe_machine(machine: Machine) -> str:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tdabench.bootstrap import Draws
-from tdabench.results.seed_draws import ahead, at_shared, best_of, difference, over_seeds, rank_groups
+from tdabench.results.seed_draws import ahead, alone, at_shared, best_of, combined, difference, over_seeds, rank_groups
 
 
 def still(value, n=2000):
@@ -109,10 +109,62 @@ def test_a_higher_mean_is_not_the_best_where_it_is_worse_at_the_seed_that_both_h
 
 
 def test_where_each_has_one_that_is_better_the_highest_lds_is_the_best():
-    """Each pair meets at another seed, and there the first is above the second, the second the third, it the first."""
-    pairs = ({0: 0.3, 2: 0.1}, {0: 0.2, 1: 0.21}, {1: 0.1, 2: 0.2})
-    circle = [over_seeds({seed: [still(value)] for seed, value in one.items()}) for one in pairs]
+    """Each pair meets at two other seeds: there the first is above the second, the second the third, it the first."""
+    luck = ({(0, 1): 0.3, (4, 5): 0.1}, {(0, 1): 0.2, (2, 3): 0.21}, {(2, 3): 0.1, (4, 5): 0.2})
+    circle = [over_seeds({s: [still(value)] for seeds, value in one.items() for s in seeds}) for one in luck]
     assert [ahead(circle[i], circle[(i + 1) % 3]) for i in range(3)] == [1, 1, 1]
     assert [found.estimate for found in circle] == pytest.approx([0.2, 0.205, 0.15])
     assert best_of(circle) == 1
     assert rank_groups(circle) == [1, 1, 2], "the one that is better than it is not ranked below it"
+
+
+def test_one_common_seed_of_several_pairs_nothing():
+    """It would leave out the luck of that seed, and the other runs."""
+    first = over_seeds({seed: [still(value)] for seed, value in enumerate((0.40, 0.34, 0.28, 0.34))})
+    second = over_seeds({seed + 3: [still(value)] for seed, value in enumerate((0.33, 0.40, 0.28, 0.34))})
+    assert at_shared([first, second]) == [first, second]
+    value, low, high = difference(first, second)
+    assert value == pytest.approx(0.0025)
+    assert low < -0.05
+    assert high > 0.05
+
+
+def of_one(value, stream, seed=0, *, own=0.02, shared=0.03):
+    """Return the draws of a run of one seed, where it is known how far an LDS moves from seed to seed."""
+    return over_seeds({seed: [still(value)]}, {seed: alone(seed, stream, own=own, shared=shared, n=2000)})
+
+
+def test_one_seed_has_the_luck_that_the_task_tells():
+    found = of_one(0.3, 1)
+    low, high = found.interval()
+    assert (high - low) / 2 == pytest.approx(1.96 * np.hypot(0.02, 0.03), rel=0.08)
+    assert (low + high) / 2 == pytest.approx(0.3, abs=1e-3)
+    assert (found.knows_luck, over_seeds({0: [still(0.3)]}).knows_luck) == (True, False)
+
+
+def test_at_one_seed_what_all_share_cancels_and_what_is_their_own_does_not():
+    value, low, high = difference(of_one(0.34, 1), of_one(0.3, 2))
+    assert value == pytest.approx(0.04)
+    assert (high - low) / 2 == pytest.approx(1.96 * 0.02 * np.sqrt(2), rel=0.06)
+    assert low < 0, "0.04 may be luck"
+    apart = difference(of_one(0.34, 1, seed=0), of_one(0.3, 2, seed=1))
+    assert (apart[2] - apart[1]) / 2 == pytest.approx(1.96 * np.hypot(0.02, 0.03) * np.sqrt(2), rel=0.06)
+    assert rank_groups([of_one(0.34, 1), of_one(0.3, 2)]) == [1, 1]
+    assert rank_groups([of_one(0.36, 1), of_one(0.3, 2)]) == [1, 2]
+
+
+def test_several_seeds_tell_their_own_luck_and_one_of_them_the_task_s():
+    values = {seed: [still(value)] for seed, value in ((0, 0.30), (1, 0.32), (2, 0.31))}
+    known = {seed: alone(seed, 1, own=0.02, shared=0.03, n=2000) for seed in values}
+    several, single = over_seeds(values, known), of_one(0.25, 2)
+    assert several.interval() == over_seeds(values).interval()
+    value, low, high = difference(several, single)
+    assert value == pytest.approx(0.05), "at the seed of the single run"
+    assert (high - low) / 2 == pytest.approx(1.96 * 0.02 * np.sqrt(2), rel=0.06)
+
+
+def test_a_sum_of_single_seeds_keeps_what_is_known_of_their_luck():
+    half = combined([of_one(0.3, 1), of_one(0.4, 2)], [0.5, 0.5])
+    low, high = half.interval()
+    assert half.knows_luck
+    assert (high - low) / 2 == pytest.approx(1.96 * np.hypot(0.02 / np.sqrt(2), 0.03), rel=0.05)

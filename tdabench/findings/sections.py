@@ -338,7 +338,7 @@ def _agreement(contest: Contest) -> list[str]:
         "### How members agree",
         "",
         "Mean correlations of the scores of the largest ensemble's members, and the LDS that they predict from that of"
-        " the smallest of the kind, fitted to nothing else; for members of several models that of the smallest of one."
+        " the smallest of the kind, of one model where that was run, and fitted to nothing else."
         " The prediction takes members to be equally good and their scores to be averaged: early checkpoints are worse"
         " than late ones, and TRAK multiplies two means, so there an LDS may come out above the limit."
         " Dropout for the Q factor alone has no correlations, as no mask has scores of its own."

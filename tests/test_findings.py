@@ -419,9 +419,19 @@ def test_the_time_of_one_training_decides_no_verdict(run, first):
     ]
     assert claimed_of(rows)[0]["train"] == "reached"
     (contest,) = contests_of(rows, [TASK])
-    mean = (4 + first) / 5
-    assert (contest.price.seconds, contest.price.n) == (pytest.approx(mean), 5)
-    assert [entry.costs["train"] for entry in contest.entries] == pytest.approx([mean, 5 * mean, mean])
+    assert (contest.price.seconds, contest.price.n) == (1.0, 5)
+    assert [entry.costs["train"] for entry in contest.entries] == [1.0, 5.0, 1.0]
+
+
+@pytest.mark.parametrize(("cpu_s", "price", "n"), [(9.0, 1.5, 3), (1.1, 1.25, 2)])
+def test_what_a_busy_machine_took_is_no_price_where_an_idle_one_tells(run, cpu_s, price, n):
+    took = trained(model_0_0=1.0, model_0_1=1.5) | {"model-0-2": {"wall_s": 9.0, "cpu_s": cpu_s}}
+    rows = [run(ensemble="independent(models=3)", noise=4.0, train=11.5, trainings=took)]
+    (contest,) = contests_of(rows, [TASK])
+    assert (contest.price.seconds, contest.price.n) == (price, n)
+    assert f", the median of {n} models; every model" in render(rows, [TASK], SOURCE)
+    busy = [run(noise=4.0, train=9.0, trainings={"model-0-2": {"wall_s": 9.0, "cpu_s": 1.1}})]
+    assert contests_of(busy, [TASK])[0].price.seconds == 9.0, "nothing else is known"
 
 
 def test_adapters_and_banks_are_charged_as_measured_and_checkpoints_as_a_model(run):

@@ -46,9 +46,9 @@ _HOW = (
     " drawn from the task's seed variance, measured on other configurations (docs/protocol.md); where the task has"
     " none, intervals hold no such variation, and a verdict says `(one seed)`. Repetitions of a seed count as one.",
     "**Costs**: from the records, measured once for each run, so intervals hold no noise of costs. Every model is"
-    " priced at the mean measured time of training one on the task; adapters and banks of models cost what they took,"
-    " and a training that gives checkpoints has the price of one that gives none: copying takes some 3 %, less than"
-    " times differ by. Serving is fitting, and"
+    " priced at the median measured time of training one on the task, without trainings on a busy machine unless all"
+    " were; adapters and banks of models cost what they took, and a training that gives checkpoints has the price of"
+    " one that gives none: copying takes some 3 %, less than times differ by. Serving is fitting, and"
     " attributing all of a task's queries together: where fitting is most of it, more queries cost little more."
     " Tuning is paid once for a method on a task and is in no comparison; its time stands beside all methods on one"
     " model (`elsewhere`: tuned on another machine class; –: not tuned; choices made earlier paid for all queries,"

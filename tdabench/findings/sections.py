@@ -66,8 +66,8 @@ def _price(contest: Contest) -> list[str]:
     price = contest.price
     if price is None:
         return []
-    mean = f"the mean over {price.n} models" if price.n > 1 else "as measured once"
-    took = f"Training one model takes {format_seconds(price.seconds)}, {mean}"
+    measured = f"the median of {price.n} models" if price.n > 1 else "as measured once"
+    took = f"Training one model takes {format_seconds(price.seconds)}, {measured}"
     return [
         f"{took}; every model is priced at that, whether its training gives checkpoints or not.",
         *_adapters(contest, price),

@@ -1,9 +1,9 @@
-"""What training costs on a task: every model at the mean measured time, so that one slow training decides nothing.
+"""What training costs on a task: every model at the median measured time, so that one slow training decides nothing.
 
 All models of a task are trained by the same recipe, so they are the same work; their measured times differ by what else
-the machine did. Adapters are priced as measured, and so are banks of models, which are trained together. A training
-that gives checkpoints has the price of one that gives none: copying them takes some 3 %, less than the same training
-differs by from hour to hour.
+the machine did. Where that is seen of some trainings, the others tell the price. Adapters are priced as measured, and
+so are banks of models, which are trained together. A training that gives checkpoints has the price of one that gives
+none: copying them takes some 3 %, less than the same training differs by from hour to hour.
 """
 
 from __future__ import annotations
@@ -11,13 +11,15 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
-from statistics import fmean
+from statistics import median
 
 from tdabench.model_names import is_model
 from tdabench.records import Costs, Record
 
 _RUNS = "checkpoints"
 """The kind of ensemble that trains for checkpoints; its trainings have the names of models."""
+_Model = tuple[str, str | None]
+"""Its name, and the version of torch that it was trained with."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Price:
     Attributes
     ----------
     seconds
-        Mean over the measured models.
+        Median over the models that tell it.
     n
         How many models that are.
     """
@@ -40,15 +42,18 @@ def price_of(records: Iterable[Record]) -> Price | None:
     """Return the price of a model; None where no run tells.
 
     A model that several runs used counts once; under another version of torch one of the same name is another model.
-    Trainings that give checkpoints do not count.
+    Trainings that give checkpoints do not count, nor do those on a busy machine, unless all were.
     """
-    times: dict[tuple[str, str | None], list[float]] = defaultdict(list)
+    times: dict[bool, dict[_Model, list[float]]] = {busy: defaultdict(list) for busy in (False, True)}
     for record in records:
         if not _for_checkpoints(record):
+            waited = record.busy()
             for name, training in record.trainings.items():
                 if is_model(name):
-                    times[name, record.versions.get("torch")].append(training.wall_s)
-    return Price(fmean(map(fmean, times.values())), len(times)) if times else None
+                    model = name, record.versions.get("torch")
+                    times[f"training {name}" in waited][model].append(training.wall_s)
+    found = times[False] or times[True]
+    return Price(median(map(median, found.values())), len(found)) if found else None
 
 
 def priced(record: Record, price: Price | None) -> Costs | None:

@@ -75,8 +75,8 @@ def test_fronts_follow_from_the_export(make):
     assert read.total.tolist() == read.priced_total_s.tolist()
     checkpoints = read[read.ensemble == "checkpoints"]
     assert checkpoints.train_s.tolist() == [7.5, 2.5]
-    assert checkpoints.priced_train_s.tolist() == checkpoints.priced_extra_train_s.tolist() == [4.0, 4.0]
-    assert set(read[(read.ensemble == "independent") & (read.device == "cpu")].priced_train_s) == {4.0}
+    assert checkpoints.priced_train_s.tolist() == checkpoints.priced_extra_train_s.tolist() == [3.0, 3.0]
+    assert set(read[(read.ensemble == "independent") & (read.device == "cpu")].priced_train_s) == {3.0}
     columns = {"train": "priced_train_s", "extra": "priced_extra_train_s", "total": "priced_total_s"}
     columns |= {"serve": "serve_s", "memory": "peak_bytes", "storage": "storage_bytes"}
     for _, contest in read.groupby("machine_class"):

@@ -24,6 +24,11 @@ class Beaten:
     """None where none of the kind is better and faster to train."""
 
     @property
+    def pair(self) -> tuple[str, str]:
+        """The task and the method."""
+        return self.contest.task.name, self.family.method
+
+    @property
     def largest(self) -> Entry:
         """The largest independent ensemble."""
         return self.family.curve[-1]
@@ -84,8 +89,9 @@ def _fastest(family: Family, kind: str) -> Entry | None:
 
 def _row(kind: str, found: Sequence[Beaten]) -> list[str]:
     beaten = [one for one in found if one.by is not None]
+    n_beaten, n_tried = (len({one.pair for one in some}) for some in (beaten, found))
     return [
         flavour(kind),
-        f"{len(beaten)} of {count(len(found), 'pair')}",
+        f"{n_beaten} of {count(n_tried, 'pair')}",
         listing(list(map(str, beaten)), _SHOWN, "; "),
     ]

@@ -148,6 +148,11 @@ class Family:
     doubles: tuple[Entry, ...] = ()
 
     @property
+    def method(self) -> str:
+        """The method's name, which other families of the contest may share."""
+        return self.entries[0].method
+
+    @property
     def entries(self) -> tuple[Entry, ...]:
         """All of them."""
         return (*sorted((*self.curve, *self.doubles), key=lambda entry: entry.members), *self.others)

@@ -11,7 +11,7 @@ from tdabench.findings.entries import INDEPENDENT, ONE_MODEL, Contest, Entry, Fa
 from tdabench.findings.markdown import code, percent, plain, signed, table
 from tdabench.findings.savings import CLAIMS
 from tdabench.findings.winners import Winner, best_of, strongest, winners, within
-from tdabench.findings.words import COSTS, SLACK, contender, ensemble, flavour, listed
+from tdabench.findings.words import COSTS, SLACK, contender, ensemble, flavour, listed, several
 from tdabench.formats import count, format_score, listing
 
 BUDGET = 5
@@ -38,8 +38,8 @@ class Race:
 
     @property
     def pair(self) -> tuple[str, str]:
-        """The task and the method, which may have been measured on several machine classes."""
-        return self.contest.task.name, self.family.name
+        """The task and the method, which may have been measured on several machine classes, or with several options."""
+        return self.contest.task.name, self.family.method
 
 
 def races_of(contests: Sequence[Contest]) -> list[Race]:
@@ -73,19 +73,20 @@ def _contests(races: Sequence[Race]) -> list[Contest]:
 def won(axis: str, races: Sequence[Race]) -> str:
     """Count kinds of ensemble that win at equal cost, by pairs of a task and a method, and where other methods win."""
     kinds: dict[str, set[tuple[str, str]]] = defaultdict(set)
+    pairs: dict[tuple[str, str], set[str]] = defaultdict(set)
     for race in races:
-        kinds[_outcome(race.winners[axis])].add(race.pair)
+        outcome = _outcome(race.winners[axis])
+        kinds[outcome].add(race.pair)
+        pairs[race.pair].add(outcome)
     ordered = sorted(((kind, len(found)) for kind, found in kinds.items()), key=lambda item: (-item[1], item[0]))
     counted = listed([f"{kind} on {n}{_unrivalled(kind, axis, races)}" for kind, n in ordered])
-    pairs = {race.pair for race in races}
     fewer = any(race.winners[axis].budget.members < BUDGET for race in races)
     most = f"{BUDGET} independent models" + (" (of fewer where the ladder ends before)" if fewer else "")
-    text = (
+    return (
         f"**At equal {COSTS[axis]}**, at most that of {most} of the same method, within {percent(tolerance(axis))}: of"
-        f" {count(len(pairs), 'pair')} of a task and a method, the best ensemble is {counted}.{_overall(axis, races)}"
+        f" {count(len(pairs), 'pair')} of a task and a method, the best ensemble is {counted}.{several(pairs)}"
+        f"{_overall(axis, races)}"
     )
-    several = len(races) > len(pairs)
-    return f"{text} A pair counts once for each outcome on its machine classes." if several else text
 
 
 def _unrivalled(kind: str, axis: str, races: Sequence[Race]) -> str:
@@ -142,7 +143,7 @@ def _better(race: Race, axis: str) -> Entry | None:
     """
     budget = race.winners[axis].budget
     best = winners(race.contest.entries, [budget], axis)[0].best
-    if best.method == race.family.entries[0].method:
+    if best.method == race.family.method:
         return None
     own = within(race.family.entries, axis, budget.costs[axis])
     return best if all(ahead(best, entry) > 0 for entry in own) else None

@@ -15,7 +15,7 @@ from tdabench.findings.races import race_table, races_of, won
 from tdabench.findings.redrawn import of_models, redrawn
 from tdabench.findings.savings import CLAIMS, Gain, Outcome, Verdict, claimed, verdicts
 from tdabench.findings.winners import Duel, duel
-from tdabench.findings.words import COSTS, contender, ensemble, flavour, listed, rest
+from tdabench.findings.words import COSTS, contender, ensemble, flavour, listed, rest, several
 from tdabench.formats import count, format_score, listing
 from tdabench.results.words import seeds_used
 
@@ -76,38 +76,37 @@ def _luck(contests: Sequence[Contest]) -> str:
 
 def _lead(trials: Sequence[Trial], judged: Sequence[Verdict]) -> str:
     """Say on how many pairs of a task and a method each saving is reached, and by how many ensembles all."""
-    counts = []
-    for axis in CLAIMS:
-        found = Counter(_pairs(judged, axis).values())
-        counts.append(f"{COSTS[axis]} on {found['reached']} of {found.total()}{rest(found, _OPEN)}")
+    counts, outcomes = [], {axis: _pairs(judged, axis) for axis in CLAIMS}
+    for axis, found in outcomes.items():
+        n = _counted(found)
+        counts.append(f"{COSTS[axis]} on {n['reached']} of {len(found)}{rest(n, _OPEN)}")
     whole = Counter(trial.gain.whole for trial in trials)
     pairs = {_pair(verdict) for verdict in judged}
     masked = {_pair(v) for v in judged if any(gain.entry.kind == "dropout" for gain in v.tried)}
     without = f" ({len(pairs - masked)} of them without dropout)" if pairs - masked else ""
+    differ = next((text for found in outcomes.values() if (text := several(found))), "")
     return (
-        f"Saved as claimed, by pairs of a task and a method{without}: {listed(counts)}. All three at once: by"
+        f"Saved as claimed, by pairs of a task and a method{without}: {listed(counts)}.{differ} All three at once: by"
         f" {whole['reached']} of {count(len(trials), 'ensemble')}{rest(whole, _OPEN)}."
     )
 
 
-def _any(outcomes: Sequence[Outcome]) -> Outcome:
-    """Return what holds of several taken together, where one that is reached will do."""
-    if "reached" in outcomes:
-        return "reached"
-    return "cannot be told" if "cannot be told" in outcomes else "not reached"
-
-
 def _pair(verdict: Verdict) -> Pair:
-    return verdict.contest.task.name, verdict.method
+    return verdict.contest.task.name, verdict.family.method
 
 
-def _pairs(judged: Iterable[Verdict], axis: str) -> dict[Pair, Outcome]:
-    """Return the outcome for each pair of a task and a method, over the machine classes that it was measured on."""
-    pairs: dict[Pair, list[Outcome]] = defaultdict(list)
+def _pairs(judged: Iterable[Verdict], axis: str) -> dict[Pair, set[Outcome]]:
+    """Return the outcomes for each pair of a task and a method: one, unless its machine classes or options differ."""
+    pairs: dict[Pair, set[Outcome]] = defaultdict(set)
     for verdict in judged:
         if verdict.axis == axis:
-            pairs[_pair(verdict)].append(verdict.outcome)
-    return {pair: _any(outcomes) for pair, outcomes in pairs.items()}
+            pairs[_pair(verdict)].add(verdict.outcome)
+    return pairs
+
+
+def _counted(pairs: Mapping[Pair, set[Outcome]]) -> Counter[Outcome]:
+    """Count the pairs that have an outcome; one that has two counts for both."""
+    return Counter(outcome for outcomes in pairs.values() for outcome in outcomes)
 
 
 def _named(pairs: Iterable[Pair]) -> str:
@@ -124,15 +123,15 @@ def _named(pairs: Iterable[Pair]) -> str:
 def _alone(axis: str, judged: Sequence[Verdict]) -> str:
     """Say on which pairs of a task and a method one of the savings is reached, by what, and what that is worth."""
     pairs = _pairs(judged, axis)
-    found = Counter(pairs.values())
+    found = _counted(pairs)
     reached = [v for v in judged if v.outcome == "reached"]
     text = f"**{COSTS[axis].capitalize()}, claimed up to {percent(CLAIMS[axis])}**: reached on {found['reached']} of"
     text += f" {count(len(pairs), 'pair')}{rest(found, _OF_PAIRS)}"
     if reached:
         text += f": {_named(set(map(_pair, reached)))}"
     return (
-        f"{text}.{_seeds(reached)}{_too_short(axis, pairs, judged)}{_by_kind(axis, judged)}{_worth(axis, reached)}"
-        f"{_at_best(axis, judged)}"
+        f"{text}.{_seeds(reached)}{several(pairs)}{_too_short(axis, pairs, judged)}{_by_kind(axis, judged)}"
+        f"{_worth(axis, reached)}{_at_best(axis, judged)}"
     )
 
 
@@ -153,10 +152,10 @@ def _seeds(reached: Sequence[Verdict]) -> str:
     return f" {count(on_one, 'of them rests', 'of them rest')} on one seed."
 
 
-def _too_short(axis: str, pairs: Mapping[Pair, Outcome], judged: Sequence[Verdict]) -> str:
+def _too_short(axis: str, pairs: Mapping[Pair, set[Outcome]], judged: Sequence[Verdict]) -> str:
     """Say on how many of the open pairs no interval is at fault, but how many independent models were run."""
     able = {_pair(verdict) for verdict in judged if verdict.outcome == "cannot be told" and not verdict.too_short}
-    short = [pair for pair, outcome in pairs.items() if outcome == "cannot be told" and pair not in able]
+    short = [pair for pair, outcomes in pairs.items() if "cannot be told" in outcomes and pair not in able]
     if not short:
         return ""
     return (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from tdabench.ensembles import KINDS
 from tdabench.findings.curves import SERVING_TOLERANCE, TOLERANCE
@@ -105,6 +105,17 @@ def rest(found: Counter[Outcome], words: Mapping[Outcome, str]) -> str:
     """
     said = [f"{text} {found[outcome]}" for outcome, text in words.items() if found[outcome]]
     return f" ({'; '.join(said)})" if said else ""
+
+
+def several(pairs: Mapping[tuple[str, str], Collection[object]]) -> str:
+    """Say how pairs of a task and a method are counted of which some have several outcomes; nothing where none has.
+
+    >>> several({("digits-mlp", "trak"): {"reached"}})
+    ''
+    """
+    if all(len(outcomes) <= 1 for outcomes in pairs.values()):
+        return ""
+    return " A pair counts once for each outcome among its machine classes, options and versions of code and libraries."
 
 
 def listed(names: Sequence[str]) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from statistics import median
+from statistics import median, stdev
 
 from tdabench.findings.entries import ONE_MODEL, Contest, Entry, ahead, difference
 from tdabench.findings.markdown import plain
@@ -49,19 +49,28 @@ class Redrawn:
 
 
 def of_models(contests: Sequence[Contest]) -> str:
-    """Say by how much the LDS of a configuration's run seeds differ: of single models, and of ensembles."""
-    spreads: dict[bool, list[float]] = {True: [], False: []}
-    for contest in contests:
-        for entry in contest.entries:
-            found = [draws.estimate for draws in entry.draws.by_seed.values()]
-            if len(found) > 1:
-                spreads[entry.kind == ONE_MODEL].append(max(found) - min(found))
-    said = [
-        f"of {count(len(some), *what)} by up to {format_score(max(some))} (median {format_score(median(some))})"
-        for one, what in ((True, ("method on one model", "methods on one model")), (False, ("ensemble", "ensembles")))
-        if (some := spreads[one])
-    ]
-    return f"From run seed to run seed, and so from model to model, an LDS differs: {listed(said)}." if said else ""
+    """Say how far an LDS varies over the run seeds of a configuration: of single models, and of ensembles.
+
+    By the standard deviation, as that does not grow with the number of seeds.
+    """
+    several = [(c.task.name, entry) for c in contests for entry in c.entries if len(entry.draws.by_seed) > 1]
+    single = [(task, entry) for task, entry in several if entry.kind == ONE_MODEL]
+    ensembles = [entry for _, entry in several if entry.kind != ONE_MODEL]
+    said = []
+    if single:
+        n_tasks, n_methods = len({task for task, _ in single}), len({entry.method for _, entry in single})
+        which = f"{count(len(single), 'configuration')} of one model ({count(n_methods, 'method')} on"
+        said.append(f"{_spread([entry for _, entry in single])} for {which} {count(n_tasks, 'task')})")
+    if ensembles:
+        said.append(f"{_spread(ensembles)} for {count(len(ensembles), 'ensemble')}")
+    lead = "From run seed to run seed, and so from model to model, an LDS has a standard deviation"
+    return f"{lead} {listed(said)}." if said else ""
+
+
+def _spread(entries: Sequence[Entry]) -> str:
+    """Say how large the standard deviations over run seeds are."""
+    found = [stdev(draws.estimate for draws in entry.draws.by_seed.values()) for entry in entries]
+    return f"of up to {format_score(max(found))} (median {format_score(median(found))})"
 
 
 def is_redrawn(contest: Contest, a: Entry, b: Entry) -> bool:

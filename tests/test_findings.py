@@ -36,7 +36,7 @@ from tdabench.findings.curves import (
     share_saved,
 )
 from tdabench.findings.entries import difference
-from tdabench.findings.kinds import PAIRS, _bound, matched
+from tdabench.findings.kinds import PAIRS, _bound, _saved, matched
 from tdabench.findings.markdown import share, signed
 from tdabench.findings.redrawn import of_models, redrawn
 from tdabench.findings.savings import CLAIMS, gains, verdicts
@@ -978,6 +978,18 @@ def test_the_middle_of_savings_is_a_bound_where_one_below_it_is():
     assert _bound([bound, exact]) == replace(exact, place=ABOVE)
     below = replace(exact, place=BELOW)
     assert _bound([bound, below]) == below
+
+
+def test_the_most_that_is_saved_is_a_bound_where_one_below_it_is(trak):
+    """That one may save more, though its bound is lower."""
+    exact, bound = Bounded(0.5, 0.4, 0.6), Bounded(0.3, 0.3, 0.3, ABOVE, ABOVE, ABOVE)
+    gain = gains(trak)[0]
+
+    def saved(*found):
+        return _saved([replace(gain, savings={"train": one}) for one in found], "train")
+
+    assert saved(bound, exact).startswith("≥ 50 % [≥ 30 % to ≥ 50 %]; claim ")
+    assert saved(exact, replace(exact, value=0.6)).startswith("60 % [50 % to 60 %]; claim ")
 
 
 # --- the document

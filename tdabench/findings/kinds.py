@@ -87,7 +87,7 @@ def _savings(groups: Sequence[tuple[str, Group]]) -> list[str]:
 def _saved(found: Sequence[Gain], axis: str) -> str:
     ranked = sorted((gain.savings[axis] for gain in found), key=_rank)
     middle = len(ranked) // 2
-    least, half, most = (bare(found) for found in (ranked[0], _bound(ranked[: middle + 1]), ranked[-1]))
+    least, half, most = map(bare, (ranked[0], _bound(ranked[: middle + 1]), _bound(ranked)))
     ends = "" if len(ranked) == 1 else f" [{least} to {most}]"
     if found[0].entry.kind not in CLAIMED_KINDS:
         return f"{half}{ends}"

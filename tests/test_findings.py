@@ -657,6 +657,15 @@ def test_a_seed_measured_twice_weighs_once(run):
     assert entry.costs["serve"] == 4.0
 
 
+def test_costs_that_are_equal_are_so_to_the_last_bit(run):
+    """Also of the mean of three that are the same."""
+    rows = [run(noise=3.0, serve=0.22000000000000003, seed=seed) for seed in range(3)]
+    (contest,) = contests_of([*rows, run("grad-dot", noise=3.0, serve=0.22000000000000003)], [TASK])
+    assert len({entry.costs["serve"] for entry in contest.entries}) == 1
+    (row,) = rows_of(rows)
+    assert {axis.key: row.cost(axis) for axis in AXES} == contest.entries[1].costs
+
+
 def test_savings_are_those_at_shared_seeds(run):
     """One model was run with three seeds, the rest with the first, which is lucky."""
     noises = {0: 2.0, 1: 6.0, 2: 9.0}

@@ -65,7 +65,7 @@ def results_frame(rows: Sequence[Row]) -> pd.DataFrame:
     machine class. Times of training are as measured; ``priced_train_s``, ``priced_extra_train_s`` and
     ``priced_total_s`` have models at their price (:mod:`tdabench.results.prices`). Fronts hold ``configuration_lds``
     against the mean, over seeds, of these, of ``serve_s``, ``peak_bytes`` and ``storage_bytes``, of runs that have an
-    LDS.
+    LDS, to 12 significant digits.
     """
     import pandas as pd
 

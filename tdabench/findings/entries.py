@@ -13,7 +13,7 @@ from tdabench.records import Machine, Record
 from tdabench.results.axes import AXES
 from tdabench.results.prices import Price, price_of
 from tdabench.results.rows import in_order
-from tdabench.results.runs import Run, by_configuration, draws_of, lucks_of, mean_over_seeds, models_of
+from tdabench.results.runs import Run, by_configuration, draws_of, lucks_of, mean_cost, models_of
 from tdabench.results.seed_draws import SeedDraws, at_shared, direction
 from tdabench.results.seed_draws import difference as difference_of
 from tdabench.results.seed_variance import SeedVariance
@@ -291,9 +291,7 @@ def _entry(runs: Sequence[Run], price: Price | None, luck: int, variance: SeedVa
 
 def _costs(runs: Sequence[Run], price: Price | None) -> dict[str, float]:
     """Return the mean costs over run seeds; repetitions of a seed are its mean and weigh as one run."""
-    return {
-        axis.key: mean_over_seeds((run.record.seed, axis.of(run.record, price) or 0.0) for run in runs) for axis in AXES
-    }
+    return {axis.key: mean_cost(runs, axis, price) or 0.0 for axis in AXES}
 
 
 def _entry_order(entry: Entry) -> tuple[object, ...]:

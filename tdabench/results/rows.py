@@ -14,7 +14,7 @@ from tdabench.front import pareto_front
 from tdabench.records import Record
 from tdabench.results.axes import AXES, Axis
 from tdabench.results.prices import Price, price_of
-from tdabench.results.runs import Run, by_configuration, draws_of, lucks_of, mean_of_known, models_of
+from tdabench.results.runs import Run, by_configuration, draws_of, lucks_of, mean_cost, mean_of_known, models_of
 from tdabench.results.seed_draws import SeedDraws, rank_groups
 from tdabench.results.seed_variance import SeedVariance
 from tdabench.results.tasks import TaskInfo
@@ -76,7 +76,7 @@ class Row:
 
     def cost(self, axis: Axis) -> float | None:
         """Return what it cost, the mean over run seeds; None if it was not measured."""
-        return self.mean(lambda run: axis.of(run.record, self.price))
+        return mean_cost(self.measured, axis, self.price)
 
     @property
     def seeds_counted(self) -> frozenset[int]:

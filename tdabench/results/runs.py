@@ -13,6 +13,8 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from tdabench.records import Record
+from tdabench.results.axes import Axis
+from tdabench.results.prices import Price
 from tdabench.results.seed_draws import SeedDraws, alone, over_seeds
 from tdabench.results.seed_variance import SeedVariance, stream_of
 from tdabench.seeds import MOST_SEED
@@ -22,6 +24,8 @@ if TYPE_CHECKING:  # evaluating loads scipy, showing does not
     from tdabench.evaluation import Evaluation
 
 _SEED_BITS = MOST_SEED.bit_length()
+_DIGITS = 12
+"""Significant ones of a cost: far more than clocks have, and fewer than sums of the same times agree in."""
 
 
 @dataclass(frozen=True)
@@ -140,3 +144,13 @@ def mean_of_known(values: Iterable[tuple[int, float | None]]) -> float | None:
     """Return the mean over run seeds of those values that are known; None where none is."""
     known = [(seed, value) for seed, value in values if value is not None]
     return mean_over_seeds(known) if known else None
+
+
+def mean_cost(runs: Iterable[Run], axis: Axis, price: Price | None) -> float | None:
+    """Return what a configuration cost, the mean over run seeds, its models at a price; None if it was not measured.
+
+    Rounded, so that costs that are equal but for the order in which they were summed are equal: the mean of three runs
+    that cost the same may differ from each in its last bit, and a front would tell them apart.
+    """
+    cost = mean_of_known((run.record.seed, axis.of(run.record, price)) for run in runs)
+    return None if cost is None else float(f"{cost:.{_DIGITS - 1}e}")

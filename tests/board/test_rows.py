@@ -318,6 +318,16 @@ def test_seeds_are_one_entry_in_the_fronts(make):
     }
 
 
+def test_rows_that_cost_the_same_are_at_the_same_place_of_a_front(make):
+    """The mean of three equal times may be another number in its last bit, above or below."""
+    for serve in (0.11000000000000001, 3.8500000000000005):
+        cost = {"fit_s": serve, "attribute_s": 0.0}
+        rows = rows_of([*make.seeds("worse", (0.1, 0.1, 0.1), costs=cost), make.run("better", 0.3, costs=cost)])
+        assert len({row.cost(AXIS["serve"]) for row in rows}) == 1
+        on = {row.record.method for row, keys in zip(rows, on_fronts(rows), strict=True) if "serve" in keys}
+        assert on == {"better"}
+
+
 def test_options_that_one_run_was_tuned_to_are_tuned(make):
     (row,) = rows_of([make.run(seed=0), make.run(seed=1, options_from="given")])
     assert row.untuned == ""

@@ -905,6 +905,18 @@ def test_what_is_better_than_the_largest_independent_ensemble_and_faster_to_trai
     assert checkpoints[2].endswith(" at 20 % of their training time" + fewer.format("50 %"))
 
 
+@pytest.mark.parametrize(("adapted", "share"), [(0.0, "100 %"), (1.0, "∞ %")])
+def test_what_costs_nothing_is_a_share_of_what_costs_nothing(run, adapted, share):
+    """One model that took no time to train is as good as five that took some."""
+    runs = [
+        run(noise=3.0, train=0.0, trainings={}),
+        run(ensemble="independent(models=5)", noise=3.0, train=5.0, trainings={}),
+        run(ensemble="lora(models=1, adapters=1)", noise=1.0, train=adapted, trainings={}),
+    ]
+    (line,) = (line for line in beyond(contests_of(runs, [TASK])) if line.startswith("| LoRA"))
+    assert f" of their training time, {share} of that of one model, which would do" in line
+
+
 def test_where_all_independent_models_are_needed_and_several_seeds_were_run_neither_is_said(run):
     runs = [
         run(ensemble=ensemble, noise=noise, train=train, serve=5.0, seed=seed, stream=stream)

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tdabench.findings.curves import share_saved
 from tdabench.findings.entries import Contest, Entry, Family, ahead, difference, knows_luck
 from tdabench.findings.markdown import code, percent, plain, signed, table
 from tdabench.findings.words import COSTS, ensemble, flavour, order
@@ -42,7 +43,7 @@ class Beaten:
 
     def _share(self, other: Entry) -> str:
         assert self.by is not None
-        return percent(self.by.costs["train"] / other.costs["train"])
+        return percent(1 - float(share_saved(self.by.costs["train"], other.costs["train"])))
 
     def _of_enough(self) -> str:
         """Say what it is of the time of fewer models, where more than these do not help."""

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 ZERO_COLUMN = 38.0
 _HOURS = 12  # powers of ten of an hour that have ticks
+_LEAST = 1e-12
+"""Costs below are drawn there: nothing real is, and their ratio to the highest may be no number."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +43,10 @@ class Log:
     zero: float | None
 
     def __call__(self, value: float) -> float:
-        """Place a value; zero goes to its column."""
+        """Place a value; zero goes to its column, and what is below the scale to its start."""
         if value <= 0:
             return self.start if self.zero is None else self.zero
-        share = math.log(value / self.low) / math.log(self.high / self.low)
+        share = math.log(max(value / self.low, 1.0)) / math.log(self.high / self.low)
         return self.start + share * (self.end - self.start)
 
 
@@ -55,7 +57,7 @@ def cost_scale(values: Sequence[float], start: float, end: float) -> Log:
     start = start if zero is None else start + ZERO_COLUMN + 6
     if not positive:
         return Log(1.0, 1.0, start, end, zero)
-    low, high = min(positive), max(positive)
+    low, high = max(_LEAST, min(positive)), max(_LEAST, max(positive))
     span = math.log10(high / low)
     pad = max(0.05 * span, (1 - span) / 2, 0.08)
     return Log(low * 10**-pad, high * 10**pad, start, end, zero)

@@ -312,6 +312,15 @@ def test_scales_keep_order_and_bounds_and_have_ticks(values, unit):
     assert all(scale.start <= scale(t) <= scale.end + 1e-6 for t in ticks)
 
 
+@pytest.mark.parametrize("values", [[1e-295, 1e18], [5e-324], [5e-324, 1e-300], [0.0, 5e-324, 2e18]])
+def test_scales_hold_costs_that_nothing_has(values):
+    scale = cost_scale(values, 40, 800)
+    placed = [scale(v) for v in values]
+    assert placed == sorted(placed)
+    assert all(40 <= p <= 800 for p in placed)
+    assert len(cost_ticks(scale, "s", 6)) <= 6
+
+
 @given(st.lists(st.floats(-9, 9), min_size=0, max_size=8))
 def test_score_scale_holds_zero_and_all_values(values):
     scale = score_scale(values, 400, 30)

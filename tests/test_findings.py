@@ -40,6 +40,7 @@ from tdabench.findings.kinds import PAIRS, _bound, _saved, matched
 from tdabench.findings.markdown import share, signed
 from tdabench.findings.redrawn import of_models, redrawn
 from tdabench.findings.savings import CLAIMS, gains, verdicts
+from tdabench.findings.sections import _duel
 from tdabench.findings.winners import best_so_far, duel, winners
 from tdabench.findings.words import contender, ensemble, flavour
 from tdabench.formats import format_score
@@ -602,6 +603,15 @@ def test_beyond_the_largest_ensemble_as_good_for_more_is_no_draw(trak):
     lora, checkpoints = entries["lora(models=1, adapters=5)"], entries["checkpoints(models=1, last=5)"]
     assert duel(replace(lora, costs={"serve": 9.0}), trak, "serve").outcome == "better but dearer"
     assert duel(replace(checkpoints, costs={"serve": 9.0}), trak, "serve").outcome == "worse"
+
+
+@pytest.mark.parametrize(("cost", "excess", "said"), [(0.0, 1.0, ""), (1.0, math.inf, " at inf times the cost")])
+def test_what_is_free_costs_as_much_as_what_is_free(trak, cost, excess, said):
+    free = replace(trak, curve=tuple(replace(knot, costs={"train": 0.0}) for knot in trak.curve))
+    lora = next(entry for entry in trak.others if entry.kind == "lora")
+    found = duel(replace(lora, costs={"train": cost}), free, "train")
+    assert found.excess == excess
+    assert _duel(found).endswith(f" against 5 models{said}")
 
 
 def test_cheaper_than_a_single_model_is_no_victory_by_itself(trak):

@@ -149,7 +149,7 @@ def duel(entry: Entry, family: Family, axis: str) -> Duel:
     slack = 1 + tolerance(axis)
     place = BELOW if cost * slack < costs[0] else ABOVE if cost > costs[-1] * slack else INSIDE
     reference = float(np.interp(size, sizes, costs))
-    excess = cost / reference if reference > 0 else math.inf
+    excess = cost / reference if reference > 0 else math.inf if cost > 0 else 1.0
     return Duel(int(low > 0) - int(high < 0), place, size, (draws.estimate, low, high), excess)
 
 

@@ -990,13 +990,18 @@ def test_they_are_compared_as_luck_and_not_as_ranks(ranks):
 
 
 def test_adapters_of_the_last_layer_alone_are_counted_apart(ranks):
-    deep = [replace_task(row, "mnist-mlp") for row in ranks]
-    tasks = [replace(TASK, adapter_ranks=(64,)), replace(OTHER, adapter_ranks=(64, 10))]
-    lines = render([*ranks, *deep], tasks, SOURCE).partition("## Kinds of ensemble")[0].splitlines()
-    (line,) = [line for line in lines if line.startswith("- **Better than independent models**")]
-    count = r"LoRA adapters (\d) of 6 \(worse: (\d); where more layers than one take adapters (\d) of 3, worse: (\d)\)"
-    better, worse, deep_better, deep_worse = map(int, re.search(count, line).groups())
-    assert (better, worse) == (2 * deep_better, 2 * deep_worse)
+    """Where nobody knows which layers take adapters, they are not counted as those of several."""
+    tasks = [replace(TASK, adapter_ranks=(64,)), replace(OTHER, adapter_ranks=(64, 10)), replace(TASK, name="unknown")]
+    rows = [replace_task(row, task.name) for row in ranks for task in tasks]
+
+    def said(rows):
+        lines = render(rows, tasks, SOURCE).partition("## Kinds of ensemble")[0].splitlines()
+        return next(line for line in lines if line.startswith("- **Better than independent models**"))
+
+    count = r"LoRA adapters (\d) of 9 \(worse: (\d); where more layers than one take adapters (\d) of 3, worse: (\d)\)"
+    better, worse, deep_better, deep_worse = map(int, re.search(count, said(rows)).groups())
+    assert (better, worse) == (3 * deep_better, 3 * deep_worse)
+    assert "where more layers" not in said([row for row in rows if row.record.task != "digits-mlp"])
 
 
 def replace_task(row, name):

@@ -286,10 +286,11 @@ def _beats(kind: str, group: Group, axis: str) -> str:
     duels = [(contest, found) for contest, family, gain in group if (found := _even(gain, family, axis)) is not None]
     if not duels:
         return ""
-    deep = [found for contest, found in duels if len(contest.task.adapter_ranks) != 1]
+    n_layers = [len(contest.task.adapter_ranks) for contest, _ in duels]  # that take adapters; 0 where not known
+    deep = [found for (_, found), n in zip(duels, n_layers, strict=True) if n > 1]
     better, worse = _won([found for _, found in duels])
     text = f"{flavour(kind)} {better} of {len(duels)} (worse: {worse}"
-    if kind == "lora" and len(deep) < len(duels):
+    if kind == "lora" and 1 in n_layers:
         better, worse = _won(deep)
         text += f"; where more layers than one take adapters {better} of {len(deep)}, worse: {worse}"
     return f"{text})"

@@ -35,7 +35,7 @@ from tdabench.findings.curves import (
     saving,
     share_saved,
 )
-from tdabench.findings.entries import difference
+from tdabench.findings.entries import _entry, difference
 from tdabench.findings.kinds import PAIRS, _bound, _saved, matched
 from tdabench.findings.markdown import share, signed
 from tdabench.findings.redrawn import of_models, redrawn
@@ -674,6 +674,16 @@ def test_costs_that_are_equal_are_so_to_the_last_bit(run):
     assert len({entry.costs["serve"] for entry in contest.entries}) == 1
     (row,) = rows_of(rows)
     assert {axis.key: row.cost(axis) for axis in AXES} == contest.entries[1].costs
+
+
+def test_a_cost_that_was_not_measured_is_not_zero(run):
+    """Such runs do not count, so that none becomes an entry."""
+    measured = run(noise=3.0)
+    unmeasured = replace(measured, record=measured.record.model_copy(update={"costs": None}))
+    with pytest.raises(ValueError, match="The costs of trak were not measured"):
+        _entry([unmeasured], None, 0)
+    (contest,) = contests_of([unmeasured], [TASK])
+    assert (contest.entries, contest.without) == ((), (unmeasured,))
 
 
 def test_savings_are_those_at_shared_seeds(run):

@@ -290,8 +290,17 @@ def _entry(runs: Sequence[Run], price: Price | None, luck: int, variance: SeedVa
 
 
 def _costs(runs: Sequence[Run], price: Price | None) -> dict[str, float]:
-    """Return the mean costs over run seeds; repetitions of a seed are its mean and weigh as one run."""
-    return {axis.key: mean_cost(runs, axis, price) or 0.0 for axis in AXES}
+    """Return the mean costs over run seeds of runs that count; repetitions of a seed are its mean and weigh as one run.
+
+    Raises
+    ------
+    ValueError
+        If a cost was not measured. Such runs do not count (:func:`counts`), and none of theirs is zero.
+    """
+    found = {axis.key: cost for axis in AXES if (cost := mean_cost(runs, axis, price)) is not None}
+    if len(found) < len(AXES):
+        raise ValueError(f"The costs of {runs[0].record.label} were not measured, so that its runs do not count.")
+    return found
 
 
 def _entry_order(entry: Entry) -> tuple[object, ...]:

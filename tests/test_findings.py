@@ -681,7 +681,7 @@ def test_a_cost_that_was_not_measured_is_not_zero(run):
     measured = run(noise=3.0)
     unmeasured = replace(measured, record=measured.record.model_copy(update={"costs": None}))
     with pytest.raises(ValueError, match="The costs of trak were not measured"):
-        _entry([unmeasured], None, 0)
+        _entry([unmeasured], None, 0, None)
     (contest,) = contests_of([unmeasured], [TASK])
     assert (contest.entries, contest.without) == ((), (unmeasured,))
 

@@ -91,7 +91,7 @@ class Bench:
 
     @cached_property
     def _model(self) -> tuple[nn.Module, tuple[DropoutSite, ...]]:
-        model, sites = self.task.template(self.data.training.inputs[:1].cpu())
+        model, sites = self.task.template(self.data.training.inputs[:2].cpu())
         return model.to(self.view.device).requires_grad_(False), sites
 
     @cached_property

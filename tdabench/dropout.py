@@ -129,6 +129,13 @@ def install_masks(model: nn.Module, example: Tensor) -> tuple[nn.Module, tuple[D
     return model, _sites(model, calls, of_two)
 
 
+def switch_dropout_off(model: nn.Module) -> None:
+    """Put the dropout that :func:`install_masks` replaces into evaluation mode, in place; the rest stays as it is."""
+    for module in model.modules():
+        if type(module) in _MASKED_AXES:
+            module.eval()
+
+
 def _leave_fused_path(module: nn.Module) -> None:
     """Keep torch's encoder from its fused kernel for evaluation, which calls no module for dropout: masks would go."""
     if isinstance(module, nn.TransformerEncoderLayer):

@@ -22,7 +22,7 @@ from tdabench.prepared import prepared
 from tdabench.recipe import Recipe, SubsetPlan, check_whole
 from tdabench.seeds import derive_seed, generator
 from tdabench.targets import Target
-from tdabench.template import template_of
+from tdabench.template import check_gradients, template_of
 
 # Counted up when the meaning of a recipe changes (order of examples, dropout stream, initialisation).
 PROTOCOL = 1
@@ -262,9 +262,29 @@ class Task:
                     " which is seeded before it is called."
                 )
 
-    def template(self, example: Tensor) -> tuple[nn.Module, tuple[DropoutSite, ...]]:
-        """Return a model to call functionally (its own values never matter) and its dropout sites."""
-        return template_of(self.initial_model("template"), example)
+    def template(self, examples: Tensor) -> tuple[nn.Module, tuple[DropoutSite, ...]]:
+        """Return a model to call functionally (its own values never matter) and its dropout sites.
+
+        It is tried on ``examples``, two inputs on the CPU, ``[2, ...]``.
+
+        Raises
+        ------
+        UsageError
+            If the model is none that can be trained as it reads; see :func:`~tdabench.template.template_of` and
+            :func:`~tdabench.template.check_gradients`.
+        """
+        model = self.initial_model("template")
+        made, sites = template_of(model, examples[:1])
+        # Once in a process: every training makes a template, and backward passes of a large model take a second.
+        if examples.shape[1:] not in self._differentiated:
+            check_gradients(model, made, examples)
+            self._differentiated.add(examples.shape[1:])
+        return made, sites
+
+    @cached_property
+    def _differentiated(self) -> set[torch.Size]:
+        """Shapes of the inputs on which the model's gradients were checked."""
+        return set()
 
     def wrong_labels(self, folder: Path | None = None) -> Tensor | None:
         """Return which training labels are known to be wrong, as :attr:`mislabelled` gives them; None without it.

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from tdabench.authors import author_errors
-from tdabench.dropout import DropoutSite, install_masks
+from tdabench.dropout import DropoutSite, install_masks, switch_dropout_off
 from tdabench.errors import UsageError
+from tdabench.kernels import differentiable
+from tdabench.seeds import generator
 
 if TYPE_CHECKING:
     from tdabench.examples import Batch
@@ -21,6 +26,9 @@ _REFUSED_OF_EMBEDDINGS = {
     "sparse": "its gradients would be sparse, which cannot be stacked",
     "scale_grad_by_freq": "an example's gradient would depend on which others are passed with it",
 }
+
+# Of a gradient, and of all of a model's: what is called twice alike differs by rounding alone.
+_SAME, _NOTHING = 1e-3, 1e-5
 
 
 def template_of(model: nn.Module, example: Tensor) -> tuple[nn.Module, tuple[DropoutSite, ...]]:
@@ -91,6 +99,46 @@ def check_values(task: Task, model: nn.Module, data: TaskData) -> None:
                 _check_value(f"The {what} of {task.name}", function, logits, two)
 
 
+def check_gradients(model: nn.Module, made: nn.Module, examples: Tensor) -> None:
+    """Refuse a model whose gradients are others where it is given its values than where it has them.
+
+    The model itself is called plainly: a function that holds on to its parameters holds on to none of a copy's. Its
+    template is given the same values and has others of its own, so that whatever uses those is seen. Running
+    statistics are trained with a model in training mode, and used with it in evaluation mode, so both are tried.
+
+    Parameters
+    ----------
+    model
+        In evaluation mode; its values are moved and put back.
+    made
+        Its template, on the CPU as the model is.
+    examples
+        ``[n, ...]`` inputs, of which the first two are passed.
+
+    Raises
+    ------
+    UsageError
+        If a parameter's gradient differs, or the model cannot be differentiated.
+    """
+    other, trained = copy.deepcopy(made), dict(model.named_parameters())
+    kept = model.state_dict().keys()
+    statistics = {name: buffer for name, buffer in model.named_buffers() if name in kept}
+    two = examples[:2] if len(examples) > 1 else torch.cat([examples, examples])
+    with _moved(model, other):
+        given = {name: p.detach().clone().requires_grad_() for name, p in trained.items()}
+        for training in (False, True) if statistics else (False,):
+            switch_dropout_off(model.train(training))
+            plain = _gradients(model, {}, statistics, trained, two)
+            functional = _gradients(other.train(training), given, statistics, given, two)
+            if (wrong := _first_that_differs(plain, functional)) is not None:
+                raise UsageError(
+                    f"The model's {wrong} gets another gradient where the model is given its values, as in training, "
+                    "than where it is called as it stands. Use every parameter as an attribute of its module "
+                    "(self.weight), not one that is kept in a list or a function, too, and call layers without "
+                    "torch.utils.checkpoint, which computes them again when the values are gone."
+                )
+
+
 def laid_out(inputs: Tensor) -> Tensor:
     """Return images with channels last, as models get them, and other inputs as they are."""
     return inputs.contiguous(memory_format=torch.channels_last) if inputs.dim() == 4 else inputs
@@ -155,6 +203,59 @@ def _check_embeddings(model: nn.Module) -> None:
                     f"The model's {name} is an {type(module).__name__} with {option}={getattr(module, option)}: "
                     f"{reason}. Leave {option} out."
                 )
+
+
+@contextmanager
+def _moved(model: nn.Module, other: nn.Module) -> Iterator[None]:
+    """Move a model's values off those that say nothing, as zeros do, and those of its copy far away; then back."""
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    random, own = generator("template", "moved"), dict(other.named_parameters())
+    try:
+        with torch.no_grad():
+            for name, p in model.named_parameters():
+                drawn = torch.rand(p.shape, generator=random)
+                p.copy_(torch.where(p == 0, 0.1 * drawn, (0.7 + 0.6 * drawn) * p))  # of the same sign
+                own[name].copy_(-2 * p)
+        yield
+    finally:
+        model.eval()
+        with torch.no_grad():
+            for name, p in model.named_parameters():
+                p.copy_(before[name])
+
+
+def _gradients(
+    model: nn.Module,
+    values: Mapping[str, Tensor],
+    statistics: Mapping[str, Tensor],
+    leaves: Mapping[str, Tensor],
+    examples: Tensor,
+) -> dict[str, Tensor | None]:
+    """Return the gradients of a sum of the model's outputs by name; none if it gives no floats, which others refuse."""
+    copies = {name: buffer.clone() for name, buffer in statistics.items()}  # training writes to them
+    with torch.enable_grad(), differentiable(model), author_errors("The model, differentiated on two examples,"):
+        outputs = functional_call(model, {**values, **copies}, (examples.clone(),))
+        if not isinstance(outputs, Tensor) or not outputs.is_floating_point():
+            return {}
+        # By weights, as the plain sum of some outputs (probabilities, for one) is constant.
+        total = (outputs.flatten() * torch.arange(outputs.numel()).cos()).sum()
+        if not total.requires_grad:
+            return dict.fromkeys(leaves)
+        return dict(zip(leaves, torch.autograd.grad(total, list(leaves.values()), allow_unused=True), strict=True))
+
+
+def _first_that_differs(plain: Mapping[str, Tensor | None], found: Mapping[str, Tensor | None]) -> str | None:
+    """Return the first parameter that the values given do not reach, or else that gets another gradient."""
+    if missed := [name for name, g in plain.items() if g is not None and found[name] is None]:
+        return missed[0]
+    finite = {name: g for name, g in plain.items() if g is not None and bool(g.isfinite().all())}
+    nothing = _NOTHING * sum(float(g.square().sum()) for g in finite.values()) ** 0.5
+    for name, g in finite.items():
+        other = found[name]
+        assert other is not None
+        if not (other - g).norm() <= _SAME * g.norm() + nothing:  # so written that one that is not finite differs
+            return name
+    return None
 
 
 @torch.no_grad()

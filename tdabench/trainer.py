@@ -73,7 +73,7 @@ class Program:
         UsageError
             If the model, the loss or the target is nothing that can be trained and judged example by example.
         """
-        model, sites = task.template(data.training.inputs[:1].cpu())
+        model, sites = task.template(data.training.inputs[:2].cpu())
         model = model.to(data.training.inputs.device)
         check_values(task, model, data)
         return Program(model, sites, task.loss)

@@ -55,7 +55,7 @@ class TaskView:
         self.queries: Examples = data.queries
         self.seed = whole_number("seed", seed, MOST_SEED)
         self.device = data.training.inputs.device
-        self._template, self._sites = task.template(data.training.inputs[:1].cpu())
+        self._template, self._sites = task.template(data.training.inputs[:2].cpu())
         self._template.to(self.device).requires_grad_(False)
         self._models = TrainedModels(
             self._task,

@@ -7,13 +7,14 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from tdabench import Examples, TaskData
 from tdabench.baselines.grad_dot import GradDot
 from tdabench.errors import UsageError
 from tdabench.execution import execute
 from tdabench.targets import Target
-from tdabench.template import template_of
+from tdabench.template import check_gradients, template_of
 from tdabench.trainer import target_outputs, train_replicas
 
 ROW = torch.rand(1, 12)
@@ -179,6 +180,113 @@ def test_dropout_that_is_called_in_training_only_is_refused_as_its_masks_would_b
     with pytest.raises(UsageError, match="calls drop in training mode only"):
         template_of(model, ROW)
     assert model.normal.num_batches_tracked == 0
+
+
+class Holding(nn.Module):
+    """Uses a parameter past its module's attribute: in a list, or in a function."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__()
+        self.last, self.weight = nn.Linear(8, 3), nn.Parameter(torch.randn(8, 12))
+        self.weights = [self.weight]
+        if where == "function":
+            self.weights = None
+            weight = self.weight
+            self.first = lambda x: nn.functional.linear(x, weight)
+        else:
+            self.first = lambda x: x
+
+    def forward(self, x):
+        h = self.first(x)
+        return self.last((nn.functional.linear(h, self.weights[0]) if self.weights else h).tanh())
+
+
+class Checkpointing(nn.Module):
+    """Computes a block again in the backward pass: always, or in training mode, as is usual."""
+
+    def __init__(self, *, always: bool) -> None:
+        super().__init__()
+        self.first, self.block, self.last = nn.Linear(12, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+        self.always = always
+        self.normal = nn.Identity() if always else nn.BatchNorm1d(8)
+
+    def forward(self, x):
+        h, block = self.normal(self.first(x)), lambda h: self.block(h).relu()
+        again = self.always or self.training
+        return self.last(checkpoint(block, h, use_reentrant=False) if again else block(h))
+
+
+def compare_gradients(model: nn.Module) -> None:
+    """Check a model as a task's is, on rows that differ."""
+    made, _ = template_of(model, ROW)
+    check_gradients(model, made, torch.rand(2, 12))
+
+
+@pytest.mark.parametrize("where", ["list", "function"])
+def test_a_parameter_that_is_used_past_its_attribute_is_refused_as_it_would_not_be_trained(where):
+    with pytest.raises(UsageError, match=r"The model's weight gets another gradient .*.* not one .* list"):
+        compare_gradients(Holding(where))
+
+
+@pytest.mark.parametrize("always", [True, False])
+def test_activation_checkpointing_is_refused_as_it_would_compute_with_other_values(always):
+    with pytest.raises(UsageError, match=r"The model's first\.weight gets .* without torch\.utils\.checkpoint"):
+        compare_gradients(Checkpointing(always=always))
+
+
+def test_a_task_s_model_is_refused_for_its_gradients_before_anything_is_trained(small, small_data, view):
+    task = replace(small, make_model=lambda: nn.Sequential(nn.Linear(64, 12), Holding("list"), nn.Linear(3, 10)))
+    with pytest.raises(UsageError, match=r"The model's 1\.weight gets another gradient"):
+        train_replicas(task, small_data, task.subset_masks()[:2], "x")
+    with pytest.raises(UsageError, match=r"The model's 1\.weight gets another gradient"):
+        view(task, small_data)
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cells, self.last, self.spare = nn.LSTM(3, 4), nn.Linear(4, 3), nn.Parameter(torch.ones(2))
+
+    def forward(self, x):
+        return self.last(self.cells(x.view(-1, 4, 3).transpose(0, 1))[0][-1])
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(12, 12), nn.Linear(12, 12)
+        self.last.weight = self.first.weight
+
+    def forward(self, x):
+        return self.last(self.first(x).relu()).log_softmax(-1)
+
+
+@pytest.mark.parametrize(
+    "make_model",
+    [
+        lambda: nn.Sequential(nn.Linear(12, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(), nn.Linear(8, 3)),
+        Recurrent,
+        Tied,
+        lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(12, 3)),
+        lambda: nn.Sequential(nn.Unflatten(1, (4, 3)), nn.TransformerEncoderLayer(3, 1, 8, 0.0, batch_first=True)),
+    ],
+    ids=["normalised", "recurrent and unused", "tied", "parametrized", "attention"],
+)
+def test_gradients_are_compared_without_a_trace_and_those_of_ordinary_models_agree(make_model):
+    model = make_model()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    compare_gradients(model)
+    assert not model.training
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_gradients_are_compared_once_for_a_task(small, small_data, monkeypatch):
+    task, compared = replace(small), []
+    monkeypatch.setattr("tdabench.task.check_gradients", lambda *given: compared.append(given))
+    for _ in range(3):
+        task.template(small_data.training.inputs[:2])
+    assert len(compared) == 1
 
 
 @pytest.mark.parametrize(

@@ -342,8 +342,13 @@ class Task:
 
 def _check_made(task: str, model: nn.Module) -> None:
     """Refuse a model that nothing can be known of before it is called, or that cannot be called functionally."""
-    if isinstance(model, torch.jit.ScriptModule):
-        raise UsageError(f"make_model of {task} returns a scripted model. Return the module that was scripted.")
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            found = f"a model whose {name} is scripted" if name else "a scripted model"
+            raise UsageError(
+                f"make_model of {task} returns {found} (or traced), which cannot be given values. Use the module "
+                "that torch.jit.script or torch.jit.trace was given."
+            )
     parameters = dict(model.named_parameters())
     if not parameters:
         raise UsageError(f"The model of {task} has no parameters, so there is nothing to train.")

@@ -330,8 +330,10 @@ def test_a_model_is_made_without_touching_the_generators_of_accelerators(small, 
         (lambda: nn.Sequential(nn.LazyLinear(10)), r"0\.weight is of a lazy layer.*Write the size"),
         (nn.Flatten, "has no parameters, so there is nothing to train"),
         (lambda: torch.jit.script(nn.Linear(64, 10)), "returns a scripted model"),
+        (lambda: nn.Sequential(torch.jit.script(nn.Linear(64, 10))), "a model whose 0 is scripted .*Use the module"),
+        (lambda: nn.Sequential(torch.jit.trace(nn.Linear(64, 10), torch.zeros(1, 64))), "a model whose 0 is scripted"),
     ],
-    ids=["lazy", "nothing", "scripted"],
+    ids=["lazy", "nothing", "scripted", "scripted layer", "traced layer"],
 )
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
 def test_models_that_nothing_can_be_known_of_are_refused_by_every_command(small, make_model, said):

@@ -2,7 +2,8 @@
 
 Torch takes a fused kernel where it can, and some cannot be differentiated as the engine does: that of attention modules
 in evaluation not at all, those of attention itself not twice and under ``vmap`` only one example after another, cuDNN's
-of recurrent layers in training mode only. That of weight normalisation has a wrong second derivative.
+of recurrent layers in training mode only. That of weight normalisation has a wrong second derivative, and that of
+embeddings with padding spares its row in the first copy alone under ``vmap``.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils.parametrizations import _WeightNorm
 from torch.overrides import TorchFunctionMode
@@ -57,6 +59,51 @@ class _PlainWeightNorm(TorchFunctionMode):
         if func is torch._weight_norm:
             return _weight_norm(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
+
+
+class PlainPadding(TorchFunctionMode):
+    """Look tokens up so that padding has no gradient in any copy of the weight, under ``vmap`` as elsewhere.
+
+    Attributes
+    ----------
+    seen
+        Whether an embedding with padding was looked up.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.embedding:
+            return self._embedding(*args, **(kwargs or {}))
+        if func is torch.embedding:
+            return self._looked_up(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+    def _embedding(
+        self, tokens: Tensor, weight: Tensor, padding_idx: int | None = None, *others: Any, **options: Any
+    ) -> Tensor:
+        out = F.embedding(tokens, weight, None, *others, **options)
+        if padding_idx is None:
+            return out
+        self.seen = True
+        padding = tokens == padding_idx % len(weight)  # -1 is the last token
+        return torch.where(padding.unsqueeze(-1), out.detach(), out)
+
+    def _looked_up(self, weight: Tensor, indices: Tensor, padding_idx: int = -1, *_: Any, **__: Any) -> Tensor:
+        return self._embedding(indices, weight, padding_idx if padding_idx >= 0 else None)  # -1 is none
+
+    def install(self, model: nn.Module) -> None:
+        """Be active in every call of a model and of its copies, whoever calls it; also until a call that fails ends."""
+        model.register_forward_pre_hook(self._begin, prepend=True)
+        model.register_forward_hook(self._end, prepend=True, always_call=True)
+
+    def _begin(self, _: nn.Module, args: Any) -> None:
+        self.__enter__()
+
+    def _end(self, _: nn.Module, args: Any, out: Any) -> None:
+        self.__exit__(None, None, None)
 
 
 def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:

@@ -35,7 +35,7 @@ def factors(module: nn.Module) -> bool:
     if isinstance(module, nn.Conv2d):
         return module.groups == 1 and module.padding_mode == "zeros" and not isinstance(module.padding, str)
     if isinstance(module, nn.Embedding):
-        return module.num_embeddings <= _MOST_TOKENS  # a template gives padding no gradient
+        return module.num_embeddings <= _MOST_TOKENS
     if isinstance(module, nn.LayerNorm):
         return len(module.normalized_shape) == 1
     if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
@@ -165,6 +165,8 @@ def _embedding(name: str, module: nn.Embedding, x: Tensor, g: Tensor, values: Ma
     weight, _ = _weight_and_bias(name)
     if weight in values:
         tokens = F.one_hot(x.reshape(x.shape[0], -1), module.num_embeddings).to(g.dtype)  # [B, T, V]
+        if module.padding_idx is not None:
+            tokens[..., module.padding_idx] = 0
         yield Outer(weight, (weight,), tokens, _positions(g))
 
 

@@ -14,7 +14,7 @@ from torch.func import functional_call
 from tdabench.authors import author_errors
 from tdabench.dropout import DropoutSite, install_masks, switch_dropout_off
 from tdabench.errors import UsageError
-from tdabench.kernels import differentiable
+from tdabench.kernels import PlainPadding, differentiable
 from tdabench.seeds import generator
 
 if TYPE_CHECKING:
@@ -53,8 +53,9 @@ def template_of(model: nn.Module, example: Tensor) -> tuple[nn.Module, tuple[Dro
     _check_parameters(model)
     _check_embeddings(model)
     passed = example.clone()
-    # In evaluation mode from the start: BatchNorm1d cannot normalise one example in training mode.
-    made, sites = install_masks(model.eval(), passed)
+    with PlainPadding() as padding:
+        # In evaluation mode from the start: BatchNorm1d cannot normalise one example in training mode.
+        made, sites = install_masks(model.eval(), passed)
     if not torch.equal(passed, example):
         raise UsageError(
             "The model writes to its input, so every pass would change the data. Let its first step make a tensor of "
@@ -62,7 +63,8 @@ def template_of(model: nn.Module, example: Tensor) -> tuple[nn.Module, tuple[Dro
         )
     if example.dim() == 4 and not _takes_channels_last(made, example):
         made.register_forward_pre_hook(_as_in_the_data)
-    _keep_padding(made)
+    if padding.seen:
+        padding.install(made)
     return made, sites
 
 
@@ -272,17 +274,3 @@ def _takes_channels_last(model: nn.Module, example: Tensor) -> bool:
 def _as_in_the_data(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
     images, *others = args
     return (images.contiguous(), *others)
-
-
-def _keep_padding(model: nn.Module) -> None:
-    """Let padding have no gradient under ``vmap``, too, where torch spares the first copy of the weight alone."""
-    for module in model.modules():
-        plain = isinstance(module, nn.Embedding) and getattr(module.forward, "__func__", None) is nn.Embedding.forward
-        if plain and module.padding_idx is not None:
-            # Before hooks of the model's own, which may add to what padding gives.
-            module.register_forward_hook(_without_padding, prepend=True, with_kwargs=True)
-
-
-def _without_padding(module: nn.Embedding, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> Tensor:
-    tokens = args[0] if args else kwargs["input"]
-    return torch.where((tokens == module.padding_idx).unsqueeze(-1), out.detach(), out)

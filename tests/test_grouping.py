@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from made_up import Choosing
+from made_up import Choosing, padded_lookup
 from torch import nn
 
 from tdabench import bank, grouping, precision
@@ -142,7 +142,7 @@ def test_replicas_of_what_vmap_has_no_rule_for_are_trained_one_at_a_time(small, 
     assert Bench(task, small_data).bank_step_s > 0
 
 
-class PaddedInAFunction(nn.Module):
+class Padded(nn.Module):
     """Padding that ``vmap`` spares in the first replica alone; in all others its vector is trained."""
 
     def __init__(self) -> None:
@@ -150,13 +150,13 @@ class PaddedInAFunction(nn.Module):
         self.tokens, self.last = nn.Parameter(torch.randn(4, 6)), nn.Linear(6, 10)
 
     def forward(self, x):
-        return self.last(nn.functional.embedding((x > 0.5).long(), self.tokens, padding_idx=0).tanh().mean(1))
+        return self.last(padded_lookup((x > 0.5).long(), self.tokens).tanh().mean(1))
 
 
 def test_a_group_whose_replicas_train_otherwise_than_alone_is_not_chosen(small, small_data, monkeypatch):
     monkeypatch.setattr(grouping, "_seconds_per_replica", lambda task, data, size: 1 / size)
     assert choose_group(small, small_data).size == 8
-    assert choose_group(replace(small, make_model=PaddedInAFunction), small_data) == grouping.Grouping(1, {1: 1.0})
+    assert choose_group(replace(small, make_model=Padded), small_data) == grouping.Grouping(1, {1: 1.0})
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])

@@ -7,6 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
+from torch.func import functional_call, grad, vmap
+from torch.overrides import _get_current_function_mode_stack
 from torch.utils.checkpoint import checkpoint
 
 from tdabench import Examples, TaskData
@@ -394,12 +396,29 @@ def test_what_a_batch_does_not_use_is_trained_by_zeros(small, small_data, view):
     assert torch.equal(products[0, :653], torch.full((653,), 0.5))
 
 
+class Scaled(nn.Embedding):
+    """As in many language models."""
+
+    def forward(self, input):  # noqa: A002 - as torch calls it
+        return 3 * super().forward(input)
+
+
+class Functional(nn.Embedding):
+    def forward(self, input):  # noqa: A002 - as torch calls it
+        return nn.functional.embedding(input, self.weight, self.padding_idx)
+
+
+class Bare(nn.Embedding):
+    def forward(self, input):  # noqa: A002 - as torch calls it
+        return torch.embedding(self.weight, input, self.padding_idx)
+
+
 class Padded(nn.Module):
     """An embedding with padding, which the model asks for by name, called once or twice."""
 
-    def __init__(self, *, padding: int = 0, twice: bool = False) -> None:
+    def __init__(self, *, padding: int = 0, twice: bool = False, kind: type[nn.Embedding] = nn.Embedding) -> None:
         super().__init__()
-        self.tokens, self.last, self.twice = nn.Embedding(9, 6, padding_idx=padding), nn.Linear(6, 3), twice
+        self.tokens, self.last, self.twice = kind(9, 6, padding_idx=padding), nn.Linear(6, 3), twice
 
     def forward(self, x):
         h = self.tokens(input=x) + (self.tokens(x) if self.twice else 0)
@@ -426,9 +445,29 @@ def padded(small):
     return make
 
 
+def one_loss(member):
+    """Return the loss of one example in terms of parameters, input and label."""
+
+    def value(parameters, x, y):
+        logits = functional_call(member.model, parameters, (x.unsqueeze(0),))
+        return member.task.loss_function(logits, y.unsqueeze(0)).squeeze(0)
+
+    return value
+
+
+def test_padding_is_seen_to_in_calls_of_the_model_alone():
+    """Also after a call that failed: what comes after must not go through it."""
+    made, _ = template_of(Padded(), torch.ones(1, 5, dtype=torch.int64))
+    with pytest.raises(IndexError):
+        made(torch.full((1, 5), 9))
+    made(torch.ones(1, 5, dtype=torch.int64))
+    assert not _get_current_function_mode_stack()
+
+
+@pytest.mark.parametrize("kind", [nn.Embedding, Scaled, Functional, Bare])
 @pytest.mark.parametrize("padding", [0, -1])
-def test_padding_is_not_trained_whoever_trains_beside(padded, padding):
-    task, data = padded(padding=padding)
+def test_padding_is_not_trained_whoever_trains_beside(padded, padding, kind):
+    task, data = padded(padding=padding, kind=kind)
     masks = torch.ones(3, 30, dtype=torch.bool)
     masks[range(3), range(3)] = False
     together, start = train_replicas(task, data, masks, "x"), task.initial_model("x").tokens.weight
@@ -439,16 +478,24 @@ def test_padding_is_not_trained_whoever_trains_beside(padded, padding):
             torch.testing.assert_close(together[name][r], p[0], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("twice", "way"), [(False, "together"), (True, "mapped")])
-def test_gradients_with_padding_are_those_of_the_plain_model(padded, view, twice, way):
-    task, data = padded(twice=twice)
+@pytest.mark.parametrize(
+    ("options", "way"),
+    [({}, "together"), ({"twice": True}, "mapped"), *(({"kind": kind}, "mapped") for kind in (Scaled, Functional))],
+)
+def test_gradients_with_padding_are_those_of_the_plain_model(padded, view, options, way):
+    task, data = padded(**options)
     member = view(task, data).member()
-    plain = Padded(twice=twice).double()
+    plain = Padded(**options).double()
     plain.load_state_dict(member.parameters)
     found = member.gradients(data.training, of="loss")
     assert found.layout.way == way
-    assert found.layout.loose == (("tokens.weight",) if twice else ())
-    for i, row in enumerate(found.dense()):
+    assert found.layout.loose == (("tokens.weight",) if options else ())
+    values, training = found.dense(), data.training
+    by_example = vmap(grad(one_loss(member)), in_dims=(None, 0, 0))
+    mapped = by_example(member.parameters, training.inputs, training.labels)
+    own = torch.cat([g.flatten(1) for g in mapped.values()], dim=1)  # as a method may find them itself
+    torch.testing.assert_close(own, values, rtol=1e-4, atol=1e-6)
+    for i, row in enumerate(values):
         value = task.loss(plain(data.training.inputs[i : i + 1]), data.training.labels[i : i + 1]).sum()
         wanted = torch.cat([g.flatten() for g in torch.autograd.grad(value, list(plain.parameters()))])
         torch.testing.assert_close(row.double(), wanted, rtol=1e-4, atol=1e-6)

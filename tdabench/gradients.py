@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from tdabench.budgets import block_bytes
+from tdabench.errors import UsageError
 from tdabench.examples import Examples, consecutive
 from tdabench.layout import layout_of
 from tdabench.memory import keep_freed
@@ -315,12 +316,34 @@ class Gradients:
             yield rows, layers
 
     def project(self, size: int, *stream: str | int, kind: Kind = "auto") -> Tensor:
-        """Return random projections ``[n, size]`` that preserve dot products in expectation."""
+        """Return random projections ``[n, size]`` that preserve dot products in expectation.
+
+        Raises
+        ------
+        UsageError
+            If ``kind`` is ``auto`` and inputs are of another shape than the task's, which may be projected otherwise.
+        """
+        kind = self._for_all_shapes() if kind == "auto" else kind
         out = self.like.new_zeros(len(self), size)
         for rows, parts in self._sketched(projection(size, *stream, kind=kind)):
             for part in parts.values():
                 out[rows] += part
         return out
+
+    def _for_all_shapes(self) -> Kind:
+        """Return the kind that projects training examples and queries alike.
+
+        A layer may have one outer product for an example of one shape, and several for one of another.
+        """
+        training, queries = self.member.task.training.inputs.shape[1:], self.member.task.queries.inputs.shape[1:]
+        if training != queries:
+            return "sparse"
+        if (own := self.examples.inputs.shape[1:]) != training:
+            raise UsageError(
+                f"inputs of shape {list(own)} may be projected otherwise than the task's, of shape {list(training)}: "
+                "say which projection both have, kind=sparse for example"
+            )
+        return "auto"
 
     def sketch(self, draw: Draw) -> dict[str, Tensor]:
         """Return each layer's gradients projected apart, ``[n, k]`` by layer."""

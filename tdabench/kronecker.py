@@ -107,7 +107,7 @@ def solved_dot(
 
     Notes
     -----
-    Where a layer has one outer product per example, both sides are turned to the eigenbasis while they are factors, and
+    Where a layer has one outer product per query, both sides are turned to the eigenbasis while they are factors, and
     nothing is turned back; elsewhere the queries are turned there (as factors or as sums, whichever is cheaper) and
     back, since they are few, and products are taken as :meth:`~tdabench.gradients.Gradients.dot` takes them.
     """
@@ -116,15 +116,18 @@ def solved_dot(
     solved_bytes = min(block_bytes(_SOLVED_BYTES, queries.like.device), most_bytes)
 
     def turned(piece: Piece) -> Piece:
-        if is_one_product(piece):
-            one_product.add(piece.key)
         return piece.rotated(bases[piece.key].left, bases[piece.key].right)
 
-    def turned_if_one_product(piece: Piece) -> Piece:
-        return turned(piece) if is_one_product(piece) else piece
+    def turned_and_noted(piece: Piece) -> Piece:
+        if is_one_product(piece):
+            one_product.add(piece.key)
+        return turned(piece)
+
+    def as_the_queries(piece: Piece) -> Piece:  # whatever the piece is: shorter queries may have one product alone
+        return turned(piece) if piece.key in one_product else piece
 
     def solved() -> Iterator[tuple[slice, list[Piece]]]:
-        for rows, layers in queries.by_layer(solved_bytes, through=turned):
+        for rows, layers in queries.by_layer(solved_bytes, through=turned_and_noted):
             yield rows, [room.place(solution(key, layers[key])) for key in bases]
 
     def solution(key: str, there: Tensor) -> Piece:
@@ -136,7 +139,7 @@ def solved_dot(
     out = queries.like.new_empty(len(queries), len(training))
     room = Room(len(queries), most_bytes)
     for rows, held in room.filled(solved()):
-        out[rows] = training.times({piece.key: piece.rows().values for piece in held}, through=turned_if_one_product).T
+        out[rows] = training.times({piece.key: piece.rows().values for piece in held}, through=as_the_queries).T
     return out
 
 

@@ -9,7 +9,7 @@ nobody thought of costs time, and its gradients are right all the same. None of 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakKeyDictionary
@@ -40,7 +40,7 @@ _MOST_TRIED = 8
 _QUANTITIES: tuple[Literal["loss"], Literal["target"]] = ("loss", "target")
 
 # Finding a layout takes some passes, and it does not depend on values: a task's members share it.
-_found: WeakKeyDictionary[TaskView, dict[object, Layout]] = WeakKeyDictionary()
+_found: WeakKeyDictionary[TaskView, dict[object, dict[torch.Size, Layout]]] = WeakKeyDictionary()
 
 
 def layout_of(member: Member, examples: Examples) -> Layout:
@@ -49,13 +49,32 @@ def layout_of(member: Member, examples: Examples) -> Layout:
     Raises
     ------
     Declined
-        If the model's output for an example depends on which others are passed with it.
+        If the model's output for an example depends on which others are passed with it, or if inputs of this shape,
+        which neither the training examples nor the queries have, go through other layers than theirs.
     """
-    known = _found.setdefault(member.task, {})
-    key = tuple((name, p.shape) for name, p in member.parameters.items()), examples.inputs.shape[1:]
-    if key not in known:
-        known[key] = _find(member, list(_pairs(member, examples)))
-    return known[key]
+    kind = tuple((name, p.shape) for name, p in member.parameters.items())
+    known = _found.setdefault(member.task, {}).setdefault(kind, {})
+    if examples.inputs.shape[1:] not in known:
+        sets = {some.inputs.shape[1:]: some for some in (member.task.queries, member.task.training, examples)}
+        known.update(_find_all(member, sets, known))
+    return known[examples.inputs.shape[1:]]
+
+
+def _find_all(
+    member: Member, sets: Mapping[torch.Size, Examples], known: Mapping[torch.Size, Layout]
+) -> dict[torch.Size, Layout]:
+    """Return a layout for inputs of each shape; all have the same layers, as products are taken layer by layer."""
+    pairs = {shape: list(_pairs(member, some)) for shape, some in sets.items()}
+    found = {shape: known.get(shape) or _find(member, pairs[shape]) for shape in sets}
+    if len({tuple(layout.layers) for layout in found.values()}) == 1:
+        return found
+    if known:  # gradients of the others may have been taken, in the layers that were found
+        (other,) = sets.keys() - known.keys()
+        raise Declined(
+            f"the model of {member.task.name} does otherwise with inputs of shape {list(other)} than with those of the "
+            "training examples and queries, so their gradients cannot be multiplied; give inputs of one shape"
+        )
+    return {shape: _plain(member, pairs[shape]) for shape in sets}
 
 
 def _pairs(member: Member, examples: Examples) -> Iterator[Batch]:
@@ -82,7 +101,12 @@ def _find(member: Member, pairs: Sequence[Batch]) -> Layout:
     for layout in _candidates(member, alone, both, out):
         if _is_right(member, layout, pairs):
             return layout
-    return _layout(member, {}, "alone", out)
+    return _plain(member, pairs)
+
+
+def _plain(member: Member, pairs: Sequence[Batch]) -> Layout:
+    """Return the layout that is right for every model: what autograd gives for each parameter, and nothing else."""
+    return _layout(member, {}, "alone", numbers_out(member, pairs[0].inputs[:1]))
 
 
 @dataclass(frozen=True)

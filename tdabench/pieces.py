@@ -257,7 +257,7 @@ def cut(piece: Piece, most_bytes: int) -> Iterator[slice]:
 def dot(a: Piece, b: Piece, out: Tensor) -> None:
     """Add the dot products of every pair to ``out [n, m]``; both in the form that :meth:`Outer.compact` chooses."""
     if isinstance(a, Outer) and isinstance(b, Outer):
-        if a.positions == 1:
+        if a.positions == b.positions == 1:
             out.addcmul_(a.left[:, 0] @ b.left[:, 0].T, a.right[:, 0] @ b.right[:, 0].T)
         else:
             pairs = len(a) * a.positions * b.positions  # numbers for one column

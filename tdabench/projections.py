@@ -126,7 +126,8 @@ def projection(size: int, *stream: str | int, kind: Kind = "auto") -> Draw:
     """Return what draws a projection to ``size`` numbers.
 
     ``auto`` is rank-one for layers with one outer product per example, which then never form a gradient, and sparse
-    for the others, where forming one layer's gradient for a block of examples is cheaper than what works on factors.
+    for the others, where forming one layer's gradient for a block of examples is cheaper than what works on factors. It
+    depends on the piece: who projects sets of inputs of different shapes asks for one kind.
     """
     check_choice("kind", kind, Kind)
 

@@ -8,15 +8,16 @@ nobody thought of costs time, and its gradients are right all the same. None of 
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
+from torch.func import functional_call, vmap
 
 from tdabench.errors import Declined
 from tdabench.examples import Batch, Examples
@@ -37,6 +38,9 @@ _SAME = 1e-2
 _NOTHING = 1e-3
 # Of the examples that are tried at most, two at a time.
 _MOST_TRIED = 8
+# Where every example is looked at, so many are passed at once at most, and as many as take so much.
+_MOST_AT_ONCE = 64
+_PASS_BYTES = 128 << 20
 _QUANTITIES: tuple[Literal["loss"], Literal["target"]] = ("loss", "target")
 
 # Finding a layout takes some passes, and it does not depend on values: a task's members share it.
@@ -65,8 +69,8 @@ def _find_all(
 ) -> dict[torch.Size, Layout]:
     """Return a layout for inputs of each shape; all have the same layers, as products are taken layer by layer."""
     pairs = {shape: list(_pairs(member, some)) for shape, some in sets.items()}
-    found = {shape: known.get(shape) or _find(member, pairs[shape]) for shape in sets}
-    if len({tuple(layout.layers) for layout in found.values()}) == 1:
+    found = {shape: known.get(shape) or _find(member, some, pairs[shape]) for shape, some in sets.items()}
+    if len({(tuple(layout.layers), layout.unused) for layout in found.values()}) == 1:
         return found
     if known:  # gradients of the others may have been taken, in the layers that were found
         (other,) = sets.keys() - known.keys()
@@ -82,8 +86,7 @@ def _pairs(member: Member, examples: Examples) -> Iterator[Batch]:
 
     These two differ, and are of others of the same shape if all are one: equals mix without a trace.
     """
-    sets = (examples, member.task.training, member.task.queries)
-    alike = [some for some in sets if some.inputs.shape[1:] == examples.inputs.shape[1:]]
+    alike = _sets(member, examples)
     chosen = next((some for some in alike if not torch.equal(some.inputs[0], some.inputs[-1])), alike[0])
     last = len(chosen) - 1
     half = min(_MOST_TRIED, last + 1) // 2
@@ -92,14 +95,20 @@ def _pairs(member: Member, examples: Examples) -> Iterator[Batch]:
         yield chosen.take(torch.tensor([place, last - place], device=chosen.inputs.device))
 
 
-def _find(member: Member, pairs: Sequence[Batch]) -> Layout:
+def _sets(member: Member, examples: Examples) -> list[Examples]:
+    """Return these examples, and the training examples and the queries if their inputs have the same shape."""
+    sets = (examples, member.task.training, member.task.queries)
+    return [some for some in sets if some.inputs.shape[1:] == examples.inputs.shape[1:]]
+
+
+def _find(member: Member, examples: Examples, pairs: Sequence[Batch]) -> Layout:
     """Return the first layout that gives right gradients for some examples, two of which show what the model does."""
     two = pairs[0]
     alone, both = _probe(member, two.inputs[:1]), _probe(member, two.inputs)
     _check_independent(member, alone.outputs, both.outputs)
     out = numbers_out(member, two.inputs[:1])
     for layout in _candidates(member, alone, both, out):
-        if _is_right(member, layout, pairs):
+        if _is_right(member, layout, pairs) and _holds(member, layout, two, _sets(member, examples)):
             return layout
     return _plain(member, pairs)
 
@@ -124,8 +133,8 @@ class _Probe:
     outputs: Tensor
 
     def once(self, name: str, module: nn.Module) -> bool:
-        """Return whether a layer is called once and none of its parameters enters more than once."""
-        return len(self.calls[name]) == 1 and all(self.entries[p] <= 1 for p in own_names(name, module))
+        """Return whether a layer is called once and its parameters enter once, some of them at least."""
+        return len(self.calls[name]) == 1 and {self.entries[p] for p in own_names(name, module)} in ({1}, {0, 1})
 
 
 def _probe(member: Member, inputs: Tensor) -> _Probe:
@@ -186,26 +195,34 @@ def _candidates(member: Member, alone: _Probe, both: _Probe, out: int) -> Iterat
     modules = dict(member.model.named_modules())
     once = [name for name in alone.calls if all(probe.once(name, modules[name]) for probe in (alone, both))]
     calls = {name: alone.calls[name][0] for name in once}
-    layout = _layout(member, calls, "together", out)
+    unused = {name for name in member.parameters if not alone.entries[name] and not both.entries[name]}
+    layout = _layout(member, calls, "together", out, unused)
     rows = [(probe.calls[name][0].inputs[:1], n) for name in calls for probe, n in ((alone, 1), (both, 2))]
     # A layer may be given all examples' tokens in one row, or its own parameters: then examples are not its rows.
     if not layout.loose and all(found == (n,) for found, n in rows):
         yield layout
     yield replace(layout, way="mapped")
-    yield replace(layout, way="alone")
+    yield _layout(member, calls, "alone", out)
 
 
-def _layout(member: Member, calls: dict[str, _Call], way: Literal["together", "mapped", "alone"], out: int) -> Layout:
+def _layout(
+    member: Member,
+    calls: dict[str, _Call],
+    way: Literal["together", "mapped", "alone"],
+    out: int,
+    unused: Collection[str] = (),
+) -> Layout:
     modules = dict(member.model.named_modules())
     held = {p for name in calls for p in own_names(name, modules[name])}
-    loose = tuple(name for name in member.parameters if name not in held)
+    rest = [name for name in member.parameters if name not in held]
+    loose, unused = tuple(k for k in rest if k not in unused), tuple(k for k in rest if k in unused)
     numbers = sum(_numbers(modules[name], call) for name, call in calls.items())
     # Only one layer's at a time.
     numbers += max((_patches(modules[name], call) for name, call in calls.items()), default=0)
     numbers += sum(member.parameters[name].numel() for name in loose)
     # A pass holds what comes out of frozen modules, too.
     numbers = max(numbers, out)
-    return Layout({name: call.outputs for name, call in calls.items()}, loose, way, numbers)
+    return Layout({name: call.outputs for name, call in calls.items()}, loose, unused, way, numbers)
 
 
 def _numbers(module: nn.Module, call: _Call) -> int:
@@ -242,6 +259,44 @@ def _is_right(member: Member, layout: Layout, pairs: Iterable[Batch]) -> bool:
         if not unproven and layout.way != "mapped":
             break
     return True
+
+
+def _holds(member: Member, layout: Layout, two: Batch, sets: Iterable[Examples]) -> bool:
+    """Return whether what a layout says is unused is used by no example.
+
+    What ``vmap`` passes does not depend on values. Of other models, every example is looked at.
+    """
+    if not layout.unused or layout.way == "mapped" or _is_mappable(member, two):
+        return True
+    size = max(1, min(_MOST_AT_ONCE, _PASS_BYTES // (4 * layout.numbers)))
+    return all(_fits(member, layout, batch) for examples in sets for batch in examples.batches(size))
+
+
+@torch.no_grad()
+def _is_mappable(member: Member, batch: Batch) -> bool:
+    """Return whether examples can be passed under ``vmap``, which refuses to choose by values what to do."""
+
+    def one(x: Tensor, masks: dict[str, Tensor]) -> Tensor:
+        rows = {name: mask.unsqueeze(0) for name, mask in masks.items()}
+        values = {**member.parameters, **member.statistics, **rows}
+        return functional_call(member.model, values, (x.unsqueeze(0),))
+
+    try:
+        with differentiable(member.model, plain=True), warnings.catch_warnings(action="ignore"):
+            vmap(one)(batch.inputs, member.mask_rows(batch))
+    except Exception as error:  # whatever a model raises there: it need not be passed so
+        if ran_out(error):
+            raise
+        return False
+    return True
+
+
+def _fits(member: Member, layout: Layout, batch: Batch) -> bool:
+    """Return whether the examples of a batch use nothing that a layout says is unused."""
+    leaves = leaves_of(member)
+    with torch.enable_grad(), differentiable(member.model):
+        outputs = member.logits(leaves, batch)
+    return not entries(outputs, {name: leaves[name] for name in layout.unused})
 
 
 def _proven(member: Member, layout: Layout, batch: Batch, of: Quantity) -> set[str] | None:

@@ -24,7 +24,7 @@ from tdabench.errors import Declined
 from tdabench.examples import Batch
 from tdabench.kernels import differentiable
 from tdabench.layers import pieces_of
-from tdabench.pieces import Piece, Rows
+from tdabench.pieces import Outer, Piece, Rows
 
 if TYPE_CHECKING:
     from tdabench.member import Member, Quantity
@@ -42,6 +42,8 @@ class Layout:
         Layers that factor, by name, with the shape of what one example brings out of each.
     loose
         Parameters that none of them holds.
+    unused
+        Parameters that enter the outputs of no example, and so have gradients of zeros; not among the loose.
     way
         How examples are passed: ``"together"``, ``"mapped"`` one by one under ``vmap``, or ``"alone"``, one after
         another.
@@ -52,6 +54,7 @@ class Layout:
 
     layers: dict[str, torch.Size]
     loose: tuple[str, ...]
+    unused: tuple[str, ...]
     way: Literal["together", "mapped", "alone"]
     numbers: int
 
@@ -102,6 +105,14 @@ def pieces_at(member: Member, layout: Layout, batch: Batch, of: Quantity, *, sho
     for name, g in loose.items():
         rows = Rows(name, (name,), _as_matrices(g))
         yield rows.shortened() if short else rows
+    for name in layout.unused:
+        yield _nothing(name, member.parameters[name], len(batch))
+
+
+def _nothing(name: str, parameter: Tensor, n: int) -> Outer:
+    """Return gradients of zeros, as factors: a layer that is not used may be large."""
+    p, q = _as_matrices(parameter.unsqueeze(0)).shape[1:]
+    return Outer(name, (name,), parameter.new_zeros(n, 1, p), parameter.new_zeros(n, 1, q))
 
 
 def _as_matrices(g: Tensor) -> Tensor:
@@ -202,7 +213,10 @@ def _mapped(member: Member, layout: Layout, batch: Batch, of: Quantity) -> Tappe
     with torch.enable_grad():
         values, seen = vmap(one)(copies, zeros, batch.inputs, batch.labels, member.mask_rows(batch))
         total = values.sum()
-    found = torch.autograd.grad(total, leaves)
+    found = [  # a model may take what it makes of a parameter out of the graph
+        torch.zeros_like(leaf) if g is None else g
+        for g, leaf in zip(torch.autograd.grad(total, leaves, allow_unused=True), leaves, strict=True)
+    ]
     split = len(copies)
     return (
         seen,

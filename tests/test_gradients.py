@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import weakref
+from collections import OrderedDict
 from dataclasses import replace
 from itertools import count
 
@@ -243,7 +244,8 @@ def explicit(member, examples, of):
         parameters = {k: p.detach().clone().requires_grad_() for k, p in member.parameters.items()}
         function = member.loss if of == "loss" else member.target
         value = function(parameters, examples.take(torch.tensor([i])))
-        rows.append(torch.cat([g.flatten() for g in torch.autograd.grad(value.sum(), list(parameters.values()))]))
+        found = torch.autograd.grad(value.sum(), list(parameters.values()), materialize_grads=True)
+        rows.append(torch.cat([g.flatten() for g in found]))
     return torch.stack(rows)
 
 
@@ -282,6 +284,58 @@ def test_only_what_no_layer_holds_is_loose(member_of, name):
     assert bool(layout.loose) == (name in LOOSE)
     assert "last.bias" not in layout.loose
     assert layout.way == ("together" if name in FACTORED else "mapped")
+
+
+class PartlyUsed(nn.Module):
+    """Has a head that nothing is made of, unless an example is the rare one, and a layer that is not differentiated."""
+
+    rare: torch.Tensor | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.fixed, self.last = nn.Linear(64, 16), nn.Linear(64, 16), nn.Linear(16, 10)
+        self.aux, self.scale = nn.Linear(16, 10), nn.Parameter(torch.ones(2, 3, 4))
+
+    def forward(self, x):
+        with torch.no_grad():
+            fixed = self.fixed(x)
+        h = self.inner(x) + fixed
+        out = self.last(h.relu())
+        if self.rare is not None and bool((found := (x == self.rare).all(1)).any()):
+            out = out + self.aux(h) * found.unsqueeze(1)
+        return out
+
+
+def test_parameters_that_no_example_uses_cost_nothing(member_of):
+    member = member_of(PartlyUsed)
+    layout = member.gradients(member.task.training, "loss").layout
+    assert (layout.way, layout.loose) == ("together", ())
+    assert layout.unused == ("scale", "fixed.weight", "fixed.bias", "aux.weight", "aux.bias")
+    check_against_explicit(member)
+
+
+def test_parameters_that_no_example_uses_do_not_keep_examples_from_vmap(member_of):
+    member = member_of(lambda: nn.Sequential(OrderedDict(odd=Odd(), rest=WithUnused())))
+    layout = member.gradients(member.task.training, "loss").layout
+    assert (layout.way, layout.unused) == ("mapped", ("rest.unused.weight", "rest.unused.bias"))
+    check_against_explicit(member)
+
+
+class WithUnused(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = nn.Linear(4, 4)
+
+    def forward(self, x):
+        return x
+
+
+def test_parameters_that_one_example_uses_are_not_taken_for_unused(member_of):
+    member = member_of(PartlyUsed)
+    member.model.rare = member.task.training.inputs[4]  # none of those that are tried
+    layout = member.gradients(member.task.training, "loss").layout
+    assert (layout.way, layout.unused) == ("alone", ())
+    check_against_explicit(member)
 
 
 @pytest.mark.parametrize("ensemble", ["plain", "lora"])

@@ -26,7 +26,7 @@ from tdabench.kernels import differentiable
 from tdabench.layers import factors, own_names
 from tdabench.memory import ran_out
 from tdabench.pieces import in_order
-from tdabench.taps import Layout, hooked, leaves_of, pieces_at, row
+from tdabench.taps import Layout, check_call, check_called, hooked, leaves_of, pieces_at, row
 
 if TYPE_CHECKING:
     from tdabench.member import Member, Quantity
@@ -262,14 +262,19 @@ def _is_right(member: Member, layout: Layout, pairs: Iterable[Batch]) -> bool:
 
 
 def _holds(member: Member, layout: Layout, two: Batch, sets: Iterable[Examples]) -> bool:
-    """Return whether what a layout says is unused is used by no example.
+    """Return whether the model does with every example what a layout says, not only with those that were tried.
 
-    What ``vmap`` passes does not depend on values. Of other models, every example is looked at.
+    What ``vmap`` passes does not depend on values. Of other models, every example is looked at: queries each alone, as
+    few of them may be passed; training examples as many at once as are passed together.
     """
-    if not layout.unused or layout.way == "mapped" or _is_mappable(member, two):
+    if layout.way == "mapped" or _is_mappable(member, two):
         return True
-    size = max(1, min(_MOST_AT_ONCE, _PASS_BYTES // (4 * layout.numbers)))
-    return all(_fits(member, layout, batch) for examples in sets for batch in examples.batches(size))
+    size = max(1, min(_MOST_AT_ONCE, _PASS_BYTES // (4 * layout.numbers))) if layout.way == "together" else 1
+    return all(
+        _fits(member, layout, batch)
+        for examples in sets
+        for batch in examples.batches(size if examples.split == "train" else 1)
+    )
 
 
 @torch.no_grad()
@@ -292,10 +297,21 @@ def _is_mappable(member: Member, batch: Batch) -> bool:
 
 
 def _fits(member: Member, layout: Layout, batch: Batch) -> bool:
-    """Return whether the examples of a batch use nothing that a layout says is unused."""
+    """Return whether a pass calls the layers as a layout says and uses nothing that it says is unused."""
     leaves = leaves_of(member)
-    with torch.enable_grad(), differentiable(member.model):
-        outputs = member.logits(leaves, batch)
+    seen: dict[str, Tensor] = {}
+
+    def note(name: str, x: Tensor, out: Tensor) -> None:
+        check_call(member, layout, seen, name, out, len(batch))
+        seen[name] = x.detach()
+
+    try:
+        graph = torch.set_grad_enabled(bool(layout.unused))
+        with graph, differentiable(member.model), hooked(member.model, layout.layers, note):
+            outputs = member.logits(leaves, batch)
+        check_called(member, layout, seen)
+    except Declined:
+        return False
     return not entries(outputs, {name: leaves[name] for name in layout.unused})
 
 

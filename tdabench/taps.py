@@ -161,7 +161,7 @@ def _passed(member: Member, layout: Layout, batch: Batch, of: Quantity) -> Tappe
     edges: dict[str, GradientEdge] = {}
 
     def note(name: str, x: Tensor, out: Tensor) -> None:
-        _check_call(member, layout, seen, name, out, len(batch))
+        check_call(member, layout, seen, name, out, len(batch))
         seen[name] = x.detach()
         # The edge, not the tensor: an activation that works in place turns the tensor into its own output.
         edges[name] = get_gradient_edge(out)
@@ -170,7 +170,7 @@ def _passed(member: Member, layout: Layout, batch: Batch, of: Quantity) -> Tappe
     with torch.enable_grad(), hooked(member.model, layout.layers, note):
         values = member.function(of)(member.logits(leaves, batch), batch.labels)  # [B]
         total = values.sum()  # in here: a method may have switched gradients off
-    _check_called(member, layout, seen)
+    check_called(member, layout, seen)
     starts: list[Any] = [*(edges[name] for name in layout.layers), *(leaves[name] for name in layout.loose)]
     found = torch.autograd.grad(total, starts, allow_unused=True)
     shapes = [*((len(batch) * s[0], *s[1:]) for s in layout.layers.values()), *(leaves[k].shape for k in layout.loose)]
@@ -199,14 +199,14 @@ def _mapped(member: Member, layout: Layout, batch: Batch, of: Quantity) -> Tappe
         seen: dict[str, Tensor] = {}
 
         def note(name: str, x: Tensor, out: Tensor) -> Tensor:
-            _check_call(member, layout, seen, name, out, 1)
+            check_call(member, layout, seen, name, out, 1)
             seen[name] = x.detach()
             return out + zeros[name]
 
         with hooked(member.model, layout.layers, note):
             rows = {k: m.unsqueeze(0) for k, m in masks.items()}
             logits = functional_call(member.model, {**fixed, **copies, **rows}, (x.unsqueeze(0),))
-        _check_called(member, layout, seen)
+        check_called(member, layout, seen)
         return function(logits, y.unsqueeze(0)).squeeze(0), seen
 
     leaves = [t.requires_grad_() for t in (*copies.values(), *zeros.values())]
@@ -232,14 +232,15 @@ _PASSES: dict[str, Callable[[Member, Layout, Batch, Quantity], Tapped]] = {
 }
 
 
-def _check_call(member: Member, layout: Layout, seen: dict[str, Tensor], name: str, out: Tensor, n: int) -> None:
+def check_call(member: Member, layout: Layout, seen: dict[str, Tensor], name: str, out: Tensor, n: int) -> None:
     """Refuse a second call, and one that brings out more or less than the layout says."""
     first, *rest = layout.layers[name]
     if name in seen or out.shape != (n * first, *rest):
         raise _otherwise(member, name)
 
 
-def _check_called(member: Member, layout: Layout, seen: dict[str, Tensor]) -> None:
+def check_called(member: Member, layout: Layout, seen: dict[str, Tensor]) -> None:
+    """Refuse a pass that did not call a layer."""
     for name in layout.layers:
         if name not in seen:
             raise _otherwise(member, name)

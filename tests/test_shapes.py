@@ -68,7 +68,8 @@ def explicit(member, examples, of):
     for i in range(len(examples)):
         leaves = {k: p.detach().clone().requires_grad_() for k, p in member.parameters.items()}
         value = function(leaves, examples.take(torch.tensor([i]))).sum()
-        rows.append(torch.cat([g.flatten() for g in torch.autograd.grad(value, list(leaves.values()))]))
+        found = torch.autograd.grad(value, list(leaves.values()), materialize_grads=True)
+        rows.append(torch.cat([g.flatten() for g in found]))
     return torch.stack(rows)
 
 
@@ -123,6 +124,18 @@ def test_sets_whose_layers_are_called_differently_are_treated_alike(member_of):
     torch.testing.assert_close(found, expected[: N_QUERIES - 1], **CLOSE)
 
 
+@pytest.mark.parametrize("lengths", [(4, 3, 5, 3, 4), (6, 6, 2, 6, 6)], ids=["all", "one"])
+def test_short_queries_of_inputs_of_one_shape_are_not_declined(member_of, lengths):
+    """No training example shows that the model cuts padding off, nor a query that is passed with a long one."""
+    member = member_of(Trimmed, sentences(*[6] * N_TRAIN, width=6), sentences(*lengths, width=6))
+    gradients = [member.gradients(part, "loss") for part in (member.task.training, member.task.queries)]
+    assert gradients[0].layout is gradients[1].layout
+    check_products(member)
+    for rows, layers in gradients[1].by_layer(most_bytes=1):  # one after another
+        found = gradients[1].flatten(layers)
+        torch.testing.assert_close(found, explicit(member, member.task.queries, "loss")[rows], **CLOSE)
+
+
 def test_inputs_of_a_third_shape_are_not_projected_otherwise_without_a_word(member_of):
     member = member_of(Pooled, tokens(N_TRAIN, 1), tokens(N_QUERIES, 1))
     other = Examples(tokens(3, 2), torch.arange(3), "queries")
@@ -139,3 +152,27 @@ def test_inputs_of_a_third_shape_that_go_through_other_layers_are_declined(membe
     other = Examples(sentences(3, 8, 5, width=8), torch.arange(3), "queries")
     with pytest.raises(Declined, match=r"does otherwise with inputs of shape \[8\] than with those of the training"):
         member.gradients(other, "loss").norms()
+
+
+class Choosing(nn.Module):
+    """Sends every example to an expert or past it, by an ``if``, as it is positive or not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.expert, self.last = nn.Linear(12, 12), nn.Linear(12, 12), nn.Linear(12, 4)
+
+    def forward(self, x):
+        h = self.first(x.squeeze(1)).tanh()
+        chosen = x[:, 0, 0] > 0
+        if bool(chosen.any()):
+            h = h.index_put((chosen,), self.expert(h[chosen]))
+        return self.last(h)
+
+
+@pytest.mark.parametrize("positive", [[], [4], [0, 3], [0, 1, 2, 3, 5, 6, 7, 8]])
+def test_a_model_that_chooses_by_an_if_has_gradients_of_all_its_examples(member_of, positive):
+    """Of nine training examples, the fifth is none of those that are tried."""
+    training, queries = -tokens(N_TRAIN, 1).abs(), -tokens(N_QUERIES, 1).abs()
+    training[positive] *= -1
+    queries[2] *= -1
+    check_products(member_of(Choosing, training, queries))

@@ -44,6 +44,10 @@ _BATCH = 256
 _FEWEST_SHARING = 16
 # Of a vector, in a pass that vectors share.
 _COPIES = 4
+# Sharing is tried on so many examples: what is wrong for some numbers of them is right for others.
+_TRIED = (2, 3)
+# Of a product's length, by parameter, and of the whole one's: rounding is far below, and what is wrong far above.
+_SAME, _NOTHING = 1e-2, 1e-3
 # Of the estimate of the diagonal; its relative error is below sqrt(2 / 32) and typically a few percent.
 _PROBES = 32
 #: The largest explicit Hessian: 1.2 GB in float32, so that a process which factors it in place stays below 2 GB.
@@ -196,18 +200,25 @@ class Hessian:
         """Whether vectors can share a pass, under ``vmap``.
 
         Torch has no rule for some second derivatives there (max pooling of images, for one), and that of group
-        normalisation is wrong for some shapes, without a word.
+        normalisation is wrong for some shapes, without a word; it may be a function, so two products are compared.
         """
         if any(isinstance(module, nn.GroupNorm) for module in self.member.model.modules()):
             return False
-        product = self._product(self.examples.take(self.rows[:2]), shared=True)
+        probes = signs(2 * self.n_parameters, self._like, "sharing", self.member.task.name).view(2, -1)
         try:
-            product([torch.zeros_like(p).unsqueeze(0) for p in self.member.parameters.values()])
+            return all(self._is_shared_rightly(self.rows[:n], self._by_parameter(probes)) for n in _TRIED)
         except RuntimeError as error:
             if ran_out(error):
                 raise
             return False
-        return True
+
+    def _is_shared_rightly(self, rows: Tensor, vectors: Sequence[Tensor]) -> bool:
+        """Return whether vectors that share a pass over some examples have the products that they have apart."""
+        batch = self.examples.take(rows)
+        found, wanted = (self._product(batch, shared=shared)(vectors) for shared in (True, False))
+        nothing = _NOTHING * sum(float(g.square().sum()) for g in wanted) ** 0.5
+        # Written so that what is not finite passes: it is so either way.
+        return not any((a - b).norm() > _SAME * b.norm() + nothing for a, b in zip(found, wanted, strict=True))
 
     def _product(self, batch: Batch, *, shared: bool) -> Product:
         """Return what multiplies vectors, by parameter, with the sum over a batch's examples."""

@@ -215,21 +215,32 @@ def expected_by_loops(member, examples, kind):
     return torch.einsum("ncp,ncd,ndq->pq", jacobian, curvature, jacobian) / len(examples)
 
 
-LAYERS = {"max pool": (nn.MaxPool2d(2), 16), "group norm": (nn.GroupNorm(1, 4), 64)}
+class GroupNormed(nn.Module):
+    """Group normalisation that is no module."""
+
+    def forward(self, x):
+        return functional.group_norm(x, 1)
+
+
+LAYERS = {
+    "max pool": (4, nn.MaxPool2d(2), 16),
+    "group norm": (4, nn.GroupNorm(1, 4), 64),
+    "group norm, a function": (2, GroupNormed(), 32),
+}
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("layer", LAYERS)
 def test_the_matrix_where_torch_cannot_differentiate_for_many_vectors_at_once(small, view, layer, kind):
     """Two channels, so that the images lie in memory with channels last."""
-    random, (between, wide) = torch.Generator().manual_seed(0), LAYERS[layer]
+    random, (channels, between, wide) = torch.Generator().manual_seed(0), LAYERS[layer]
 
     def examples(n: int, split: str) -> Examples:
         images = torch.randn(n, 2, 4, 4, generator=random)
         return Examples(images, torch.randint(3, (n,), generator=random), split)
 
     def make_model() -> nn.Module:
-        return nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), between, nn.Tanh(), nn.Flatten(), nn.Linear(wide, 3))
+        return nn.Sequential(nn.Conv2d(2, channels, 3, padding=1), between, nn.Tanh(), nn.Flatten(), nn.Linear(wide, 3))
 
     task = replace(small, make_model=make_model, recipe=replace(small.recipe, epochs=1, lr=0.05))
     member = view(task, TaskData(examples(N_TRAIN, "train"), examples(N_QUERIES, "queries"))).member()
@@ -364,10 +375,12 @@ def test_batches_and_blocks_do_not_change_results(member_of, monkeypatch, kind, 
 @pytest.mark.parametrize(("at_once", "apart"), [(16, False), (15, True)])
 def test_vectors_share_passes_where_many_fit_into_a_block(member_of, monkeypatch, at_once, apart):
     member = member_of("mlp", "per-sample")
+    matrix = member.hessian(member.task.training, "gauss-newton")
+    assert matrix._shares_passes  # tried by passes of its own
     pulled, calls = hessian._pulled_apart, []
     monkeypatch.setattr(hessian, "_pulled_apart", lambda *given: calls.append(given) or pulled(*given))
     monkeypatch.setattr(hessian.Hessian, "_vectors_at_once", at_once)
-    member.hessian(member.task.training, "gauss-newton").times(torch.ones(3, 155))
+    matrix.times(torch.ones(3, 155))
     assert bool(calls) is apart
 
 

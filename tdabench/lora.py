@@ -6,7 +6,6 @@ Written with ``torch.nn.utils.parametrize``, so the adapted model is called like
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from functools import cache
 
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from tdabench.copies import copy_of
 from tdabench.seeds import generator
 
 _PREFIX = "parametrizations.weight.0."
@@ -41,7 +41,7 @@ def adapted_model(model: nn.Module, parameters: Mapping[str, Tensor], rank: int)
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     shared = {id(tensors[name]): value.detach() for name, value in parameters.items() if name in tensors}
     frozen = {id(p): nn.Parameter(shared[id(p)], requires_grad=False) for p in model.parameters() if id(p) in shared}
-    model = copy.deepcopy(model, {**shared, **frozen})  # which takes these for copies it has made already
+    model = copy_of(model, {**shared, **frozen})
     for module in _adaptable(model):
         n_out, n_in = module.weight.shape
         adapter = LowRank(n_out, n_in, min(rank, n_out, n_in)).to(module.weight.device)

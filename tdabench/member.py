@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from tdabench import gradients, hessian, representations
+from tdabench.copies import copy_of
 from tdabench.dropout import DropoutSite, MaskTable
 from tdabench.errors import Declined, UsageError
 from tdabench.examples import FORWARD_BATCH, Batch, Examples
@@ -142,7 +142,7 @@ class Member:
         """
         if self.masks is not None and self.masks.per_sample:
             raise Declined("a module has one dropout mask for all examples; use mask=shared")
-        model = copy.deepcopy(self.model).eval()
+        model = copy_of(self.model).eval()
         model.load_state_dict({**self.parameters, **self.statistics}, strict=False)
         first = next(self.task.training.batches(1))
         for name, mask in self.mask_rows(first).items():

@@ -255,3 +255,31 @@ def test_gradients_of_what_there_is_not_are_refused(view, of):
         task.member().hessian(task.training, "gn")
     with pytest.raises(OptionError, match="kind must be one of 'auto', 'dense', 'sparse', 'rank-one'; got 'tensor'"):
         task.member().gradients(task.training, "loss").project(8, "x", kind="tensor")
+
+
+class Keeping(nn.Module):
+    """Keeps an activation for who wants to look at it; with a parameter of its own, examples go through ``vmap``."""
+
+    def __init__(self, *, own: bool) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(64, 16), nn.Linear(16, 10)
+        self.scale = nn.Parameter(torch.ones(16)) if own else 1.0
+        self.kept: dict[str, torch.Tensor] = {}
+
+    def forward(self, x):
+        self.features = self.first(x).tanh() * self.scale
+        self.kept["features"] = self.features
+        return self.last(self.features)
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_a_model_that_keeps_an_activation_is_copied_also_after_a_pass(view, small, own):
+    task = view(replace(small, make_model=lambda: Keeping(own=own)), store=f"keeping-{own}")
+    mine = task.member(0)
+    mine.gradients(task.training, "loss").norms()
+    module, batch = mine.module(), task.queries.all()
+    assert module.features is module.kept["features"]
+    assert module.features is None if own else not module.features.requires_grad
+    torch.testing.assert_close(module(batch.inputs).detach(), mine.logits(mine.parameters, batch))
+    adapted = task.adapter_member(0, 0, number=0, rank=2, epochs=1)
+    assert adapted.gradients(task.queries, "target").norms().isfinite().all()

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from tdabench import Examples, gradients, hessian, kronecker, pieces
+from tdabench import Examples, gradients, hessian, kronecker, layout, pieces
 from tdabench.baselines import astra, data_inf, knn_shapley, representer_points
 from tdabench.baselines.ek_fac import EkFac
 from tdabench.baselines.influence import definition
@@ -41,6 +41,7 @@ LIMIT = re.compile(r"_(?!MOST)(\w+_BYTES|BATCH)|(BLOCK|HELD|KEPT)_BYTES|BATCH")
 CUTS = {
     hessian: {"_BATCH": 7, "_BLOCK_BYTES": 40_000},
     gradients: {"BATCH": 7, "BLOCK_BYTES": 40_000, "HELD_BYTES": 20_000, "KEPT_BYTES": 0, "_FORMED_BYTES": 5_000},
+    layout: {"_PASS_BYTES": 4_000},
     kronecker: {"_SQUARED_BYTES": 4_000, "_SOLVED_BYTES": 40_000},
     pieces: {"_PAIRS_BYTES": 4_000},
     astra: {"_VECTOR_BYTES": 100_000},

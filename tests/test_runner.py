@@ -34,6 +34,14 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("runs")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep models of this process's own: one that another process of the session has trained would not be trained."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TDABENCH_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="module")
 def planned(small_reference: str):
     def make(method: str, ensemble: str | None = None, seed: int = 0, **options) -> Plan:

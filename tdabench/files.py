@@ -102,9 +102,28 @@ def check_writable(folder: Path, instead: str) -> None:
         raise StorageError(f"Cannot write to {folder}: {why}. Nothing was begun. {instead}") from error
 
 
+@contextlib.contextmanager
+def reading_errors(path: Path) -> Iterator[None]:
+    """Turn the operating system's complaints about a file that is there into a :class:`StorageError`."""
+    try:
+        yield
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise StorageError(f"Cannot read {path}: {why}. Make it readable, and give the command again.") from error
+
+
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a whole file or none of it: aside, flushed, renamed."""
+    """Write a whole file or none of it: aside, flushed, renamed. Through a link, what it leads to is written.
+
+    Raises
+    ------
+    StorageError
+        If it cannot be written, or there is something else than a file.
+    """
     with storage_errors(path):
+        path = path.resolve() if path.is_symlink() else path
+        if path.exists() and not path.is_file() and not path.is_dir():  # a folder is told of below
+            raise StorageError(f"Cannot write {path}: it is a device or a pipe. Give the name of a file.")
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
@@ -226,7 +245,7 @@ def read_json(path: Path, what: str, hint: str) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise FileFormatError(f"There is no {what} at {path}. {hint}") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise FileFormatError(f"{path} is not a readable {what} ({error}). {hint}") from error
 
 

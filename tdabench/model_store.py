@@ -19,7 +19,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from tdabench.devices import synchronize
-from tdabench.files import storage_errors, write_bytes
+from tdabench.files import reading_errors, storage_errors, write_bytes
 from tdabench.meter import Trained
 from tdabench.trainer import Parameters
 
@@ -41,8 +41,10 @@ class ModelStore:
     def find(self, name: str) -> Trained | None:
         """Return what the checkpoint called ``name`` cost, from its header; None if it is not there or is damaged."""
         path = self._path(name)
-        if not path.exists():
-            return None
+        with reading_errors(path):
+            if not path.exists():
+                return None
+            path.open("rb").close()  # what cannot be opened is not there, as safetensors says it
         try:
             with storage_errors(path), safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}

@@ -6,6 +6,7 @@ A third party registers without touching this repository: its package declares a
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -224,7 +225,8 @@ def _load(path: Path) -> ModuleType:
     if added:
         sys.path.append(beside)
     try:
-        spec.loader.exec_module(module)
+        with contextlib.redirect_stdout(sys.stderr):  # stdout is for results
+            spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # a script may call sys.exit at its end
         del sys.modules[name]
         text = f"{type(error).__name__}: {error}".rstrip(".")

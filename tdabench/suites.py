@@ -125,7 +125,7 @@ def find_suite(reference: str) -> Suite:
         raise UnknownNameError("suite", reference, suite_names(), "A suite of your own is a .toml file.")
     try:
         content = _File.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, ValidationError) as error:
+    except (ValueError, RecursionError) as error:  # of TOML, of its letters, of the schema, of absurd numbers
         why = faults(error)[0] if isinstance(error, ValidationError) else str(error).splitlines()[0]
         raise FileFormatError(f"{path} is not a suite: {why}. See {_FOLDER / 'quick.toml'}.") from error
     left_out = [

@@ -19,7 +19,10 @@ def cache_folder() -> Path:
         return named.absolute()  # a method may go to another folder
     import platformdirs
 
-    return Path(platformdirs.user_cache_dir("tdabench"))
+    try:
+        return Path(platformdirs.user_cache_dir("tdabench"))
+    except RuntimeError:  # nobody knows of a home
+        raise UsageError(f"There is no home folder. Set {CACHE_VARIABLE} to a folder for what is kept.") from None
 
 
 def data_folder(named: Path | None) -> Path | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from tdabench.errors import MissingGroundTruthError, OtherGroundTruthError, UnknownNameError, UsageError
 from tdabench.evaluation import Evaluation, Evaluator
 from tdabench.evidence import EVIDENCE_FILE, Evidence, read_evidence
+from tdabench.files import reading_errors
 from tdabench.ground_truth import MANIFEST_FILE, GroundTruth, ground_truth_folder, read_ground_truth
 from tdabench.lora import highest_ranks
 from tdabench.records import RECORD_FILE, SCORES_FILE, Record, read_record
@@ -61,6 +62,8 @@ def find_runs(folder: Path) -> list[Path]:
     ------
     UsageError
         If there is no such folder, or it holds the candidates of tunings, which are no results.
+    StorageError
+        If a folder cannot be looked into.
     """
     if folder.resolve().name == CANDIDATES_FOLDER:
         raise UsageError(
@@ -68,7 +71,14 @@ def find_runs(folder: Path) -> list[Path]:
         )
     if not folder.is_dir():
         raise UsageError(f"There is no folder of runs at {folder}. Run `tdabench suite quick` or `tdabench run` first.")
-    return sorted(p.parent for p in folder.glob(f"*/{RECORD_FILE}") if not p.parent.name.startswith("."))
+    with reading_errors(folder):
+        inside = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    found = []
+    for path in inside:
+        with reading_errors(path):  # a run that cannot be looked into is not left out in silence
+            if (path / RECORD_FILE).exists():
+                found.append(path)
+    return sorted(found)
 
 
 def evaluate_run(folder: Path, record: Record) -> Evaluation | None:

@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 
 from tdabench.datasets import cache_folder
 from tdabench.errors import UsageError
-from tdabench.files import check_writable
+from tdabench.files import check_writable, folder_aside
 from tdabench.filling import OnProgress, Options, fill, work_of
 from tdabench.ground_truth import (
     ARRAYS_FILE,
@@ -105,7 +105,7 @@ def build(
         If ``out`` cannot be written; said before anything is trained.
     """
     task, options = find_task(reference), options or Options()
-    out = out or ground_truth_folder(task)
+    out = (out or ground_truth_folder(task)).resolve()  # it is replaced by renaming, which a link is in the way of
     _refuse_existing(task, out, replace, options)
     task.subset_masks()  # what is wrong with them is said now, not after all is trained
     task.check_initial_model()
@@ -121,7 +121,7 @@ def build(
             if options.shard is not None or found.missing.any():
                 return None
             manifest = _write(reference, task, found, out, options, folder, executor)
-            elsewhere = out.resolve() != ground_truth_folder(task).resolve()
+            elsewhere = out != ground_truth_folder(task).resolve()
             if options.slices is None and not (folder == _shipped(task) and elsewhere):
                 remove_slices(folder)
     except Timeout:
@@ -144,6 +144,8 @@ def merge(
     UsageError
         If a replica is missing, ``out`` exists and ``replace`` is not given, or ``out`` holds other files; or if the
         task needs a GPU and another device was asked for.
+    StorageError
+        If ``out`` cannot be written; said before anything is trained.
     """
     task, options = find_task(reference), options or Options()
     if task.needs_cuda and options.device == "cpu":
@@ -151,8 +153,9 @@ def merge(
             f"To merge {task.name}, one of its replicas is retrained twice, which needs a GPU. On a machine that has "
             f"one, use `tdabench ground-truth merge {reference_to(task)} ... --device cuda`."
         )
-    out = out or ground_truth_folder(task)
+    out = (out or ground_truth_folder(task)).resolve()
     _refuse_existing(task, out, replace)
+    check_writable(out.parent, "Pass --out DIR to write another folder.")
     found = read_slices(task, folders)
     check_complete(task, found, folders)
     return _write(reference, task, found, out, options, work_folder(task))
@@ -211,20 +214,17 @@ def _write(
     ``folder`` takes snapshots of what is trained for it.
     """
     mislabelled = _mislabelled(task, options)
-    fresh, old = (out.with_name(f".{out.name}.{word}") for word in ("new", "old"))
-    shutil.rmtree(fresh, ignore_errors=True)
-    manifest = write_ground_truth(
-        fresh,
-        task.subset_masks().numpy(),
-        found.outputs,
-        _facts(task, found, _rounding(reference, found, options, folder, executor)),
-        builders=found.builders,
-        mislabelled=mislabelled,
-    )
-    if out.exists():  # else the old one, if there was one, still stands aside: an earlier swap was killed
-        shutil.rmtree(old, ignore_errors=True)
-        out.rename(old)
-    fresh.rename(out)
+    facts = _facts(task, found, _rounding(reference, found, options, folder, executor))
+    masks, old = task.subset_masks().numpy(), out.with_name(f".{out.name}.old")
+    with folder_aside(out.parent) as aside:  # another command may write the same
+        fresh = aside / out.name
+        manifest = write_ground_truth(
+            fresh, masks, found.outputs, facts, builders=found.builders, mislabelled=mislabelled
+        )
+        if out.exists():  # else the old one, if there was one, still stands aside: an earlier swap was killed
+            shutil.rmtree(old, ignore_errors=True)
+            out.rename(old)
+        fresh.rename(out)
     shutil.rmtree(old, ignore_errors=True)
     return manifest
 

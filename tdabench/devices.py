@@ -9,6 +9,9 @@ from tdabench.errors import UsageError
 if TYPE_CHECKING:
     import torch
 
+MOST_THREADS = 1024
+"""Of a process; torch crashes at more than it can count."""
+
 
 def check_device(device: str) -> None:
     """Refuse a device that is not there.

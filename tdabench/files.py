@@ -107,6 +107,8 @@ def reading_errors(path: Path) -> Iterator[None]:
     """Turn the operating system's complaints about a file that is there into a :class:`StorageError`."""
     try:
         yield
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):  # there is no such file
+        raise
     except OSError as error:
         why = error.strerror or str(error)
         raise StorageError(f"Cannot read {path}: {why}. Make it readable, and give the command again.") from error
@@ -240,12 +242,21 @@ def _sync_folder(path: Path) -> None:
 
 
 def read_json(path: Path, what: str, hint: str) -> Any:
-    """Read a JSON file; ``what`` and ``hint`` complete the error when it is missing or broken."""
+    """Read a JSON file; ``what`` and ``hint`` complete the error when it is missing or broken.
+
+    Raises
+    ------
+    FileFormatError
+        If the file is missing or not JSON.
+    StorageError
+        If the file is there and cannot be read.
+    """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        with reading_errors(path):
+            return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
         raise FileFormatError(f"There is no {what} at {path}. {hint}") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (IsADirectoryError, ValueError, RecursionError) as error:
         raise FileFormatError(f"{path} is not a readable {what} ({error}). {hint}") from error
 
 
@@ -266,15 +277,18 @@ def read_arrays(path: Path, what: str, hint: str) -> dict[str, np.ndarray]:
     ------
     FileFormatError
         If the file is missing, truncated or not safetensors.
+    StorageError
+        If the file is there and cannot be read.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
     try:
-        return load(path.read_bytes())
-    except FileNotFoundError:
+        with reading_errors(path):
+            return load(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
         raise FileFormatError(f"There is no {what} at {path}. {hint}") from None
-    except (OSError, SafetensorError, ValueError, KeyError) as error:
+    except (IsADirectoryError, SafetensorError, ValueError, KeyError) as error:
         raise FileFormatError(f"{path} is not a readable {what}: {error}. {hint}") from error
 
 
@@ -283,11 +297,11 @@ def read_metadata(path: Path, what: str, hint: str) -> dict[str, str]:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, framework="np") as file:
+        with reading_errors(path), safe_open(path, framework="np") as file:
             return dict(file.metadata() or {})
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise FileFormatError(f"There is no {what} at {path}. {hint}") from None
-    except (OSError, SafetensorError, ValueError) as error:
+    except (IsADirectoryError, SafetensorError, ValueError) as error:
         raise FileFormatError(f"{path} is not a readable {what}: {error}. {hint}") from error
 
 

@@ -3,9 +3,23 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Sequence
 
 NO_VALUE = "–"
+_OBEYED = ("Cc", "Cf")  # control characters, and those that turn the direction of writing
+
+
+def printable(text: str) -> str:
+    r"""Write out what a terminal would obey instead of print: records and logs may come from strangers.
+
+    >>> print(printable("one\x1b[2Jtwo"))
+    one\x1b[2Jtwo
+    """
+    return "".join(
+        letter if letter in "\n\t" or unicodedata.category(letter) not in _OBEYED else ascii(letter)[1:-1]
+        for letter in text
+    )
 
 
 def format_score(value: float | None) -> str:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import Field, ValidationError
 
-from tdabench.errors import FileFormatError, GroundTruthError, MissingGroundTruthError
+from tdabench.devices import MOST_THREADS
+from tdabench.errors import FileFormatError, GroundTruthError, MissingGroundTruthError, StorageError
 from tdabench.files import (
     json_bytes,
     new_folder,
@@ -26,7 +27,7 @@ from tdabench.files import (
     write_arrays,
     write_json,
 )
-from tdabench.records import Strict
+from tdabench.records import MOST, Count, Seconds, Strict
 from tdabench.registry import reference_to
 from tdabench.validation import faults
 
@@ -48,13 +49,13 @@ class Builder(Strict):
     tdabench_version: str
     commit: str | None
     precision: str
-    threads_per_worker: int = Field(ge=1)
-    replicas_per_group: int = Field(ge=1)
+    threads_per_worker: int = Field(ge=1, le=MOST_THREADS)
+    replicas_per_group: int = Field(ge=1, le=MOST)
     """How many replicas trained at once as one batched program."""
-    seconds_by_group: dict[str, float]
+    seconds_by_group: dict[str, Seconds]
     """Measured seconds per replica and step for each size of group that was tried; the fastest was taken."""
-    n_replicas: int = Field(ge=0)
-    seconds_per_replica: float = Field(ge=0)
+    n_replicas: Count
+    seconds_per_replica: Seconds
     """Worker seconds."""
 
 
@@ -66,12 +67,12 @@ class Manifest(Strict):
     data_sha256: str
     target: str
     recipe: dict[str, float | int | str]
-    n_subsets: int
-    n_seeds: int
-    n_train: int
-    n_queries: int
-    fraction: float
-    seeds: list[int]
+    n_subsets: Count
+    n_seeds: Count
+    n_train: Count
+    n_queries: Count
+    fraction: float = Field(gt=0, lt=1)
+    seeds: list[Count]
     arrays_sha256: str
     """Of the file; those of the arrays hold in any format."""
     masks_sha256: str
@@ -144,7 +145,7 @@ def has_ground_truth(task: Task) -> bool:
         return False
     try:
         return _is_of(read_manifest(folder, hint=""), task)
-    except FileFormatError:
+    except (FileFormatError, StorageError):
         return True
 
 

@@ -46,5 +46,5 @@ def prepared(name: str, sha256: str, make: Callable[[], dict[str, np.ndarray]]) 
 def _read(path: Path) -> dict[str, np.ndarray] | None:
     try:
         return read_arrays(path, "prepared data set", "It is made anew.")
-    except FileFormatError:
+    except (FileFormatError, StorageError):
         return None

@@ -18,6 +18,8 @@ from tdabench.budgets import BUDGET_BYTES, budget_bytes
 from tdabench.records import PACKAGES, Machine
 from tdabench.registry import METHODS, entry_points
 
+_CODE = ("tdabench", "baselines", "tasks", "pyproject.toml")
+
 
 @cache
 def cpu_name() -> str:
@@ -137,12 +139,15 @@ def _modules(folder: Path, pattern: str) -> Iterator[tuple[str, Path]]:
 
 @cache
 def commit() -> tuple[str | None, bool | None]:
-    """Return the commit of tdabench's own checkout and whether it has changes; (None, None) when installed."""
-    folder = Path(__file__).resolve().parent
-    if not (folder.parent / ".git").exists():
+    """Return the commit of tdabench's own checkout and whether its code differs; (None, None) when installed.
+
+    Code is what can be imported, with the options and ground truth beside it; a folder of runs changes nothing.
+    """
+    folder = Path(__file__).resolve().parents[1]
+    if not (folder / ".git").exists():
         return None, None
     head = _git(folder, "rev-parse", "HEAD")
-    status = _git(folder, "status", "--porcelain")
+    status = _git(folder, "status", "--porcelain", "--", *_CODE)
     return head, None if status is None else bool(status)
 
 

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from tdabench.ensembles import format_ensemble
 from tdabench.errors import FileFormatError
+from tdabench.files import reading_errors
 from tdabench.registry import is_task_name
 from tdabench.seeds import MOST_SEED
 from tdabench.validation import faults
@@ -34,10 +35,12 @@ _SERVING = ("fit", "attribute")
 _SHOWN = 3
 
 Status = Literal["ok", "declined", "failed", "timeout", "out-of-memory"]
-OptionValue = bool | int | float | str | None
+ENDED_WELL: tuple[Status, ...] = ("ok", "declined")
+"""That a method declines a task is a result too."""
 OptionsFrom = Literal["tuned", "defaults", "given"]
 MOST = 10**18
 """Of seconds, bytes and whatever is counted: more than any run takes, and not too much to reckon with."""
+OptionValue = bool | Annotated[int, Field(ge=-MOST, le=MOST)] | float | str | None
 Seconds = Annotated[float, Field(ge=0, le=MOST)]
 Count = Annotated[int, Field(ge=0, le=MOST)]
 RunSeed = Annotated[int, Field(ge=0, le=MOST_SEED)]
@@ -131,7 +134,7 @@ class ScoresRecord(Strict):
     """The score file that evaluation reads."""
 
     sha256: str
-    shape: list[int]
+    shape: list[Count]
     dtype: str
 
 
@@ -165,7 +168,7 @@ class Provenance(Strict):
     python: str
     packages: dict[str, str]
     matmul_precision: str
-    seeds: dict[str, list[int]]
+    seeds: dict[str, list[RunSeed]]
     """The run's seed: streams of attribution models, masks and projections are named by it."""
 
 
@@ -300,12 +303,13 @@ def read_record(folder: Path) -> Record:
     """
     path = folder / RECORD_FILE
     try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
+        with reading_errors(path):
+            text = path.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
         raise FileFormatError(
             f"{folder} is not a run folder: it has no {RECORD_FILE}. Give the folder that `tdabench run` printed."
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (IsADirectoryError, UnicodeDecodeError) as error:
         raise FileFormatError(f"Cannot read {path}: {error}.") from error
     return parse_record(text, path)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tdabench.errors import FileFormatError, ScoresError
-from tdabench.files import read_arrays, sha256_file
+from tdabench.files import read_arrays, reading_errors, sha256_file
 from tdabench.records import RECORD_FILE, SCORES_FILE, Record, read_record
 
 if TYPE_CHECKING:
@@ -64,12 +64,26 @@ def _from_safetensors(path: Path, hint: str = _WRITE_AGAIN) -> Scores:
     return arrays["scores"] if "scores" in arrays else next(iter(arrays.values()))
 
 
+# What numpy raises for a header that is none, or that promises more than there can be.
+_DAMAGE = (
+    IsADirectoryError,
+    ValueError,
+    EOFError,
+    SyntaxError,
+    TokenError,
+    MemoryError,
+    ArithmeticError,
+    RecursionError,
+)
+
+
 def _from_npy(path: Path) -> Scores:
     try:
-        scores = np.load(path, allow_pickle=False)
-    except FileNotFoundError:
+        with reading_errors(path):
+            scores = np.load(path, allow_pickle=False)
+    except (FileNotFoundError, NotADirectoryError):
         raise FileFormatError(f"There is no file of scores at {path}.") from None
-    except (OSError, ValueError, EOFError, SyntaxError, TokenError, MemoryError) as error:  # a damaged header
+    except _DAMAGE as error:
         raise FileFormatError(
             f"{path} is not a readable .npy file ({error}). Write it again with numpy.save."
         ) from error

@@ -20,7 +20,7 @@ import torch
 
 from tdabench import precision, provenance
 from tdabench._version import __version__
-from tdabench.errors import FileFormatError, UsageError
+from tdabench.errors import FileFormatError, StorageError, UsageError
 from tdabench.files import read_arrays, read_json, read_metadata, sha256_arrays, write_arrays, write_json
 from tdabench.ground_truth import Builder
 from tdabench.registry import reference_to
@@ -171,7 +171,7 @@ def remembered_group(folder: Path, facts: Mapping[str, object]) -> tuple[int, di
     try:
         found = read_json(folder / _GROUP, "size of groups", "")
         return (int(found["replicas_per_group"]), found[_MEASURED]) if found[FACTS] == facts else None
-    except (FileFormatError, KeyError, TypeError, ValueError):
+    except (FileFormatError, StorageError, KeyError, TypeError, ValueError):
         return None
 
 

@@ -64,7 +64,7 @@ class Snapshots:
             metadata = read_metadata(self.path, "snapshot", "")
             arrays = read_arrays(self.path, "snapshot", "")
             epochs, spent = int(metadata["epochs"]), float(metadata["seconds"])
-        except (FileFormatError, KeyError, ValueError):
+        except (FileFormatError, StorageError, KeyError, ValueError):
             return None
         if metadata.get("of") != self.of or metadata.get("sha256") != sha256_arrays(arrays):
             return None

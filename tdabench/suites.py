@@ -85,7 +85,7 @@ class Suite:
         return tuple((entry.what, entry.reason) for entry in self.left_out if task in map(_task_name, entry.tasks))
 
     def only(self, tasks: Collection[str]) -> Suite:
-        """Return the runs on some tasks only.
+        """Return the runs on some tasks only, each named as in the suite, by its file from here, or by its own name.
 
         Raises
         ------
@@ -93,14 +93,25 @@ class Suite:
             If the suite has no run on one of them.
         """
         known = {job.task for job in self.jobs}
+        chosen: set[str] = set()
         for task in tasks:
-            if task not in known:
+            of_task = {reference for reference in known if _names(task, reference)}
+            if not of_task:
                 raise UnknownNameError(f"task of the suite {self.name}", task, known)
-        return replace(self, jobs=tuple(job for job in self.jobs if job.task in tasks))
+            chosen |= of_task
+        return replace(self, jobs=tuple(job for job in self.jobs if job.task in chosen))
 
 
 def _task_name(reference: str) -> str:
     return reference if split_reference(reference) is None else find_task(reference).name
+
+
+def _names(typed: str, reference: str) -> bool:
+    """Tell whether what a user typed names the task that a suite refers to."""
+    named, asked = split_reference(reference), split_reference(typed)
+    if named is None or asked is None:
+        return typed in (reference, _task_name(reference))
+    return (asked[0].resolve(), asked[1]) == (named[0].resolve(), named[1])
 
 
 def suite_names() -> list[str]:
@@ -124,7 +135,7 @@ def find_suite(reference: str) -> Suite:
             raise UsageError(f"There is no file {path}. A suite is named so, or by one of: {', '.join(suite_names())}.")
         raise UnknownNameError("suite", reference, suite_names(), "A suite of your own is a .toml file.")
     try:
-        content = _File.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+        content = _File.model_validate(tomllib.loads(path.read_text(encoding="utf-8-sig")))
     except (ValueError, RecursionError) as error:  # of TOML, of its letters, of the schema, of absurd numbers
         why = faults(error)[0] if isinstance(error, ValidationError) else str(error).splitlines()[0]
         raise FileFormatError(f"{path} is not a suite: {why}. See {_FOLDER / 'quick.toml'}.") from error

@@ -191,11 +191,11 @@ def _measured(planned: Plan, runs: Path, timeout_s: float | None) -> tuple[Path,
 
     One that was stopped or broke is measured again: with more time, or with the memory to itself, it may end well.
     """
-    from tdabench.records import read_record
+    from tdabench.records import ENDED_WELL, read_record
     from tdabench.runner import DEFAULT_TIMEOUT_S, find_run, run
 
     folder = find_run(planned, runs)
-    if folder is not None and (record := read_record(folder)).status in ("ok", "declined"):
+    if folder is not None and (record := read_record(folder)).status in ENDED_WELL:
         return folder, record
     return run(planned, runs, timeout_s=timeout_s or DEFAULT_TIMEOUT_S)
 

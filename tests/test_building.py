@@ -639,6 +639,33 @@ def test_a_place_that_cannot_be_written_is_refused_before_anything_is_trained(sm
         assert executor.slices == []
 
 
+def test_shares_are_merged_nowhere_that_cannot_be_written(small_reference, small, undisturbed, tmp_path):
+    (folder,) = build_shares(small_reference, tmp_path, 1)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match=r"Cannot write to .*file: a part of the path is a file.* Pass --out DIR"):
+        merge(small_reference, [folder], tmp_path / "file" / "truth")
+
+
+def test_what_a_link_leads_to_is_replaced_each_time(small_reference, small, undisturbed, tmp_path):
+    (folder,) = build_shares(small_reference, tmp_path, 1)
+    real, link = tmp_path / "real" / "truth", tmp_path / "link"
+    real.parent.mkdir()
+    old_truth(real)
+    link.symlink_to(real)
+    for _ in range(2):
+        merge(small_reference, [folder], link, replace=True)
+        assert link.is_symlink()
+        assert arrays_of(real) == undisturbed
+    assert sorted(path.name for path in real.parent.iterdir()) == ["truth"]
+
+
+def test_the_current_folder_is_replaced(small_reference, small, undisturbed, tmp_path, monkeypatch):
+    (folder,) = build_shares(small_reference, tmp_path, 1)
+    monkeypatch.chdir(old_truth(tmp_path / "here"))
+    merge(small_reference, [folder], Path(), replace=True)
+    assert arrays_of(tmp_path / "here") == undisturbed
+
+
 def test_an_old_one_that_a_kill_left_aside_stays_until_the_new_one_stands(
     small_reference, small, undisturbed, tmp_path, monkeypatch
 ):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.metadata
 import json
 import os
@@ -85,7 +86,7 @@ def measured(suite_file, small_truth_folder, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("measured")
     words = [sys.executable, "-m", "tdabench", "suite", str(suite_file), "--runs", "runs", "--board", "board"]
     done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 1, done.stderr
     (folder / "out.txt").write_text(done.stdout)
     (folder / "err.txt").write_text(done.stderr)
     return folder
@@ -137,6 +138,8 @@ def test_suite_measures_everything_and_goes_on_after_a_failure(measured):
     assert "The page: " in out
     assert "3 of 3 runs to measure" in err
     assert "[3/3] small: random: ok" in err
+    assert "1 of 3 runs did not end well, first small--methods-for-runner.py-Raises--" in err
+    assert "(failed: ValueError: broken). Its folder has its log; `--retry-failed` tries such runs again." in err
     assert "A few digits (small), 3 runs" in out
     assert sorted(p.name for p in (measured / "board").iterdir() if p.is_file()) == [
         "index.html",
@@ -148,7 +151,7 @@ def test_suite_measures_everything_and_goes_on_after_a_failure(measured):
 def test_a_second_call_measures_nothing(tdabench, suite_file, runs, tmp_path, launched):
     before = state(runs)
     done = tdabench("suite", suite_file, "--runs", runs, "--board", tmp_path / "board")
-    assert done.code == 0
+    assert done.code == 1, "a run that failed stays one"
     assert "all 3 runs are measured; nothing to do" in done.err
     assert launched == []
     assert state(runs) == before
@@ -170,7 +173,7 @@ def test_an_interrupted_suite_goes_on_with_what_is_missing(tdabench, suite_file,
     assert not (tmp_path / "board").exists()
     monkeypatch.setattr(runner, "run", copy)
     done = tdabench(*words)
-    assert done.code == 0
+    assert done.code == 1, "one of them failed"
     assert "2 of 3 runs to measure" in done.err
     assert launched == ["methods_for_runner.py:Good", "methods_for_runner.py:Raises", "random"]
 
@@ -192,7 +195,7 @@ def test_a_suite_may_say_when_its_runs_are_stopped(
 
     monkeypatch.setattr(runner, "run", noting)
     done = tdabench("suite", path, "--runs", tmp_path / "runs", "--board", tmp_path / "board", *option)
-    assert done.code == 0
+    assert done.code == 1, "one of them failed"
     assert limits == [limit] * 3
 
 
@@ -204,7 +207,7 @@ def test_a_suite_can_be_measured_task_by_task(tdabench, suite_file, tmp_path, la
     small = next(job.task for job in find_suite(str(suite_file)).jobs)
     words = ("suite", both, "--runs", tmp_path / "runs", "--board", tmp_path / "board")
     done = tdabench(*words, "--task", small)
-    assert done.code == 0
+    assert done.code == 1
     assert "3 of 3 runs to measure" in done.err
     assert launched == ["methods_for_runner.py:Good", "methods_for_runner.py:Raises", "random"]
     done = tdabench(*words, "--task", "mnist-mpl")
@@ -240,7 +243,7 @@ def test_what_another_suite_does_meanwhile_is_left_to_it(
     monkeypatch.setattr(runner, "run", meanwhile)
     monkeypatch.setattr(runner, "is_at_work", lambda planned, _: planned.method == "random")
     done = tdabench("suite", suite_file, "--runs", here, "--board", tmp_path / "board", *retry)
-    assert done.code == 0
+    assert done.code == 1
     assert launched == ["methods_for_runner.py:Good"]
     assert "[2/3] small: methods_for_runner.py:Raises: measured by another command" in done.err
     assert "[3/3] small: random: another command measures it" in done.err
@@ -248,7 +251,7 @@ def test_what_another_suite_does_meanwhile_is_left_to_it(
 
 def test_failed_runs_are_tried_again_only_when_asked(tdabench, suite_file, runs, tmp_path, launched):
     done = tdabench("suite", suite_file, "--runs", runs, "--board", tmp_path / "board", "--retry-failed")
-    assert done.code == 0
+    assert done.code == 1
     assert launched == ["methods_for_runner.py:Raises"]
     assert len(list(runs.glob("*-attempt-2"))) == 1
 
@@ -279,7 +282,7 @@ def test_a_failed_run_exits_with_1_and_says_where_its_log_is(tdabench, small_ref
     assert "log.txt" in done.out
 
 
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_interrupting_a_run_leaves_nothing(tmp_path, small_reference, sent, code):
     pids = tmp_path / "pids"
     words = ["run", small_reference, f"{METHODS}:Fails", "--set", "how=hang", "--runs", "runs"]
@@ -802,7 +805,7 @@ def test_json_is_alone_on_stdout(tdabench, words, small_reference, runs, tmp_pat
         "OUT": tmp_path / "out",
     }
     done = tdabench(*[places.get(word, word) for word in words], "--json")
-    assert done.code == (1 if RAISES in words else 0)
+    assert done.code == (1 if RAISES in words or "suite" in words else 0)
     assert done.json
     assert launched == []
 
@@ -850,8 +853,38 @@ def test_a_reader_that_goes_away_is_no_error():
     )
     process.stdout.close()
     _, err = process.communicate(timeout=60)
-    assert b"Traceback" not in err
-    assert b"BrokenPipe" not in err
+    assert (process.returncode, err) == (141, b"")
+
+
+@pytest.mark.parametrize(
+    ("number", "advice"),
+    [
+        (errno.EMFILE, "ulimit -n"),
+        (errno.EIO, "Choose a folder on another one"),
+        (errno.ENOENT, "Give the command again"),
+        (errno.ENOSPC, "Free some space"),
+    ],
+)
+def test_what_the_system_says_of_a_disk_is_one_line_with_advice(tdabench, tmp_path, monkeypatch, number, advice):
+    def fail(_):
+        raise OSError(number, os.strerror(number), "some file")
+
+    monkeypatch.setattr("tdabench.suites.find_suite", fail)
+    done = tdabench("suite", "quick", "--runs", tmp_path / "runs")
+    assert done.code == 2
+    assert done.err.startswith(f"Error: [Errno {number}] {os.strerror(number)}: 'some file'. ")
+    assert advice in done.err
+    assert len(done.err.splitlines()) == 1
+
+
+def test_what_a_terminal_would_obey_is_written_out(tdabench, runs, tmp_path):
+    """A record may come from a stranger: its words turn no screen black."""
+    path = one(runs, "Raises") / "record.json"
+    path.write_text(path.read_text().replace("ValueError: broken", "\\u001b[2J\\u202ebroken"))
+    done = tdabench("board", runs, "--out", tmp_path / "board")
+    assert done.code == 0
+    assert "\\x1b[2J\\u202ebroken" in done.out
+    assert "\x1b" not in done.out + done.err
 
 
 # --- archive

@@ -229,6 +229,10 @@ def test_a_manifest_that_is_no_json_is_one_clear_error(small, copy):
     ("change", "named"),
     [
         ({"n_seeds": "4"}, "n_seeds"),
+        ({"n_train": 10**400}, "n_train"),
+        ({"seeds": [0, -1]}, "seeds.1"),
+        ({"fraction": 1e308}, "fraction"),
+        ({"fraction": 0.0}, "fraction"),
         ({"rounding_difference": -1.0}, "rounding_difference"),
         ({"note": "more"}, "note"),
     ],

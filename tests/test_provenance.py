@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import socket
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,23 @@ def test_commit_is_a_hash_or_unknown(monkeypatch):
     commit, dirty = provenance.commit()
     assert (commit is None) == (dirty is None)
     assert commit is None or re.fullmatch("[0-9a-f]{40}", commit)
+
+
+def test_a_folder_of_runs_is_no_change_of_the_code(tmp_path, monkeypatch):
+    def git(*words):
+        subprocess.run(["git", "-C", tmp_path, "-c", "user.name=a", "-c", "user.email=a@b", *words], check=True)
+
+    (tmp_path / "tdabench").mkdir()
+    (tmp_path / "tdabench" / "provenance.py").write_text("")
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-qm", "first")
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "tdabench" / "provenance.py"))
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "record.json").write_text("{}")
+    assert provenance.commit.__wrapped__()[1] is False
+    (tmp_path / "tdabench" / "new.py").write_text("")
+    assert provenance.commit.__wrapped__()[1] is True
 
 
 def test_without_git_the_commit_is_unknown(monkeypatch):

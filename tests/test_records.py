@@ -98,6 +98,20 @@ def test_numbers_can_be_reckoned_with(number, field):
         parse_record(text, WHERE)
 
 
+@pytest.mark.parametrize("number", [str(10**400), f"-{10**400}", "1e400"])
+@pytest.mark.parametrize("place", ["ensemble.options.models", "options.ridge"])
+def test_options_can_be_reckoned_with(number, place):
+    value = json.loads(GOLDEN.read_text())
+    *parents, name = place.split(".")
+    inside = value
+    for parent in parents:
+        inside = inside[parent]
+    assert name in inside
+    inside[name] = "here"
+    with pytest.raises(FileFormatError, match=place):
+        parse_record(json.dumps(value).replace('"here"', number), GOLDEN)
+
+
 def test_a_seed_is_no_higher_than_the_page_can_tell_from_the_next():
     assert parse_record(json.dumps(golden() | {"seed": MOST_SEED}), WHERE).seed == seed_type.max == 2**53 - 1
     with pytest.raises(FileFormatError, match="seed: Input should be less than or equal to 9007199254740991"):

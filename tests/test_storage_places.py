@@ -10,8 +10,9 @@ import torch
 
 from tdabench.datasets.folders import cache_folder
 from tdabench.errors import FileFormatError, StorageError, UsageError
-from tdabench.files import read_json, write_text
+from tdabench.files import read_arrays, read_json, write_text
 from tdabench.model_store import ModelStore
+from tdabench.records import read_record
 from tdabench.registry import find_method
 from tdabench.results.reading import find_runs
 from tdabench.suites import find_suite
@@ -76,6 +77,29 @@ def test_an_absurd_suite_is_one_error(tmp_path, text):
     (tmp_path / "own.toml").write_text(text)
     with pytest.raises(FileFormatError, match="is not a suite"):
         find_suite(str(tmp_path / "own.toml"))
+
+
+def test_what_cannot_be_read_is_not_said_to_be_damaged(tmp_path, monkeypatch):
+    """Its owner would remove it, as the advice about damaged files says."""
+    file = tmp_path / "file"
+    file.write_bytes(b"{}")
+    readers = {
+        "read_text": (lambda: read_json(file, "file", "Remove it."), lambda: read_record(tmp_path)),
+        "read_bytes": (lambda: read_arrays(file, "file", "Remove it."),),
+    }
+    (tmp_path / "record.json").symlink_to(file)
+    for call, reads in readers.items():
+        for what in (file, tmp_path / "record.json"):
+            refuse(monkeypatch, what, call)
+        for read in reads:
+            with pytest.raises(StorageError, match=r"Cannot read .*: Permission denied. Make it readable"):
+                read()
+
+
+def test_a_file_below_a_file_is_a_missing_one(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileFormatError, match="There is no file of options at"):
+        read_json(tmp_path / "file" / "options.json", "file of options", "")
 
 
 def test_who_has_no_home_is_told_what_to_set(monkeypatch):

@@ -221,6 +221,27 @@ def test_any_bytes_are_a_suite_or_one_error(tmp_path_factory, content):
         find_suite(str(path))
 
 
+def test_a_suite_that_an_editor_has_marked_as_utf8_is_one(tmp_path):
+    (tmp_path / "mine.toml").write_text("\ufeff" + TEXT, encoding="utf-8")
+    assert find_suite(str(tmp_path / "mine.toml")).title
+
+
+def test_a_task_in_a_file_is_named_by_itself_or_by_its_file_from_here(tmp_path, small_reference, monkeypatch):
+    file, name = small_reference.rsplit(":", 1)
+    (tmp_path / "suites").mkdir()
+    (tmp_path / "suites" / "small_task.py").symlink_to(file)
+    (tmp_path / "suites" / "mine.toml").write_text(
+        f'title = "Mine"\n[[run]]\ntasks = ["./small_task.py:{name}", "digits-mlp"]\nmethods = ["random"]\n'
+        'ensembles = [""]\n'
+    )
+    monkeypatch.chdir(tmp_path / "suites")
+    suite = find_suite("mine.toml")
+    for typed in ("small", f"small_task.py:{name}", f"../suites/small_task.py:{name}", small_reference):
+        assert [job.task for job in suite.only([typed]).jobs] == [f"./small_task.py:{name}"], typed
+    with pytest.raises(UnknownNameError, match="task of the suite mine"):
+        suite.only([f"other.py:{name}"])
+
+
 def test_a_block_may_give_its_methods_options(tmp_path):
     file = tmp_path / "mine.toml"
     file.write_text(

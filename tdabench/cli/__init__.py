@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib
 import os
+import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +87,8 @@ def main(args: list[str] | None = None) -> None:
     _open_streams()
     try:
         _check_folder()
-        code = cli.main(words, prog_name="tdabench", standalone_mode=False)
+        with _until_nobody_reads():
+            code = cli.main(words, prog_name="tdabench", standalone_mode=False)
         if isinstance(code, int):  # click returns a command's exit code instead of raising it
             sys.exit(code)
     except click.exceptions.Exit as done:
@@ -98,16 +102,25 @@ def main(args: list[str] | None = None) -> None:
         sys.exit(2)
     except (KeyboardInterrupt, click.Abort) as error:
         _say("Interrupted. What was finished is kept; give the same command to go on.")
-        sys.exit(143 if isinstance(error.__cause__, Terminated) else 130)  # click raises its Abort from the former
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
+        cause = error.__cause__  # click raises its Abort from it
+        sys.exit(cause.exit_code if isinstance(cause, Terminated) else 130)
     except (TdabenchError, OSError, RuntimeError) as error:
         hint = "" if isinstance(error, TdabenchError) else _hint(error)
         if "--debug" in words or hint is None:
             raise
         _say(f"Error: {error}{hint}")
         sys.exit(2)
+
+
+@contextlib.contextmanager
+def _until_nobody_reads() -> Iterator[None]:
+    """End as a program does whose output is cut short, by ``head`` for one; click would say that a run failed."""
+    try:
+        yield
+    except SystemExit:
+        if "PacifyFlush" in type(sys.stdout).__name__:  # what click puts in place of a pipe that was closed
+            sys.exit(128 + signal.SIGPIPE)
+        raise
 
 
 def _open_streams() -> None:
@@ -135,10 +148,18 @@ def _hint(error: OSError | RuntimeError) -> str | None:
     number = error.errno if isinstance(error, OSError) else None
     if number in UNUSABLE or str(error).startswith("Symlink loop"):  # the latter from Path.resolve
         return ". Give another path."
-    if number in {*FULL, errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EISDIR}:
+    if number in {*FULL, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST}:
         return ". Free some space, or choose a folder that you can write to."
+    if number in {errno.EMFILE, errno.ENFILE}:
+        return ". Let more files be open at a time (ulimit -n), or give fewer at once."
+    if number in {errno.ENOENT, errno.ENOTEMPTY, errno.ESTALE}:
+        return ". Another program has changed the folder meanwhile. Give the command again."
+    if number == errno.EIO:
+        return ". The disk, or the way to it, is damaged. Choose a folder on another one."
     return None
 
 
 def _say(text: Any) -> None:
-    print(" ".join(str(text).split("\n")), file=sys.stderr)
+    from tdabench.formats import printable
+
+    print(printable(" ".join(str(text).split("\n"))), file=sys.stderr)

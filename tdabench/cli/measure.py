@@ -143,7 +143,7 @@ def _outcome(record: Record) -> str:
 def _report_run(folder: Path, as_json: bool) -> None:
     from tdabench.cli.caveats import note_other_sources, warn_of_busy
     from tdabench.cli.reports import print_run
-    from tdabench.records import read_record
+    from tdabench.records import ENDED_WELL, read_record
     from tdabench.results.reading import evaluate_run
 
     record = read_record(folder)
@@ -155,7 +155,7 @@ def _report_run(folder: Path, as_json: bool) -> None:
     print_run(folder, record, evaluation, as_json)
     note_other_sources([record])
     warn_of_busy([record])
-    if record.status not in ("ok", "declined"):
+    if record.status not in ENDED_WELL:
         raise click.exceptions.Exit(1)
 
 
@@ -188,6 +188,8 @@ def suite(
 ) -> None:
     """Measure every run of the suite NAME that is missing, and write and print the leaderboard.
 
+    Exits with 1 if a run of it did not end well.
+
     Interrupted and given again, the command does only what is missing. NAME may be a .toml file, and may itself say
     after how many seconds a run is stopped; --timeout goes before that.
 
@@ -197,7 +199,7 @@ def suite(
     """
     from tdabench.cli.caveats import warn_of_busy
     from tdabench.cli.reports import finish_board
-    from tdabench.records import read_record
+    from tdabench.records import ENDED_WELL, read_record
     from tdabench.runner import find_run, list_attempts
     from tdabench.suites import find_suite
 
@@ -213,7 +215,15 @@ def suite(
     listed = list_attempts(runs)
     folders = [folder for p in plans.values() if (folder := find_run(p, runs, listed)) is not None]
     finish_board(folders, board_folder, as_json, found)
-    warn_of_busy([read_record(folder) for folder in folders])
+    records = [read_record(folder) for folder in folders]
+    warn_of_busy(records)
+    failed = [record for record in records if record.status not in ENDED_WELL]
+    if failed:
+        note(
+            f"{len(failed)} of {len(records)} runs did not end well, first {failed[0].run_id} ({failed[0].status}: "
+            f"{failed[0].reason}). Its folder has its log; `--retry-failed` tries such runs again."
+        )
+        raise click.exceptions.Exit(1)
 
 
 def _measure_missing(suite: str, plans: Sequence[Plan], runs: Path, timeout_s: float, retry_failed: bool) -> None:
@@ -296,8 +306,8 @@ def halves(takes: Mapping[str, float]) -> tuple[list[str], list[str]]:
 
 
 def _is_missing(folder: Path | None, retry_failed: bool) -> bool:
-    from tdabench.records import read_record
+    from tdabench.records import ENDED_WELL, read_record
 
     if folder is None:
         return True
-    return retry_failed and read_record(folder).status not in ("ok", "declined")
+    return retry_failed and read_record(folder).status not in ENDED_WELL

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tdabench.devices import check_device
+from tdabench.devices import MOST_THREADS, check_device
 from tdabench.errors import OptionError
 from tdabench.seeds import MOST_SEED
 
@@ -64,7 +64,7 @@ runs_option = click.option(
     help="Folder of run folders.",
 )
 
-threads_type = click.IntRange(1, 1024)  # torch crashes at more than it can count
+threads_type = click.IntRange(1, MOST_THREADS)
 seed_type = click.IntRange(0, MOST_SEED)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 import sys
 import time
@@ -16,6 +18,15 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 
+from tdabench.formats import printable
+
+
+class _Console(Console):
+    """Rich's console; where nobody reads any more, the command line decides what that means."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
 
 def print_json(value: Any) -> None:
     """Print a value as JSON; NaN is never written."""
@@ -24,32 +35,37 @@ def print_json(value: Any) -> None:
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> None:
     """Print a table; on anything but a terminal it is as wide as it needs to be."""
-    said = None if title is None else escape(title)
+    said = None if title is None else escape(printable(title))
     table = Table(title=said, title_justify="left", header_style="bold", show_edge=False, pad_edge=False)
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*[escape(cell) for cell in row])
+        table.add_row(*[escape(printable(cell)) for cell in row])
     # Narrower than this, columns would be folded into a letter a line; a terminal breaks long lines itself.
     width = max(80, shutil.get_terminal_size().columns) if sys.stdout.isatty() else 200
-    Console(file=sys.stdout, width=width).print(table)
+    _Console(file=sys.stdout, width=width).print(table)
+
+
+def say(text: str) -> None:
+    """Print a line of a result to stdout."""
+    click.echo(printable(text))
 
 
 def print_facts(rows: Sequence[Sequence[str]]) -> None:
     """Print names and values, a line each."""
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
-        click.echo(f"{name:<{width}}  {value}")
+        say(f"{name:<{width}}  {value}")
 
 
 def note(text: str) -> None:
     """Print a line of progress to stderr."""
-    click.echo(text, err=True)
+    click.echo(printable(text), err=True)
 
 
 def warn(text: str) -> None:
     """Print a warning to stderr."""
-    click.echo(f"Warning: {text}", err=True)
+    note(f"Warning: {text}")
 
 
 def warn_of_broken(name: str, error: Exception) -> None:
@@ -117,7 +133,7 @@ class Live:
         self._took = time.monotonic() - self._start
         line = f"[{self.done}/{self.total}] {text}"
         if self._terminal:
-            self._progress.console.print(line, markup=False, highlight=False)
+            self._progress.console.print(printable(line), markup=False, highlight=False)
         else:
             note(f"{line} ({self.time_left()} left)")
         self._draw()
@@ -133,7 +149,7 @@ class Live:
         return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
     def _draw(self) -> None:
-        description = escape(f"{self.unit}, {self.time_left()} left  {self._now}")
+        description = escape(printable(f"{self.unit}, {self.time_left()} left  {self._now}"))
         self._progress.update(self._bar, completed=self.done, description=description)
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import click
 
 from tdabench.cli.options import json_option, own_tasks_option
-from tdabench.cli.output import note, print_facts, print_json
+from tdabench.cli.output import note, print_facts, print_json, warn
 from tdabench.errors import UsageError
 
 _PATH = click.Path(path_type=Path, exists=True)
@@ -47,7 +47,7 @@ def score(scores: Path, task: str | None, as_json: bool) -> None:
     ]
     print_facts(rows + wrong_labels_rows(evaluation))
     for warning in warnings:
-        click.echo(f"Warning: {warning}", err=True)
+        warn(warning)
     return None
 
 

@@ -14,7 +14,7 @@ import click
 from tdabench.board.names import names
 from tdabench.cli.caveats import note_other_sources
 from tdabench.cli.options import json_option, own_tasks_option
-from tdabench.cli.output import Live, note, print_facts, print_json, print_table, warn
+from tdabench.cli.output import Live, note, print_facts, print_json, print_table, say, warn
 from tdabench.errors import UnknownNameError, UsageError
 from tdabench.evaluation import Evaluation
 from tdabench.formats import count, format_bytes, format_seconds, listing
@@ -48,7 +48,7 @@ def print_run(folder: Path, record: Record, evaluation: Evaluation | None, as_js
         rows.append(["log", str(folder / LOG_FILE)])
     print_facts(rows)
     for warning in evaluation.warnings() if evaluation else []:
-        click.echo(f"Warning: {warning}", err=True)
+        warn(warning)
     return None
 
 
@@ -179,7 +179,7 @@ def _print_without(row: Row) -> None:
     for run in row.runs:
         if run.lds is None:
             seed = f", seed {run.record.seed}" if len(row.runs) > 1 else ""
-            click.echo(f"{run.record.label}{seed}: {run.record.status}, {run.reason or 'older task version'}")
+            say(f"{run.record.label}{seed}: {run.record.status}, {run.reason or 'older task version'}")
 
 
 def _print_fronts(scored: Sequence[tuple[Row, frozenset[str]]]) -> None:
@@ -192,7 +192,7 @@ def _print_fronts(scored: Sequence[tuple[Row, frozenset[str]]]) -> None:
         classes[row.record.machine.machine_class].append((row, front))
     for key, members in sorted(classes.items()):
         machine = f", on {describe_machine(members[0][0].record.machine)}, class {key}" if len(classes) > 1 else ""
-        click.echo(f"On the front (nothing else is better on LDS and this cost{machine}):")
+        say(f"On the front (nothing else is better on LDS and this cost{machine}):")
         _print_front(members)
     click.echo("")
 
@@ -206,7 +206,7 @@ def _print_front(members: Sequence[tuple[Row, frozenset[str]]]) -> None:
             on_it = [(row.cost(axis), row.lds, name) for (row, front), name in pairs if axis.key in front]
             on_it.sort(key=lambda found: found[0] or 0.0)
             said = "; ".join(f"{name} ({axis.text(cost)}, {lds:.3f})" for cost, lds, name in on_it)
-            click.echo(f"  {_LETTERS[axis.key]}  {axis.name.lower()}: {said}")
+            say(f"  {_LETTERS[axis.key]}  {axis.name.lower()}: {said}")
 
 
 @click.command()

@@ -55,7 +55,7 @@ from tdabench.results.runs import Run
 from tdabench.results.seed_draws import over_seeds
 from tdabench.results.tasks import TaskInfo
 from tdabench.saturation import predicted_lds
-from tdabench.suites import LeftOut, Suite
+from tdabench.suites import LeftOut, Suite, find_suite
 from tdabench.tuned import with_tuned_options
 
 GOLDEN = Path(__file__).parent / "golden" / "findings.md"
@@ -399,7 +399,7 @@ def test_all_three_savings_are_asked_of_one_ensemble(run):
     assert claimed_of([*curve, both])[1] == {"dropout": "reached"}
     text = render([*curve, both], [TASK], SOURCE)
     assert "All three at once: by 1 of 1 ensemble." in text
-    assert "reached on 1 of 1 pair: digits-mlp (`trak`). It rests on one seed. Reached by 1 of 1 ensemble of" in text
+    assert "reached on 1 of 1 pair: digits-mlp (`trak`). It rests on one seed. Of 1 ensemble of dropout" in text
     assert "by 1 of 1 dropout or LoRA ensemble: `trak` with 20 dropout masks" in text
 
 
@@ -476,7 +476,7 @@ def test_what_no_run_of_independent_models_could_show_is_told_from_what_interval
     assert not verdict.tried[0].could("train")
     text = render([*curve, five], [TASK], SOURCE)
     assert "open on 1). On 1 of the open ones more independent models would have to be run to tell" in text
-    assert "by 0 of 1 ensemble of dropout masks, of which 0 cost little enough for it (open for 1)" in text
+    assert "Of 1 ensemble of dropout masks 0 reach it and 1 is open; 0 cost little enough for it." in text
     one = run(ensemble="dropout(models=1, masks=5)", noise=4.0, serve=5.0, stream=3)
     (contest,) = contests_of([*curve, five, one], [TASK])
     verdict = verdicts(contest)[0]
@@ -747,7 +747,7 @@ def test_a_task_that_was_measured_on_two_machine_classes_counts_once(run):
         "of 1 pair of a task and a method, the best ensemble is one of dropout masks on 1. At the training time of as"
         " many independent models of `trak`, another method is significantly better than all ensembles of `trak` that"
         " cost no more on 1 of 1 task: `grad-dot` with one model on digits-mlp, on",
-        "reached on 1 of 1 pair: digits-mlp (`trak`). It rests on one seed. Reached by 2 of 2 ensembles of dropout",
+        "reached on 1 of 1 pair: digits-mlp (`trak`). It rests on one seed. Of 2 ensembles of dropout masks 2 reach",
     ):
         assert said in text
     assert "A pair counts once" not in text, "its outcomes are the same"
@@ -1133,6 +1133,33 @@ def test_what_tuning_took_stands_beside_all_methods(run):
     assert said == {"here": "1.5 min", "there": "elsewhere", "lazy": "–", "nothing-to-tune": "–"}
 
 
+def test_what_finds_wrong_labels_is_told_apart_from_what_has_the_highest_lds(run):
+    def finding(made, auroc):
+        return replace(made, evaluation=replace(made.evaluation, mislabel_auroc=auroc))
+
+    rows = [finding(run("first", noise=0.1), 0.61)]
+    rows += [finding(run(name, noise=9.0), auroc) for name, auroc in [("b", 0.9), ("c", 0.8), ("d", 0.7), ("e", 0.5)]]
+    rows += [finding(run("trak", "independent(models=2)", noise=9.0), 0.99)]
+    text = render(rows, [TASK], SOURCE)
+    assert (
+        "methods on one model: on digits-mlp `b` 0.900, `c` 0.800, `d` 0.700, and `first` 0.610, whose LDS is the"
+        " highest."
+    ) in text
+    head, _, *cells = text.partition("**All methods on one model**")[2].strip().splitlines()[:4]
+    assert head.endswith("| AUROC of wrong labels |")
+    assert cells[0].endswith("| 0.610 |")
+    assert "wrong labels" not in render([run("first", noise=0.1)], [TASK], SOURCE)
+
+
+def test_a_document_is_called_by_its_suites_and_links_its_tasks(run):
+    suites = tuple(replace(find_suite("quick"), name=name) for name in ("one", "two"))
+    rows = [run("trak", noise=1.0), run("trak", noise=1.0, task="mnist-mlp")]
+    text = render(rows, [TASK, OTHER], replace(SOURCE, suites=suites))
+    assert text.startswith("# Findings of the suites `one`, `two`\n")
+    assert "By task: [digits-mlp](#digits-mlp), [mnist-mlp](#mnist-mlp)." in text
+    assert {"## digits-mlp", "## mnist-mlp"} <= set(text.splitlines())
+
+
 def test_ensembles_that_were_measured_with_another_engine_are_named(run):
     """The engine sets serving time and memory, so a family of two engines may save what the engine has gained."""
     pair = [(None, {}), ("independent(models=2)", {"provenance": {"sources_sha256": "f" * 16}})]
@@ -1234,7 +1261,10 @@ def test_a_saving_where_more_models_do_not_help_or_another_method_is_the_better_
     ]
     top = render(rows, [TASK], SOURCE).partition("## Kinds of ensemble")[0]
     (training,) = [line for line in top.splitlines() if line.startswith("- **Training time")]
-    assert "On 1 of these, digits-mlp (`trak`), fewer independent models are as good as the most" in training
+    assert (
+        "On 1 of the pairs that reach it, digits-mlp (`trak`), fewer independent models are as good as the most"
+        in training
+    )
     assert "(`trak`), whatever reaches it is beaten by `ek-fac` with one model: a higher LDS, at no more" in training
     (storage,) = [line for line in top.splitlines() if line.startswith("- **Storage")]
     assert "is beaten by" not in storage, "it stores more"
@@ -1256,7 +1286,7 @@ def test_a_saving_against_more_models_than_help_is_called_so(run):
         said[name] = next(line for line in lines if line.startswith("- **Serving time"))
     assert "reached on 0 of 1 pair" in said["five"]
     assert "reached on 1 of 1 pair" in said["ten"]
-    assert "On 1 of these, digits-mlp (`trak`), fewer independent models are as good" in said["ten"]
+    assert "On 1 of the pairs that reach it, digits-mlp (`trak`), fewer independent models are as good" in said["ten"]
     assert "; 40 % against 5 independent models, more of which are not significantly better." in said["ten"]
     assert "not significantly better." not in said["five"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import re
 import subprocess
 import sys
 import tomllib
@@ -11,6 +12,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
+from tdabench._version import __version__
 
 ROOT = Path(__file__).parent.parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -28,6 +31,11 @@ def package_folders() -> dict[str, Path]:
 
 def test_every_package_is_listed():
     assert sorted(PYPROJECT["tool"]["setuptools"]["packages"]) == sorted(package_folders())
+
+
+def test_what_is_cited_is_this_version():
+    cited = re.search(r"^version: (\S+)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)[1]
+    assert cited == __version__
 
 
 def test_every_folder_of_code_is_a_package():

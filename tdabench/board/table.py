@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tdabench.results.axes import AXES, peak_bytes
 from tdabench.results.prices import Price, priced
 from tdabench.results.rows import Row, on_fronts
-from tdabench.results.runs import Run, configuration_name
+from tdabench.results.runs import Run, configuration_name, mean_auroc
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -107,7 +107,7 @@ def means(row: Row) -> dict[str, float | None]:
 
 def auroc(row: Row) -> float | None:
     """Return how well the row finds wrong labels, the mean over run seeds; None where there are none to find."""
-    return row.mean(lambda run: run.evaluation.mislabel_auroc if run.evaluation else None)
+    return mean_auroc(row.measured)
 
 
 def _cost(key: str, price: Price | None, run: Run) -> float | None:

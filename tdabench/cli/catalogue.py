@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tdabench.cli.options import json_option
-from tdabench.cli.output import print_facts, print_json, print_table, warn_of_broken
+from tdabench.cli.output import print_facts, print_json, print_table, say, warn_of_broken
 from tdabench.errors import TdabenchError
 
 if TYPE_CHECKING:
@@ -105,7 +105,9 @@ def methods(name: str | None, as_json: bool) -> None:
 def _describe_method(name: str) -> dict[str, Any]:
     from tdabench.registry import find_method
 
-    return {"name": name, **_describe_class(find_method(name))}
+    cls = find_method(name)
+    # What the file says at its top: what the method computes and why, its source and its cost.
+    return {"name": name, **_describe_class(cls), "about": inspect.getdoc(inspect.getmodule(cls)) or ""}
 
 
 def _describe_class(cls: type[Any]) -> dict[str, Any]:
@@ -120,7 +122,7 @@ def _describe_class(cls: type[Any]) -> dict[str, Any]:
 def _show_method(facts: dict[str, Any], as_json: bool) -> None:
     if as_json:
         return print_json(facts)
-    click.echo(f"{facts['name']}\n\n{facts['description']}\n")
+    say("\n\n".join(filter(None, (facts["name"], facts["description"], facts["about"]))) + "\n")
     return _print_options(facts["options"])
 
 

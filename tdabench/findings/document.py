@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ from tdabench.tuned import with_tuned_options
 if TYPE_CHECKING:
     from tdabench.task import Task
 
+_ANCHOR = re.compile(r"[^\w\- ]")
 _HOW = (
     "**LDS**: from the stored scores, on the reported queries; 95 % intervals from {resamples} resamples of subsets and"
     " queries (seed {seed}), the same for all runs of a task, so comparisons are paired (docs/protocol.md).",
@@ -92,11 +94,23 @@ def render(runs: Iterable[Run], tasks: Sequence[TaskInfo], source: Source) -> st
     """Write the findings of evaluated runs as Markdown; the same runs in any order are the same bytes."""
     ordered = in_order(runs)
     contests = contests_of(ordered, tasks)
-    lines = ["# Findings", "", *_question(), *summary(contests), *_source(ordered, source), *kinds(contests)]
+    lines = [_title(source), "", *_question(), *summary(contests), *_source(ordered, source), *_contents(contests)]
+    lines += kinds(contests)
     for contest in contests:
         lines += section(contest)
     lines += [*_not_run(ordered, tasks, contests, source), *_how_to_read(contests)]
     return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def _title(source: Source) -> str:
+    names = listing([code(suite.name) for suite in source.suites])
+    return f"# Findings of the {'suite' if len(source.suites) == 1 else 'suites'} {names}" if names else "# Findings"
+
+
+def _contents(contests: Sequence[Contest]) -> list[str]:
+    """Link to the tasks, by the anchors that GitHub makes of headings."""
+    links = [f"[{plain(c.title)}](#{_ANCHOR.sub('', c.title.lower()).replace(' ', '-')})" for c in contests]
+    return [f"By task: {', '.join(links)}.", ""] if len(links) > 1 else []
 
 
 def _question() -> list[str]:

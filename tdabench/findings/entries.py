@@ -13,7 +13,7 @@ from tdabench.records import Machine, Record
 from tdabench.results.axes import AXES
 from tdabench.results.prices import Price, price_of
 from tdabench.results.rows import in_order
-from tdabench.results.runs import Run, by_configuration, draws_of, lucks_of, mean_cost, models_of
+from tdabench.results.runs import Run, by_configuration, draws_of, lucks_of, mean_auroc, mean_cost, models_of
 from tdabench.results.seed_draws import SeedDraws, at_shared, direction
 from tdabench.results.seed_draws import difference as difference_of
 from tdabench.results.seed_variance import SeedVariance
@@ -42,6 +42,8 @@ class Entry:
     variant
         What tells its ensemble from one that reads the same, in brackets; else empty. A record of another version may
         lack an option that is at its default here, which is not written.
+    auroc
+        How well it finds wrong labels, the mean over run seeds; None where none are known.
     """
 
     records: tuple[Record, ...]
@@ -49,6 +51,7 @@ class Entry:
     costs: Mapping[str, float]
     name: str
     variant: str = ""
+    auroc: float | None = None
 
     @property
     def record(self) -> Record:
@@ -286,7 +289,8 @@ def counts(run: Run) -> bool:
 
 def _entry(runs: Sequence[Run], price: Price | None, luck: int, variance: SeedVariance | None) -> Entry:
     records = tuple(run.record for run in runs)
-    return Entry(records, draws_of(runs, luck, variance), _costs(runs, price), records[0].label)
+    draws = draws_of(runs, luck, variance)
+    return Entry(records, draws, _costs(runs, price), records[0].label, auroc=mean_auroc(runs))
 
 
 def _costs(runs: Sequence[Run], price: Price | None) -> dict[str, float]:

@@ -16,6 +16,7 @@ from tdabench.findings.redrawn import of_models, redrawn
 from tdabench.findings.savings import CLAIMS, Gain, Outcome, Verdict, claimed, verdicts
 from tdabench.findings.winners import Duel, duel
 from tdabench.findings.words import COSTS, contender, ensemble, flavour, listed, rest, several
+from tdabench.findings.wrong_labels import wrong_labels
 from tdabench.formats import count, format_score, listing
 from tdabench.results.words import seeds_used
 
@@ -57,6 +58,7 @@ def summary(contests: Sequence[Contest]) -> list[str]:
     said += [_at_once(trials)] if trials else []
     said += [text for text in (_kinds(contests), _against(contests)) if text]
     said += [won(axis, races) for axis in CLAIMS if races]
+    said += [text for text in (wrong_labels(contests),) if text]
     seeds = [(entry.seeds, entry.draws.knows_luck) for entry in entries]
     said += [f"**How sure**: {seeds_used(seeds)} {_luck(contests)}{_NO_CORRECTION}"] if entries else []
     return ["## The answer", "", lead, "", *(f"- {text}" for text in said), "", *race_table(races)]
@@ -170,13 +172,16 @@ def _by_kind(axis: str, judged: Sequence[Verdict]) -> str:
     for verdict in judged:
         for gain in verdict.tried:
             kinds[flavour(gain.entry.kind)].append(gain)
-    said = []
+    said = ""
     for name, tried in sorted(kinds.items()):
         found = Counter(gain.outcome(axis) for gain in tried)
-        able, number = sum(gain.could(axis) for gain in tried), count(len(tried), "ensemble")
-        cheap = f", of which {able} cost little enough for it" if able < len(tried) else ""
-        said.append(f"by {found['reached']} of {number} of {name}{cheap}{rest(found, _OF_ENSEMBLES)}")
-    return f" Reached {listed(said)}."
+        parts = [count(found["reached"], "reaches it", "reach it")]
+        parts += [count(n, "does not", "do not") for n in [found["not reached"]] if n]
+        parts += [count(n, "is open", "are open") for n in [found["cannot be told"]] if n]
+        able = sum(gain.could(axis) for gain in tried)
+        cheap = f"; {count(able, 'costs', 'cost')} little enough for it" if able < len(tried) else ""
+        said += f" Of {count(len(tried), 'ensemble')} of {name} {listed(parts)}{cheap}."
+    return said
 
 
 def _worth(axis: str, reached: Sequence[Verdict]) -> str:
@@ -185,8 +190,8 @@ def _worth(axis: str, reached: Sequence[Verdict]) -> str:
     text = ""
     if padded:
         text += (
-            f" On {len(padded)} of these, {_named(padded)}, fewer independent models are as good as the most that were"
-            " run, as far as can be told, and against those it is not saved: the saving says how many were run."
+            f" On {len(padded)} of the pairs that reach it, {_named(padded)}, fewer independent models are as good as"
+            " the most that were run, as far as can be told; held against those, the claim is not met."
         )
     better = {verdict: _better(axis, verdict) for verdict in reached}
     beaten = _all(reached, lambda verdict: better[verdict] is not None)
@@ -194,8 +199,8 @@ def _worth(axis: str, reached: Sequence[Verdict]) -> str:
         names = sorted({contender(e) for verdict, e in better.items() if e is not None and _pair(verdict) in beaten})
         costs = listed([COSTS[a] for a in CLAIMS if a in _bought(axis)])
         text += (
-            f" On {len(beaten)}, {_named(beaten)}, whatever reaches it is beaten by {' or '.join(names)}: a higher LDS,"
-            f" at no more {costs}."
+            f" On {len(beaten)} of them, {_named(beaten)}, whatever reaches it is beaten by {' or '.join(names)}: a"
+            f" higher LDS, at no more {costs}."
         )
     return text
 

@@ -19,6 +19,7 @@ from tdabench.errors import Declined
 from tdabench.examples import FORWARD_BATCH, Examples
 from tdabench.gradients import Gradients, as_it_is
 from tdabench.grouping import candidates
+from tdabench.held import forward_batch
 from tdabench.hessian import Hessian
 from tdabench.member import Member, MemberMasks
 from tdabench.model_store import file_content
@@ -243,6 +244,7 @@ def sizes_of(member: Member) -> Sizes:
         n_outputs=outputs.shape[-1],
         has_one_label=task.training.labels.dim() == 1,
         short=one.short,
+        forward_batch=forward_batch(member, task.training),
     )
 
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from tdabench.errors import Declined
-from tdabench.examples import FORWARD_BATCH, Examples
+from tdabench.examples import Examples
+from tdabench.held import forward_batch
 from tdabench.seeds import derive_seed
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def with_sampled_labels(member: Member, examples: Examples, *stream: str | int) 
         )
     labels: list[Tensor] = []
     random = np.random.Generator(np.random.PCG64(derive_seed(*stream, "labels")))
-    for batch in examples.batches(FORWARD_BATCH):
+    for batch in examples.batches(forward_batch(member, examples)):
         member.task.meter.count(forward=len(batch))
         logits = member.logits(member.parameters, batch)  # [B, ..., C]
         _check_classes(logits, batch.labels)

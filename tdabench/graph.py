@@ -1,12 +1,13 @@
-"""The autograd graph of a tensor: where parameters enter it."""
+"""The autograd graph of a tensor: where parameters enter it, and what it keeps."""
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 
 from torch import Tensor
-from torch.autograd.graph import Node
+from torch.autograd.graph import Node, saved_tensors_hooks
 
 
 def entries(output: Tensor, leaves: Mapping[str, Tensor], ends: Collection[Node] = ()) -> Counter[str]:
@@ -19,6 +20,23 @@ def entries(output: Tensor, leaves: Mapping[str, Tensor], ends: Collection[Node]
             if name is not None:
                 found[name] += 1
     return found
+
+
+@contextlib.contextmanager
+def kept() -> Iterator[dict[int, int]]:
+    """Yield the bytes that graphs made inside keep for passes back, by address: each storage once, parameters too.
+
+    Good while the graphs are there; another tensor may have the address afterwards.
+    """
+    found: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        found[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with saved_tensors_hooks(note, lambda tensor: tensor):
+        yield found
 
 
 def behind(node: Node | None) -> set[Node]:

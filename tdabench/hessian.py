@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from tdabench.budgets import block_bytes
 from tdabench.errors import Declined
 from tdabench.examples import Batch, Examples, consecutive
+from tdabench.held import numbers_held
 from tdabench.kernels import differentiable
-from tdabench.layout import numbers_out
 from tdabench.memory import keep_freed, ran_out
 from tdabench.options import check_choice
 from tdabench.projections import signs
@@ -192,8 +192,8 @@ class Hessian:
 
     @cached_property
     def _numbers(self) -> int:
-        """How many numbers one example brings out of all modules, and so roughly what a pass holds of it."""
-        return max(1, numbers_out(self.member, self.examples.inputs[:1]))
+        """How many numbers a pass holds of one example, roughly."""
+        return numbers_held(self.member, self.examples.inputs, plain=True)
 
     @cached_property
     def _shares_passes(self) -> bool:

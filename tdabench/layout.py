@@ -12,7 +12,7 @@ import warnings
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 from weakref import WeakKeyDictionary
 
 import torch
@@ -22,6 +22,7 @@ from torch.func import functional_call, vmap
 from tdabench.errors import Declined
 from tdabench.examples import Batch, Examples
 from tdabench.graph import entries
+from tdabench.held import numbers_held
 from tdabench.kernels import differentiable
 from tdabench.layers import factors, own_names
 from tdabench.memory import ran_out
@@ -106,8 +107,7 @@ def _find(member: Member, examples: Examples, pairs: Sequence[Batch]) -> Layout:
     two = pairs[0]
     alone, both = _probe(member, two.inputs[:1]), _probe(member, two.inputs)
     _check_independent(member, alone.outputs, both.outputs)
-    out = numbers_out(member, two.inputs[:1])
-    for layout in _candidates(member, alone, both, out):
+    for layout in _candidates(member, alone, both, two.inputs):
         if _is_right(member, layout, pairs) and _holds(member, layout, two, _sets(member, examples)):
             return layout
     return _plain(member, pairs)
@@ -115,7 +115,7 @@ def _find(member: Member, examples: Examples, pairs: Sequence[Batch]) -> Layout:
 
 def _plain(member: Member, pairs: Sequence[Batch]) -> Layout:
     """Return the layout that is right for every model: what autograd gives for each parameter, and nothing else."""
-    return _layout(member, {}, "alone", numbers_out(member, pairs[0].inputs[:1]))
+    return _layout(member, {}, "alone", pairs[0].inputs)
 
 
 @dataclass(frozen=True)
@@ -153,28 +153,6 @@ def _probe(member: Member, inputs: Tensor) -> _Probe:
     return _Probe(calls, entries(outputs, leaves), outputs.detach())
 
 
-def numbers_out(member: Member, inputs: Tensor) -> int:
-    """Return how many numbers come out of all modules for these inputs, those that hold modules included.
-
-    Those that make weights, as adapters do, give them once for all examples and are left out.
-    """
-    sizes: list[int] = []
-
-    def note(module: nn.Module, args: Any, out: Any) -> None:
-        if isinstance(out, Tensor):
-            sizes.append(out.numel())
-
-    named = member.model.named_modules()
-    handles = [m.register_forward_hook(note) for name, m in named if "parametrizations" not in name.split(".")]
-    try:
-        with torch.no_grad():
-            functional_call(member.model, {**member.parameters, **member.statistics}, (inputs,))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return sum(sizes)
-
-
 def _check_independent(member: Member, alone: Tensor, both: Tensor) -> None:
     """Refuse models that mix examples: none of them has a gradient of its own."""
     name = member.task.name
@@ -190,26 +168,26 @@ def _check_independent(member: Member, alone: Tensor, both: Tensor) -> None:
         )
 
 
-def _candidates(member: Member, alone: _Probe, both: _Probe, out: int) -> Iterator[Layout]:
-    """Yield layouts from the fastest to the slowest; ``out`` numbers come out of all modules for an example."""
+def _candidates(member: Member, alone: _Probe, both: _Probe, inputs: Tensor) -> Iterator[Layout]:
+    """Yield layouts from the fastest to the slowest, for inputs ``[2, *example]``."""
     modules = dict(member.model.named_modules())
     once = [name for name in alone.calls if all(probe.once(name, modules[name]) for probe in (alone, both))]
     calls = {name: alone.calls[name][0] for name in once}
     unused = {name for name in member.parameters if not alone.entries[name] and not both.entries[name]}
-    layout = _layout(member, calls, "together", out, unused)
+    layout = _layout(member, calls, "together", inputs, unused)
     rows = [(probe.calls[name][0].inputs[:1], n) for name in calls for probe, n in ((alone, 1), (both, 2))]
     # A layer may be given all examples' tokens in one row, or its own parameters: then examples are not its rows.
     if not layout.loose and all(found == (n,) for found, n in rows):
         yield layout
-    yield replace(layout, way="mapped")
-    yield _layout(member, calls, "alone", out)
+    yield replace(layout, way="mapped", numbers=max(layout.numbers, numbers_held(member, inputs, plain=True)))
+    yield _layout(member, calls, "alone", inputs)
 
 
 def _layout(
     member: Member,
     calls: dict[str, _Call],
     way: Literal["together", "mapped", "alone"],
-    out: int,
+    inputs: Tensor,
     unused: Collection[str] = (),
 ) -> Layout:
     modules = dict(member.model.named_modules())
@@ -220,8 +198,8 @@ def _layout(
     # Only one layer's at a time.
     numbers += max((_patches(modules[name], call) for name, call in calls.items()), default=0)
     numbers += sum(member.parameters[name].numel() for name in loose)
-    # A pass holds what comes out of frozen modules, too.
-    numbers = max(numbers, out)
+    # A pass holds what comes out of frozen modules, too, and of what is between them.
+    numbers = max(numbers, numbers_held(member, inputs))
     return Layout({name: call.outputs for name, call in calls.items()}, loose, unused, way, numbers)
 
 

@@ -15,7 +15,8 @@ from tdabench import gradients, hessian, representations
 from tdabench.copies import copy_of
 from tdabench.dropout import DropoutSite, MaskTable
 from tdabench.errors import Declined, UsageError
-from tdabench.examples import FORWARD_BATCH, Batch, Examples
+from tdabench.examples import Batch, Examples
+from tdabench.held import forward_batch
 from tdabench.options import check_choice
 from tdabench.template import laid_out
 from tdabench.trainer import Parameters
@@ -176,11 +177,11 @@ class Member:
         return self.task.loss_function if of == "loss" else self.task.target_function
 
     @torch.no_grad()
-    def targets(self, examples: Examples, batch_size: int = FORWARD_BATCH) -> Tensor:
-        """Return the target of every example, ``[n]``, forward passes only."""
+    def targets(self, examples: Examples, batch_size: int | None = None) -> Tensor:
+        """Return the target of every example, ``[n]``, forward passes only; of as many at once as there is room for."""
         self._check_whole(examples)
         parts = []
-        for batch in examples.batches(batch_size):
+        for batch in examples.batches(batch_size or forward_batch(self, examples)):
             self.task.meter.count(forward=len(batch))
             parts.append(self.target(self.parameters, batch))
         return torch.cat(parts)

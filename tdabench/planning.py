@@ -25,7 +25,6 @@ from tdabench.calibration import Bench, Rates
 from tdabench.ensembles import Checkpoints, Independent, check_supported, parse_ensemble
 from tdabench.errors import DataError, Declined, UsageError
 from tdabench.estimates import Estimate, Total, TrainingEstimate
-from tdabench.examples import FORWARD_BATCH
 from tdabench.grouping import threads
 from tdabench.jobs import Job, Plan, plan
 from tdabench.member import forget_masks
@@ -166,7 +165,7 @@ def _passing(counts: Counts, sizes: Sizes, rates: Rates) -> int:
     """Return the numbers that passes hold, as the engine reckons or as was measured if that is more."""
     of_engine = 2 * sizes.pass_numbers * bool(counts.gradients)
     more = max(0, int(rates.gradients_bytes / 4) - of_engine) * min(sizes.batch, sizes.n_train)
-    forward = int(rates.forward_bytes / 4) * min(FORWARD_BATCH, sizes.n_train)
+    forward = int(rates.forward_bytes / 4) * min(sizes.forward_batch, sizes.n_train)
     return max(counts.blocks + more * bool(counts.gradients), forward * bool(counts.forward))
 
 

@@ -11,8 +11,9 @@ from torch.autograd.graph import Node
 from torch.func import functional_call
 
 from tdabench.errors import Declined
-from tdabench.examples import FORWARD_BATCH, Examples
+from tdabench.examples import Examples
 from tdabench.graph import behind, entries
+from tdabench.held import forward_batch
 from tdabench.kernels import differentiable
 from tdabench.taps import hooked
 
@@ -79,7 +80,7 @@ def _weight_of(model: nn.Module, name: str) -> str:
 
 
 @torch.no_grad()
-def representations(member: Member, examples: Examples, *, pooled: bool, batch_size: int = FORWARD_BATCH) -> Tensor:
+def representations(member: Member, examples: Examples, *, pooled: bool, batch_size: int | None = None) -> Tensor:
     """Return the representations ``[n, d]``, or ``[n, ..., d]`` if not ``pooled``; see :meth:`Member.representations`.
 
     The last linear layer is the last one that is called in the pass itself, whatever it is called in the model.
@@ -106,8 +107,9 @@ def representations(member: Member, examples: Examples, *, pooled: bool, batch_s
     def note(_: str, x: Tensor, out: Tensor) -> None:
         seen[:] = [x]
 
+    size = batch_size or forward_batch(member, examples)
     with differentiable(member.model), hooked(member.model, [last.name], note):
-        for batch in examples.batches(batch_size):
+        for batch in examples.batches(size):
             member.task.meter.count(forward=len(batch))
             member.logits(member.parameters, batch)
             rows = seen.pop()  # [B, ..., d]

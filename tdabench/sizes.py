@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tdabench import pieces
+from tdabench.examples import FORWARD_BATCH
 from tdabench.work import Counts
 
 
@@ -130,6 +131,8 @@ class Sizes:
         Passes that the member's Q factor averages.
     last
         The same for a member that is differentiated by its last linear layer alone; None where there is none.
+    forward_batch
+        Examples of one pass forward alone.
     """
 
     n_train: int
@@ -143,6 +146,7 @@ class Sizes:
     short: bool = False
     q_members: int = 1
     last: Sizes | None = None
+    forward_batch: int = FORWARD_BATCH
 
     @property
     def n_parameters(self) -> int:

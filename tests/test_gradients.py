@@ -18,7 +18,7 @@ from tdabench.baselines.trak import Trak
 from tdabench.ensembles import Independent, Lora
 from tdabench.examples import Examples
 from tdabench.execution import execute
-from tdabench.layout import numbers_out
+from tdabench.held import numbers_out
 from tdabench.lora import adapter_names
 from tdabench.precision import PRODUCTS_VARIABLE
 from tdabench.recipe import Recipe

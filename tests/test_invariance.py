@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from tdabench import Examples, gradients, hessian, kronecker, layout, pieces
+from tdabench import Examples, gradients, held, hessian, kronecker, layout, pieces
 from tdabench.baselines import astra, data_inf, knn_shapley, representer_points
 from tdabench.baselines.ek_fac import EkFac
 from tdabench.baselines.influence import definition
@@ -42,6 +42,7 @@ CUTS = {
     hessian: {"_BATCH": 7, "_BLOCK_BYTES": 40_000},
     gradients: {"BATCH": 7, "BLOCK_BYTES": 40_000, "HELD_BYTES": 20_000, "KEPT_BYTES": 0, "_FORMED_BYTES": 5_000},
     layout: {"_PASS_BYTES": 4_000},
+    held: {"_FORWARD_BYTES": 40_000},
     kronecker: {"_SQUARED_BYTES": 4_000, "_SOLVED_BYTES": 40_000},
     pieces: {"_PAIRS_BYTES": 4_000},
     astra: {"_VECTOR_BYTES": 100_000},

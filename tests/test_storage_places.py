@@ -113,6 +113,13 @@ def test_who_has_no_home_is_told_what_to_set(monkeypatch):
         cache_folder()
 
 
+def test_a_cache_whose_name_is_not_utf8_is_refused(monkeypatch, tmp_path):
+    """Safetensors cannot open a file below it: a model that was just trained would be missing."""
+    monkeypatch.setenv("TDABENCH_CACHE", os.fsdecode(bytes(tmp_path) + b"/\xff"))
+    with pytest.raises(UsageError, match=r"TDABENCH_CACHE leads to .*udcff, and no trained model can be kept"):
+        cache_folder()
+
+
 def test_what_a_file_prints_on_import_is_not_among_results(tmp_path, capsys):
     path = tmp_path / "printing.py"
     path.write_text("print('hello')\n\n\nclass Printing:\n    pass\n")

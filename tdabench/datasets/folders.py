@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from tdabench.errors import UsageError
-from tdabench.files import unusable
+from tdabench.files import encodable, unusable
 
 DATA_VARIABLE = "TDABENCH_DATA"
 CACHE_VARIABLE = "TDABENCH_CACHE"
@@ -16,6 +16,11 @@ def cache_folder() -> Path:
     """Return where downloads and trained models are kept: ``TDABENCH_CACHE``, else the user's cache folder."""
     named = _named(CACHE_VARIABLE)
     if named is not None:
+        if (written := encodable(str(named.absolute()))) != str(named.absolute()):
+            raise UsageError(
+                f"{CACHE_VARIABLE} leads to {written}, and no trained model can be kept below a name that is not UTF-8."
+                " Write the path of another folder."
+            )
         return named.absolute()  # a method may go to another folder
     import platformdirs
 

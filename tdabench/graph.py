@@ -26,14 +26,14 @@ def entries(output: Tensor, leaves: Mapping[str, Tensor], ends: Collection[Node]
 def kept() -> Iterator[dict[int, int]]:
     """Yield the bytes that graphs made inside keep for passes back, by address: each storage once, parameters too.
 
-    Good while the graphs are there; another tensor may have the address afterwards.
+    Good while the graphs are there; another tensor may have the address afterwards. They cannot be passed back through.
     """
     found: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         found[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        return tensor.detach()  # itself, it would keep the node that made it, which keeps it
 
     with saved_tensors_hooks(note, lambda tensor: tensor):
         yield found

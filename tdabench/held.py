@@ -13,6 +13,7 @@ from tdabench.budgets import block_bytes
 from tdabench.examples import FORWARD_BATCH, Examples
 from tdabench.graph import kept
 from tdabench.kernels import differentiable
+from tdabench.memory import ran_out
 from tdabench.taps import leaves_of
 
 if TYPE_CHECKING:
@@ -53,9 +54,15 @@ def numbers_held(member: Member, inputs: Tensor, *, plain: bool = False) -> int:
 
 
 def _kept_bytes(member: Member, inputs: Tensor, *, plain: bool) -> int:
-    with torch.enable_grad(), differentiable(member.model, plain=plain), kept() as found:
-        outputs = functional_call(member.model, {**leaves_of(member), **member.statistics}, (inputs,))
-        del outputs
+    """Return what the graph of a pass keeps; 0 for models that differentiate inside, whose graphs cannot be watched."""
+    try:
+        with torch.enable_grad(), differentiable(member.model, plain=plain), kept() as found:
+            outputs = functional_call(member.model, {**leaves_of(member), **member.statistics}, (inputs,))
+            del outputs
+    except RuntimeError as error:
+        if ran_out(error):
+            raise
+        return 0
     return sum(found.values())
 
 

@@ -48,6 +48,25 @@ def test_weights_of_attention_are_among_what_a_pass_holds(member):
     assert layout_of(member, member.task.training).numbers >= weights
 
 
+class Differentiating(nn.Module):
+    """Adds the gradient of a function that it computes itself, which no hook of autograd may watch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside, self.head = nn.Linear(64, 4), nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        slope = torch.vmap(torch.func.grad(lambda row: self.inside(row).tanh().sum()))(x)
+        return self.head(x + slope)
+
+
+def test_a_model_that_differentiates_inside_is_reckoned_by_its_modules(view, small, small_data):
+    member = view(replace(small, name="inside", make_model=Differentiating), small_data, store="inside").member()
+    inputs = member.task.training.inputs
+    assert numbers_held(member, inputs) == numbers_out(member, inputs[:1])
+    assert member.gradients(member.task.training, "loss").norms().isfinite().all()
+
+
 def test_as_many_examples_are_passed_forward_as_there_is_room_for(member, monkeypatch):
     training = member.task.training
     assert forward_batch(member, training) == FORWARD_BATCH

@@ -141,7 +141,7 @@ class Verdict:
         return self.outcome == "cannot be told" and not any(gain.could(self.axis) for gain in tried)
 
 
-@lru_cache(maxsize=128)
+@lru_cache(maxsize=1024)  # more than there are families in a document
 def gains(family: Family) -> tuple[Gain, ...]:
     """Return what each of a method's other ensembles saves; nothing without a single model or independent ensembles.
 

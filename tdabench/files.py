@@ -41,6 +41,9 @@ _CLOSED = {
 #: Numbers of those that say that there can be nothing of that name.
 UNUSABLE = {errno.ENAMETOOLONG: "a name in it is too long", errno.ELOOP: "its links lead back to where they begin"}
 
+#: What the system raises where there is no file of that name.
+MISSING = (FileNotFoundError, NotADirectoryError)
+
 _ASIDE = ".partial-"
 _FRESH_S = 60.0
 
@@ -107,8 +110,6 @@ def reading_errors(path: Path) -> Iterator[None]:
     """Turn the operating system's complaints about a file that is there into a :class:`StorageError`."""
     try:
         yield
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):  # there is no such file
-        raise
     except OSError as error:
         why = error.strerror or str(error)
         raise StorageError(f"Cannot read {path}: {why}. Make it readable, and give the command again.") from error
@@ -251,13 +252,13 @@ def read_json(path: Path, what: str, hint: str) -> Any:
     StorageError
         If the file is there and cannot be read.
     """
-    try:
-        with reading_errors(path):
+    with reading_errors(path):
+        try:
             return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        raise FileFormatError(f"There is no {what} at {path}. {hint}") from None
-    except (IsADirectoryError, ValueError, RecursionError) as error:
-        raise FileFormatError(f"{path} is not a readable {what} ({error}). {hint}") from error
+        except MISSING:
+            raise FileFormatError(f"There is no {what} at {path}. {hint}") from None
+        except (IsADirectoryError, ValueError, RecursionError) as error:
+            raise FileFormatError(f"{path} is not a readable {what} ({error}). {hint}") from error
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> str:
@@ -280,29 +281,31 @@ def read_arrays(path: Path, what: str, hint: str) -> dict[str, np.ndarray]:
     StorageError
         If the file is there and cannot be read.
     """
-    from safetensors import SafetensorError
     from safetensors.numpy import load
 
-    try:
-        with reading_errors(path):
-            return load(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
-        raise FileFormatError(f"There is no {what} at {path}. {hint}") from None
-    except (IsADirectoryError, SafetensorError, ValueError, KeyError) as error:
-        raise FileFormatError(f"{path} is not a readable {what}: {error}. {hint}") from error
+    with _reading_arrays(path, what, hint):
+        return load(path.read_bytes())
 
 
 def read_metadata(path: Path, what: str, hint: str) -> dict[str, str]:
     """Return the metadata of a safetensors file; errors as in :func:`read_arrays`."""
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
-    try:
-        with reading_errors(path), safe_open(path, framework="np") as file:
-            return dict(file.metadata() or {})
-    except (FileNotFoundError, NotADirectoryError):
-        raise FileFormatError(f"There is no {what} at {path}. {hint}") from None
-    except (IsADirectoryError, SafetensorError, ValueError) as error:
-        raise FileFormatError(f"{path} is not a readable {what}: {error}. {hint}") from error
+    with _reading_arrays(path, what, hint), safe_open(path, framework="np") as file:
+        return dict(file.metadata() or {})
+
+
+@contextlib.contextmanager
+def _reading_arrays(path: Path, what: str, hint: str) -> Iterator[None]:
+    from safetensors import SafetensorError
+
+    with reading_errors(path):
+        try:
+            yield
+        except MISSING:
+            raise FileFormatError(f"There is no {what} at {path}. {hint}") from None
+        except (IsADirectoryError, SafetensorError, ValueError, KeyError) as error:
+            raise FileFormatError(f"{path} is not a readable {what}: {error}. {hint}") from error
 
 
 def sha256_file(path: Path) -> str:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from tdabench.ensembles import format_ensemble
 from tdabench.errors import FileFormatError
-from tdabench.files import reading_errors
+from tdabench.files import MISSING, reading_errors
 from tdabench.registry import is_task_name
 from tdabench.seeds import MOST_SEED
 from tdabench.validation import faults
@@ -302,15 +302,15 @@ def read_record(folder: Path) -> Record:
         If the file is missing, truncated, or does not follow the schema; every problem is listed.
     """
     path = folder / RECORD_FILE
-    try:
-        with reading_errors(path):
+    with reading_errors(path):
+        try:
             text = path.read_text(encoding="utf-8")
-    except (FileNotFoundError, NotADirectoryError):
-        raise FileFormatError(
-            f"{folder} is not a run folder: it has no {RECORD_FILE}. Give the folder that `tdabench run` printed."
-        ) from None
-    except (IsADirectoryError, UnicodeDecodeError) as error:
-        raise FileFormatError(f"Cannot read {path}: {error}.") from error
+        except MISSING:
+            raise FileFormatError(
+                f"{folder} is not a run folder: it has no {RECORD_FILE}. Give the folder that `tdabench run` printed."
+            ) from None
+        except (IsADirectoryError, UnicodeDecodeError) as error:
+            raise FileFormatError(f"Cannot read {path}: {error}.") from error
     return parse_record(text, path)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tdabench.errors import FileFormatError, ScoresError
-from tdabench.files import read_arrays, reading_errors, sha256_file
+from tdabench.files import MISSING, read_arrays, reading_errors, sha256_file
 from tdabench.records import RECORD_FILE, SCORES_FILE, Record, read_record
 
 if TYPE_CHECKING:
@@ -78,15 +78,15 @@ _DAMAGE = (
 
 
 def _from_npy(path: Path) -> Scores:
-    try:
-        with reading_errors(path):
+    with reading_errors(path):
+        try:
             scores = np.load(path, allow_pickle=False)
-    except (FileNotFoundError, NotADirectoryError):
-        raise FileFormatError(f"There is no file of scores at {path}.") from None
-    except _DAMAGE as error:
-        raise FileFormatError(
-            f"{path} is not a readable .npy file ({error}). Write it again with numpy.save."
-        ) from error
+        except MISSING:
+            raise FileFormatError(f"There is no file of scores at {path}.") from None
+        except _DAMAGE as error:
+            raise FileFormatError(
+                f"{path} is not a readable .npy file ({error}). Write it again with numpy.save."
+            ) from error
     if not isinstance(scores, np.ndarray):
         raise ScoresError(f"{path} does not hold one array. Write it with numpy.save(path, scores).")
     return scores

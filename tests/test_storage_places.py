@@ -55,6 +55,18 @@ def test_a_model_that_cannot_be_read_is_no_missing_one(tmp_path, monkeypatch):
         store.find("model-0-0")
 
 
+def test_a_model_that_goes_while_it_is_looked_at_is_one_error(tmp_path, monkeypatch):
+    store = ModelStore(tmp_path, torch.device("cpu"))
+    store.train("model-0-0", lambda: {"w": torch.ones(2)})
+
+    def gone(path, *_):
+        raise FileNotFoundError(2, "No such file or directory", str(path))
+
+    monkeypatch.setattr(Path, "open", gone)
+    with pytest.raises(StorageError, match=r"Cannot read .*model-0-0.*No such file"):
+        store.find("model-0-0")
+
+
 def test_a_run_that_cannot_be_looked_into_is_not_left_out(tmp_path, monkeypatch):
     for name in ("a", "b"):
         write_text(tmp_path / name / "record.json", "{}")

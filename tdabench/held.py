@@ -29,12 +29,8 @@ _found: WeakKeyDictionary[TaskView, dict[object, int]] = WeakKeyDictionary()
 
 def forward_batch(member: Member, examples: Examples) -> int:
     """Return how many examples are passed forward at once, as many as the memory budget leaves room for."""
-    kind = (examples.inputs.shape[1:], *((name, p.shape) for name, p in member.parameters.items()))
-    found = _found.setdefault(member.task, {})
-    if kind not in found:
-        found[kind] = numbers_held(member, examples.inputs)
     most = block_bytes(_FORWARD_BYTES, examples.inputs.device)
-    return max(1, min(FORWARD_BATCH, most // (4 * found[kind])))
+    return max(1, min(FORWARD_BATCH, most // (4 * numbers_held(member, examples.inputs))))
 
 
 def numbers_held(member: Member, inputs: Tensor, *, plain: bool = False) -> int:
@@ -49,8 +45,12 @@ def numbers_held(member: Member, inputs: Tensor, *, plain: bool = False) -> int:
     plain
         As in :func:`tdabench.kernels.differentiable`.
     """
-    one, two = (_kept_bytes(member, inputs[[0] * n], plain=plain) for n in (1, 2))
-    return max(1, numbers_out(member, inputs[:1]), (two - one) // 4)
+    kind = (plain, inputs.shape[1:], *((name, p.shape) for name, p in member.parameters.items()))
+    found = _found.setdefault(member.task, {})
+    if kind not in found:
+        one, two = (_kept_bytes(member, inputs[[0] * n], plain=plain) for n in (1, 2))
+        found[kind] = max(1, numbers_out(member, inputs[:1]), (two - one) // 4)
+    return found[kind]
 
 
 def _kept_bytes(member: Member, inputs: Tensor, *, plain: bool) -> int:

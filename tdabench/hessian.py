@@ -98,8 +98,7 @@ class Hessian:
     def on(self, rows: Tensor) -> Hessian:
         """Return the same, averaged over the examples at ``rows`` ``[r]`` only."""
         other = Hessian(self.member, self.examples, self.curvature, self.ridge, rows)
-        for found in ("_numbers", "_shares_passes"):  # by a pass, and the same
-            other.__dict__[found] = getattr(self, found)
+        other.__dict__["_shares_passes"] = self._shares_passes  # by passes, and the same
         return other
 
     def times(self, vectors: Tensor) -> Tensor:
@@ -190,7 +189,7 @@ class Hessian:
         of_one = 8 * self._numbers * min(_BATCH, len(self.rows)) + 4 * _COPIES * self.n_parameters
         return max(1, self._most_bytes // of_one)
 
-    @cached_property
+    @property
     def _numbers(self) -> int:
         """How many numbers a pass holds of one example, roughly."""
         return numbers_held(self.member, self.examples.inputs, plain=True)

@@ -95,7 +95,8 @@ class Suite:
         known = {job.task for job in self.jobs}
         chosen: set[str] = set()
         for task in tasks:
-            of_task = {reference for reference in known if _names(task, reference)}
+            # As in the suite, nothing is loaded: a file may be broken that others of its runs are of.
+            of_task = {task} if task in known else {reference for reference in known if _names(task, reference)}
             if not of_task:
                 raise UnknownNameError(f"task of the suite {self.name}", task, known)
             chosen |= of_task
@@ -110,7 +111,7 @@ def _names(typed: str, reference: str) -> bool:
     """Tell whether what a user typed names the task that a suite refers to."""
     named, asked = split_reference(reference), split_reference(typed)
     if named is None or asked is None:
-        return typed in (reference, _task_name(reference))
+        return typed == _task_name(reference)
     return (asked[0].resolve(), asked[1]) == (named[0].resolve(), named[1])
 
 

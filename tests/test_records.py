@@ -101,15 +101,14 @@ def test_numbers_can_be_reckoned_with(number, field):
 @pytest.mark.parametrize("number", [str(10**400), f"-{10**400}", "1e400"])
 @pytest.mark.parametrize("place", ["ensemble.options.models", "options.ridge"])
 def test_options_can_be_reckoned_with(number, place):
-    value = json.loads(GOLDEN.read_text())
+    value = inside = golden()
     *parents, name = place.split(".")
-    inside = value
     for parent in parents:
         inside = inside[parent]
     assert name in inside
     inside[name] = "here"
     with pytest.raises(FileFormatError, match=place):
-        parse_record(json.dumps(value).replace('"here"', number), GOLDEN)
+        parse_record(json.dumps(value).replace('"here"', number), WHERE)
 
 
 def test_a_seed_is_no_higher_than_the_page_can_tell_from_the_next():

@@ -163,11 +163,11 @@ def _measured(contest: Contest) -> list[str]:
             lines += [f"**{code(family.name)}**", "", *table(["ensemble", *columns], rows)]
     alone = sorted((e for e in contest.entries if e.kind == ONE_MODEL), key=lambda e: (-e.lds, e.name))
     if len(alone) > 1 or not any(family.others for family in families):
-        known = any(entry.auroc is not None for entry in alone)
-        found = [[format_score(entry.auroc)] if known else [] for entry in alone]
-        rows = [[code(method(e)), *_costs(e), _tuning(e), *auroc] for e, auroc in zip(alone, found, strict=True)]
-        more = ["AUROC of wrong labels"] if known else []
-        lines += ["**All methods on one model**", "", *table(["method", *columns, "tuning", *more], rows)]
+        heads = ["method", *columns, "tuning", "AUROC of wrong labels"]
+        if all(entry.auroc is None for entry in alone):
+            heads.pop()
+        rows = [[code(method(e)), *_costs(e), _tuning(e), format_score(e.auroc)][: len(heads)] for e in alone]
+        lines += ["**All methods on one model**", "", *table(heads, rows)]
     return lines
 
 

@@ -22,6 +22,11 @@ from tdabench.results.words import seeds_used
 
 _OPEN: Mapping[Outcome, str] = {"cannot be told": "open:"}
 _OF_PAIRS: Mapping[Outcome, str] = {"not reached": "not on", "cannot be told": "open on"}
+_SAYS: Mapping[Outcome, tuple[str, str]] = {
+    "reached": ("reaches it", "reach it"),
+    "not reached": ("does not", "do not"),
+    "cannot be told": ("is open", "are open"),
+}
 _OF_ENSEMBLES: Mapping[Outcome, str] = {"not reached": "not by", "cannot be told": "open for"}
 _NO_CORRECTION = (
     "What is not reached is so by the ensembles that were run, of which some pairs have few."
@@ -58,7 +63,7 @@ def summary(contests: Sequence[Contest]) -> list[str]:
     said += [_at_once(trials)] if trials else []
     said += [text for text in (_kinds(contests), _against(contests)) if text]
     said += [won(axis, races) for axis in CLAIMS if races]
-    said += [text for text in (wrong_labels(contests),) if text]
+    said += [text] if (text := wrong_labels(contests)) else []
     seeds = [(entry.seeds, entry.draws.knows_luck) for entry in entries]
     said += [f"**How sure**: {seeds_used(seeds)} {_luck(contests)}{_NO_CORRECTION}"] if entries else []
     return ["## The answer", "", lead, "", *(f"- {text}" for text in said), "", *race_table(races)]
@@ -175,9 +180,7 @@ def _by_kind(axis: str, judged: Sequence[Verdict]) -> str:
     said = ""
     for name, tried in sorted(kinds.items()):
         found = Counter(gain.outcome(axis) for gain in tried)
-        parts = [count(found["reached"], "reaches it", "reach it")]
-        parts += [count(n, "does not", "do not") for n in [found["not reached"]] if n]
-        parts += [count(n, "is open", "are open") for n in [found["cannot be told"]] if n]
+        parts = [count(found[o], *words) for o, words in _SAYS.items() if found[o] or o == "reached"]
         able = sum(gain.could(axis) for gain in tried)
         cheap = f"; {count(able, 'costs', 'cost')} little enough for it" if able < len(tried) else ""
         said += f" Of {count(len(tried), 'ensemble')} of {name} {listed(parts)}{cheap}."

@@ -23,14 +23,9 @@ def wrong_labels(contests: Sequence[Contest]) -> str:
     )
 
 
-def judged(contest: Contest) -> list[Entry]:
-    """Return the methods on one model that were judged so, best first."""
-    alone = [e for e in contest.entries if e.kind == ONE_MODEL and e.auroc is not None]
-    return sorted(alone, key=lambda entry: (-(entry.auroc or 0.0), entry.name))
-
-
 def _on(contest: Contest) -> str:
-    found = judged(contest)
+    alone = [e for e in contest.entries if e.kind == ONE_MODEL and e.auroc is not None]
+    found = sorted(alone, key=lambda entry: (-(entry.auroc or 0.0), entry.name))
     if not found:
         return ""
     best = max(found, key=lambda entry: (entry.lds, entry.name))

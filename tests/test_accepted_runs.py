@@ -22,7 +22,7 @@ from tdabench.records import Record, read_record
 from tdabench.registry import TASKS, find_task, names
 from tdabench.results.reading import find_runs, read_runs
 from tdabench.results.runs import Run
-from tdabench.results.seed_draws import difference
+from tdabench.results.seed_draws import SeedDraws, difference
 from tdabench.results.tasks import TaskInfo
 from tdabench.suites import find_suite
 
@@ -135,24 +135,34 @@ def check_sources(runs: list[Run], tasks: list[TaskInfo]) -> None:
 def check_seed_variance(runs: list[Run], tasks: list[TaskInfo]) -> None:
     """The interval of a difference at one seed mostly holds the mean at the others; without seed variance, it does not.
 
-    The mean at the others has luck of its own, so that even right intervals hold it in less than 95 of 100 cases.
+    The mean at the others has luck of its own, so that right intervals hold it in less than 95 of 100 cases: that at
+    one seed of three, where nothing but luck is in it, in 89, and that at two of three in 85.
     """
-    assert 0.90 < share_held(runs, tasks) < 0.97
-    assert 0.40 < share_held(runs, [replace(task, seed_variance=None) for task in tasks]) < 0.55
+    at_one, at_two = shares_held(runs, tasks, 1), shares_held(runs, tasks, 2)
+    print(f"held at one seed: {at_one}, at two: {at_two}")
+    assert all(0.86 < share < 0.97 for share in (*at_one.values(), *at_two.values()))
+    unknown = shares_held(runs, [replace(task, seed_variance=None) for task in tasks], 1)
+    print(f"held at one seed, of whose luck nothing is known: {unknown}")
+    assert all(0.35 < share < 0.55 for share in unknown.values())
 
 
-def share_held(runs: list[Run], tasks: list[TaskInfo]) -> float:
-    held = []
+def shares_held(runs: list[Run], tasks: list[TaskInfo], n_seeds: int) -> dict[str, float]:
+    """Return in how many cases it does, for two configurations of a method with as many models and with more."""
+    held: dict[str, list[bool]] = {"alike": [], "other": []}
     for family in (family for contest in contests_of(runs, tasks) for family in contest.families):
-        several = [entry.draws for entry in family.entries if len(entry.seeds) > 2]
+        several = [entry for entry in family.entries if len(entry.seeds) > 2]
         for a, b in combinations(several, 2):
-            differences = {
-                seed: a.by_seed[seed].estimate - b.by_seed[seed].estimate for seed in a.by_seed if seed in b.by_seed
-            }
-            for seed in differences:
-                _, low, high = difference(a.at([seed]), b.at([seed]))
-                held.append(low <= fmean(v for other, v in differences.items() if other != seed) <= high)
-    return fmean(held)
+            held["alike" if a.models == b.models else "other"] += mean_held(a.draws, b.draws, n_seeds)
+    return {sizes: round(fmean(found), 3) for sizes, found in held.items()}
+
+
+def mean_held(a: SeedDraws, b: SeedDraws, n_seeds: int) -> list[bool]:
+    differences = {seed: a.by_seed[seed].estimate - b.by_seed[seed].estimate for seed in a.by_seed if seed in b.by_seed}
+    held = []
+    for seeds in combinations(differences, n_seeds):
+        _, low, high = difference(a.at(seeds), b.at(seeds))
+        held.append(low <= fmean(value for seed, value in differences.items() if seed not in seeds) <= high)
+    return held
 
 
 def check_lds(runs: list[Run], tasks: list[TaskInfo]) -> None:

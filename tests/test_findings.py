@@ -681,7 +681,7 @@ def test_a_cost_that_was_not_measured_is_not_zero(run):
     measured = run(noise=3.0)
     unmeasured = replace(measured, record=measured.record.model_copy(update={"costs": None}))
     with pytest.raises(ValueError, match="The costs of trak were not measured"):
-        _entry([unmeasured], None, 0, None)
+        _entry([unmeasured], None, None)
     (contest,) = contests_of([unmeasured], [TASK])
     assert (contest.entries, contest.without) == ((), (unmeasured,))
 
@@ -797,7 +797,7 @@ def test_growth_is_predicted_from_the_smallest_at_the_largest_s_seeds_and_never_
 
     (contest,) = contests_of([sized(2, 0, 6.0), sized(2, 1, 1.0), sized(4, 0, 3.0)], [TASK])
     (growth,) = growths(contest.families[0])
-    at_seed_0 = growth.first.draws.by_seed[0].estimate
+    at_seed_0 = next(iter(growth.first.draws.by_seed.values())).estimate
     assert growth.at_last == predicted_lds(at_seed_0, (2, 1), (4, 1), None, 0.3)
     (contest,) = contests_of([sized(2, 0, 6.0)], [TASK])
     (alone,) = growths(contest.families[0])

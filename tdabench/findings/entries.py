@@ -13,7 +13,7 @@ from tdabench.records import Machine, Record
 from tdabench.results.axes import AXES
 from tdabench.results.prices import Price, price_of
 from tdabench.results.rows import in_order
-from tdabench.results.runs import Run, by_configuration, draws_of, lucks_of, mean_auroc, mean_cost, models_of
+from tdabench.results.runs import Run, by_configuration, draws_of, mean_auroc, mean_cost, models_of
 from tdabench.results.seed_draws import SeedDraws, at_shared, direction
 from tdabench.results.seed_draws import difference as difference_of
 from tdabench.results.seed_variance import SeedVariance
@@ -269,8 +269,7 @@ def _contest(task: TaskInfo, runs: Sequence[Run]) -> Contest:
     able = [run for run in runs if counts(run)]
     groups = by_configuration(able)
     price = _price(run for run in runs if run.record.task_version == task.version)
-    lucks = zip(groups, lucks_of(groups), strict=True)
-    made = (_entry(members, price, luck, task.seed_variance) for members, luck in lucks)
+    made = (_entry(members, price, task.seed_variance) for members in groups)
     entries = _named(sorted(made, key=_entry_order))
     machine = runs[0].record.machine
     without = tuple(run for run in runs if not counts(run))
@@ -287,9 +286,9 @@ def counts(run: Run) -> bool:
     return run.evaluation is not None and run.record.costs is not None
 
 
-def _entry(runs: Sequence[Run], price: Price | None, luck: int, variance: SeedVariance | None) -> Entry:
+def _entry(runs: Sequence[Run], price: Price | None, variance: SeedVariance | None) -> Entry:
     records = tuple(run.record for run in runs)
-    draws = draws_of(runs, luck, variance)
+    draws = draws_of(runs, variance)
     return Entry(records, draws, _costs(runs, price), records[0].label, auroc=mean_auroc(runs))
 
 

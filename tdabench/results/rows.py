@@ -14,7 +14,7 @@ from tdabench.front import pareto_front
 from tdabench.records import Record
 from tdabench.results.axes import AXES, Axis
 from tdabench.results.prices import Price, price_of
-from tdabench.results.runs import Run, by_configuration, draws_of, lucks_of, mean_cost, mean_of_known, models_of
+from tdabench.results.runs import Run, by_configuration, draws_of, mean_cost, mean_of_known, models_of
 from tdabench.results.seed_draws import SeedDraws, rank_groups
 from tdabench.results.seed_variance import SeedVariance
 from tdabench.results.tasks import TaskInfo
@@ -32,8 +32,6 @@ class Row:
         1 is best; rows that share a group are not distinguishable from its best. None where rows were not ranked.
     price
         What training a model costs on the row's task and machine class; None where training costs what was measured.
-    luck
-        See :func:`tdabench.results.runs.lucks_of`.
     variance
         The task's seed variance; None where it is not known.
     """
@@ -41,7 +39,6 @@ class Row:
     runs: tuple[Run, ...]
     rank_group: int | None = None
     price: Price | None = None
-    luck: int = 0
     variance: SeedVariance | None = None
 
     @property
@@ -58,7 +55,7 @@ class Row:
     @cached_property
     def draws(self) -> SeedDraws | None:
         """Draws of the LDS, over run seeds where there are several; None where there is no LDS."""
-        return draws_of(self.measured, self.luck, self.variance) if self.measured[0].lds is not None else None
+        return draws_of(self.measured, self.variance) if self.measured[0].lds is not None else None
 
     @property
     def lds(self) -> float | None:
@@ -209,10 +206,9 @@ def rows_of(runs: Iterable[Run], tasks: Iterable[TaskInfo] = ()) -> list[Row]:
     variances = {(task.name, task.version): task.seed_variance for task in tasks}
     groups = by_configuration(runs)
     prices = _prices(run.record for group in groups for run in group)
-    lucks = lucks_of(groups)
     rows = [
-        Row(group, price=prices[_contest(record)], luck=luck, variance=variances.get(_version(record)))
-        for group, luck in zip(groups, lucks, strict=True)
+        Row(group, price=prices[_contest(record)], variance=variances.get(_version(record)))
+        for group in groups
         for record in [group[0].record]
     ]
     contests: dict[tuple[str, str], dict[int, SeedDraws]] = defaultdict(dict)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # evaluating loads scipy, showing does not
     from tdabench.evaluation import Evaluation
 
 _SEED_BITS = MOST_SEED.bit_length()
+_LUCK_DIGITS = 12
 _DIGITS = 12
 """Significant ones of a cost: far more than clocks have, and fewer than sums of the same times agree in."""
 
@@ -96,11 +97,14 @@ def _that_count(repeated: Sequence[Run]) -> Sequence[Run]:
     return [run for run in repeated if run.record.status != "ok" or id(run) in kept]
 
 
-def lucks_of(groups: Sequence[Sequence[Run]]) -> list[int]:
-    """Give configurations the same number where the same seed gives the same models: on one machine, with one torch."""
-    found = [(group[0].record.machine.machine_class, group[0].record.versions.get("torch", "")) for group in groups]
-    numbers = {luck: number for number, luck in enumerate(sorted(set(found)))}
-    return [numbers[luck] for luck in found]
+def _luck(record: Record) -> int:
+    """Return a number for a run's models: equal where they are, at one seed on one machine class with one torch.
+
+    By a hash, so that a configuration's draws do not depend on what stands beside it.
+    """
+    made_by = json.dumps([record.machine.machine_class, record.versions.get("torch", "")])
+    place = int(hashlib.sha256(made_by.encode()).hexdigest()[:_LUCK_DIGITS], 16)
+    return record.seed + (place << _SEED_BITS)
 
 
 def models_of(record: Record) -> int:
@@ -109,26 +113,24 @@ def models_of(record: Record) -> int:
     return models if isinstance(models, int) and models >= 1 else 1
 
 
-def draws_of(runs: Sequence[Run], luck: int = 0, variance: SeedVariance | None = None) -> SeedDraws:
+def draws_of(runs: Sequence[Run], variance: SeedVariance | None = None) -> SeedDraws:
     """Return the draws of the mean LDS over run seeds, of runs that all have been evaluated; at least one.
 
     Parameters
     ----------
     runs
         Of one configuration.
-    luck
-        Its number, as :func:`lucks_of` gives it: under another one, the same seed is another seed.
     variance
-        The task's, for what a single seed cannot tell.
+        The task's, for what few seeds cannot tell.
     """
     by_seed: dict[int, list[Draws]] = defaultdict(list)
     for run in runs:
         if run.evaluation is not None:
-            by_seed[run.record.seed + (luck << _SEED_BITS)].append(run.evaluation.draws)
+            by_seed[_luck(run.record)].append(run.evaluation.draws)
     if variance is None:
         return over_seeds(by_seed)
-    stream, fewer = stream_of(configuration(runs[0].record)), 1 / math.sqrt(models_of(runs[0].record))
-    draw = partial(alone, stream=stream, own=variance.own * fewer, shared=variance.shared * fewer)
+    stream, models = stream_of(configuration(runs[0].record)), models_of(runs[0].record)
+    draw = partial(alone, stream=stream, own=variance.own, shared=variance.shared, models=models)
     return over_seeds(by_seed, {seed: draw(seed, n=len(found[0].both)) for seed, found in by_seed.items()})
 
 

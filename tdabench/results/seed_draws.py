@@ -12,6 +12,9 @@ cancels in a difference. Entries are therefore compared at the seeds that they s
 
 A single seed cannot tell how lucky it is. Where the task says how far an LDS moves from seed to seed
 (:mod:`tdabench.results.seed_variance`), its deviation is drawn from that (:func:`alone`); else intervals leave it out.
+Of a few seeds, whose own spread says little (the t distribution of two has a factor of 12.7, so that they would know
+less than one), the task's variance is pooled with it, as if it had been seen at :data:`TASK_DEGREES` seeds more: the
+moderated t of Smyth (Stat. Appl. Genet. Mol. Biol. 3(1), 2004), with given degrees.
 """
 
 from __future__ import annotations
@@ -26,7 +29,9 @@ import numpy as np
 from tdabench.bootstrap import RESAMPLE_SEED, Draws, Floats, percentile_interval
 
 _PARTS = ("subsets", "queries", "both")
-_DEGREES, _SEEDS, _OWN = 0, 1, 2  # what a stream is for
+_DEGREES, _SEEDS, _OWN, _MODELS = range(4)  # what a stream is for
+TASK_DEGREES = 4
+"""Degrees of freedom that a task's seed variance has beside those of a configuration's own seeds."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +49,7 @@ class SeedDraws:
         ``[n_resamples]``, deviations over other seeds; zeros where there is one seed, of whose luck nothing is known.
     alone
         For each run seed, what ``seeds`` would be if it were the only one, ``[n_resamples]``; empty where the task does
-        not say.
+        not say how far an LDS moves.
     """
 
     by_seed: Mapping[int, Draws]
@@ -80,8 +85,8 @@ class SeedDraws:
     def interval(self, level: float = 0.95, within: float = math.inf) -> tuple[float, float]:
         """Return the percentile interval of the corrected draws, as far as it lies in ``[-within, within]``.
 
-        Two seeds have a single degree of freedom, whose t factor of 12.7 can carry an interval past what a correlation
-        can be.
+        Two seeds of which the task says nothing have a single degree of freedom, whose t factor of 12.7 can carry an
+        interval past what a correlation can be.
         """
         low, high = percentile_interval(self.corrected(), level)
         return max(low, -within), min(high, within)
@@ -102,7 +107,7 @@ def over_seeds(by_seed: Mapping[int, Sequence[Draws]], alone: Mapping[int, Float
     return _over(each, alone or {})
 
 
-def alone(seed: int, stream: int, *, own: float, shared: float, n: int) -> Floats:
+def alone(seed: int, stream: int, *, own: float, shared: float, models: int = 1, n: int) -> Floats:
     """Draw how far a single seed's LDS is from the mean over seeds, ``[n]``.
 
     Parameters
@@ -110,22 +115,42 @@ def alone(seed: int, stream: int, *, own: float, shared: float, n: int) -> Float
     stream
         Names the configuration.
     own, shared
-        Standard deviations of what the seed does to the configuration by itself, and to all configurations alike.
+        Standard deviations of what one model does to the configuration by itself, and to all configurations alike.
+    models
+        How many the configuration averages over: the first of its seed, so a larger ensemble has those of a smaller one
+        among its own.
     """
-    return np.asarray(own * _normals(_OWN, stream, n) + shared * _normals(_SEEDS, seed, n))
+    lucks = np.mean([_normals(n, _MODELS, seed, model) for model in range(models)], axis=0)
+    return np.asarray(own / math.sqrt(models) * _normals(n, _OWN, stream, seed) + shared * lucks)
 
 
 def _over(each: Mapping[int, Draws], alone: Mapping[int, Floats]) -> SeedDraws:
     n = len(each)
     whole = _weighted(list(each.values()), [1 / n] * n)
-    seeds = np.zeros(len(whole.both))
     if n > 1:
-        for seed, draws in each.items():
-            seeds += _normals(_SEEDS, seed, len(seeds)) * (draws.estimate - whole.estimate)
-        seeds *= _heavier(n, len(seeds))
-    elif alone:
-        seeds = alone[next(iter(each))]
+        seeds = _deviations({seed: draws.estimate - whole.estimate for seed, draws in each.items()}, alone, whole)
+    else:
+        seeds = alone[next(iter(each))] if alone else np.zeros(len(whole.both))
     return SeedDraws(each, whole, seeds, alone)
+
+
+def _deviations(found: Mapping[int, float], alone: Mapping[int, Floats], whole: Draws) -> Floats:
+    """Draw how far the mean of several seeds is from that over all, ``[n_resamples]``.
+
+    Parameters
+    ----------
+    found
+        How far each is from their mean: ``n - 1`` degrees of freedom.
+    alone
+        See :attr:`SeedDraws.alone`: a draw of the task's variance for each, together :data:`TASK_DEGREES` more.
+    """
+    n, n_resamples, degrees = len(found), len(whole.both), len(found) - 1
+    sums = np.sum([_normals(n_resamples, _SEEDS, seed) * value for seed, value in found.items()], axis=0)
+    if alone:
+        sums = sums + math.sqrt(TASK_DEGREES / n) * np.sum([alone[seed] for seed in found], axis=0)
+        degrees += TASK_DEGREES
+    chi2 = np.sum([_normals(n_resamples, _DEGREES, k) ** 2 for k in range(degrees)], axis=0)
+    return np.asarray(sums / np.sqrt(n * chi2))
 
 
 def at_shared(found: Sequence[SeedDraws]) -> list[SeedDraws]:
@@ -238,14 +263,7 @@ def _weighted(draws: Sequence[Draws], weights: Sequence[float]) -> Draws:
 
 
 @lru_cache(maxsize=1024)
-def _normals(purpose: int, number: int, n: int) -> Floats:
+def _normals(n: int, *stream: int) -> Floats:
     """Return ``[n]`` normal numbers whose second half is the first with its sign changed, so that they centre on 0."""
-    half = np.random.default_rng([RESAMPLE_SEED, purpose, number]).standard_normal((n + 1) // 2)
+    half = np.random.default_rng([RESAMPLE_SEED, *stream]).standard_normal((n + 1) // 2)
     return np.concatenate([half, -half])[:n]
-
-
-def _heavier(n_seeds: int, n: int) -> Floats:
-    """Return ``[n]`` factors that make sums of normal deviations from ``n_seeds`` values those of a t distribution."""
-    degrees = n_seeds - 1
-    chi2 = np.sum([_normals(_DEGREES, k, n) ** 2 for k in range(degrees)], axis=0)
-    return np.asarray(np.sqrt(degrees / chi2 / (n_seeds * degrees)))

@@ -3,10 +3,12 @@
 It is measured on configurations that were run with several seeds, and serves those that were run with one. An LDS at a
 seed is taken as
 
-    mean + a deviation of the seed's models, which all configurations share + one of the configuration's own,
+    mean + the mean deviation of its models, which all configurations share + a deviation of the configuration's own,
 
-both with a variance that falls as one over the number of independently trained models. The variance of the differences
-of two configurations over the seeds that they share gives the own part, that of single configurations the sum.
+both with a variance that falls as one over the number of independently trained models. What two configurations share at
+a seed is the same where they average over as many models, so the variance of their differences gives the own part; that
+of single configurations gives the sum. (Of another size they share less: a larger ensemble has the models of a smaller
+one among its own, and :func:`tdabench.results.seed_draws.alone` draws them so.)
 """
 
 from __future__ import annotations
@@ -45,7 +47,8 @@ class SeedVariance(Strict):
     own, shared
         Standard deviations of an LDS over run seeds: of a configuration's own part, and of what configurations share.
     n_configurations, n_pairs
-        Configurations with several seeds, and pairs of them with several in common, that it was measured on.
+        Configurations with several seeds, and pairs of them with several in common and as many models, that it was
+        measured on.
     n_seeds
         The most seeds of a configuration.
     """
@@ -89,14 +92,14 @@ def measure(rows: Iterable[Row]) -> dict[tuple[str, str], SeedVariance]:
 
 def _pooled(version: str, found: Sequence[_Measured]) -> SeedVariance:
     """Pool squared deviations over configurations, and of differences over pairs, each with its degrees of freedom."""
-    total = _variance([(one.models * _squares(list(one.lds.values())), len(one.lds) - 1) for one in found])
+    total = _mean([(one.models * _variance(list(one.lds.values())), len(one.lds) - 1) for one in found])
     differences = []
     for a, b in combinations(found, 2):
         both = sorted(a.lds.keys() & b.lds.keys())
-        if len(both) > 1:
-            squares = _squares([a.lds[seed] - b.lds[seed] for seed in both])
-            differences.append((squares / (1 / a.models + 1 / b.models), len(both) - 1))
-    own = _variance(differences) if differences else total  # unknown what they share: nothing cancels
+        if len(both) > 1 and a.models == b.models:
+            of_one = a.models * _variance([a.lds[seed] - b.lds[seed] for seed in both])
+            differences.append((of_one / 2, len(both) - 1))
+    own = _mean(differences) if differences else total  # unknown what they share: nothing cancels
     return SeedVariance(
         task_version=version,
         own=round(math.sqrt(own), _DIGITS),
@@ -107,13 +110,13 @@ def _pooled(version: str, found: Sequence[_Measured]) -> SeedVariance:
     )
 
 
-def _squares(values: Sequence[float]) -> float:
-    return float(np.var(values)) * len(values)
+def _variance(values: Sequence[float]) -> float:
+    return float(np.var(values, ddof=1))
 
 
-def _variance(found: Sequence[tuple[float, int]]) -> float:
-    """Return the sum of squares over the sum of degrees of freedom."""
-    return sum(squares for squares, _ in found) / sum(degrees for _, degrees in found)
+def _mean(found: Sequence[tuple[float, int]]) -> float:
+    """Return the mean of values that weigh as much as their degrees of freedom."""
+    return sum(value * degrees for value, degrees in found) / sum(degrees for _, degrees in found)
 
 
 def stream_of(configuration: Sequence[str]) -> int:

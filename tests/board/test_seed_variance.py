@@ -49,6 +49,26 @@ def test_an_ensemble_of_models_counts_for_what_one_of_them_would_do(make):
     assert several.own == pytest.approx(2 * single.own, abs=1e-5)
 
 
+def test_models_that_two_ensembles_have_in_common_are_no_luck_of_their_own(make):
+    rng = np.random.default_rng(0)
+    lucks = rng.normal(0, 0.03, (60, 5))
+    runs = [
+        run
+        for number in range(12)
+        for models in (1, 2, 5)
+        for own in [rng.normal(0, 0.01 / np.sqrt(models), size=60)]
+        for run in runs_of(
+            make,
+            f"m{number:02}-{models}",
+            0.3 + lucks[:, :models].mean(axis=1) + own,
+            ensemble={"kind": "independent", "options": {"models": models}, "members": models},
+        )
+    ]
+    (found,) = measure(rows_of(runs)).values()
+    assert found.own == pytest.approx(0.01, rel=0.1)
+    assert found.shared == pytest.approx(0.03, rel=0.1)
+
+
 def test_of_one_configuration_nothing_is_known_to_be_shared(make):
     (found,) = measure(rows_of(runs_of(make, "x", (0.3, 0.4)))).values()
     assert (found.shared, found.n_pairs) == (0.0, 0)

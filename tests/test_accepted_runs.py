@@ -14,6 +14,7 @@ import pytest
 from tdabench.budgets import BUDGET_BYTES
 from tdabench.ensembles import format_ensemble, kind_of, parse_ensemble
 from tdabench.findings import Source, render
+from tdabench.findings.document import pages_folder
 from tdabench.findings.entries import contests_of
 from tdabench.ground_truth import has_ground_truth
 from tdabench.jobs import Job
@@ -45,6 +46,15 @@ class Kept:
     @cached_property
     def records(self) -> list[Record]:
         return [read_record(folder) for folder in self.folders]
+
+    @property
+    def pages(self) -> list[Path]:
+        """The document's, one a task."""
+        return sorted((ROOT / "docs" / pages_folder(self.document)).iterdir())
+
+    def text(self) -> str:
+        """Return the document with its pages."""
+        return "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / self.document, *self.pages))
 
     def __str__(self) -> str:
         return self.folder
@@ -175,9 +185,12 @@ def check_lds(runs: list[Run], tasks: list[TaskInfo]) -> None:
 
 def check_findings(kept: Kept, runs: list[Run], tasks: list[TaskInfo]) -> None:
     """Word for word, and the numbers to a percent: another processor may round the last digit elsewhere."""
-    written = (ROOT / kept.document).read_text(encoding="utf-8")
     command = f"tdabench findings {kept.folder} --suite {kept.suite} --out {kept.document}"
-    again = render(runs, tasks, Source(command, (find_suite(kept.suite),)))
+    found = render(runs, tasks, Source(command, (find_suite(kept.suite),)), Path(kept.document).name)
+    texts = {ROOT / kept.document: found.text} | {ROOT / "docs" / path: text for path, text in found.pages.items()}
+    assert {*texts} == {ROOT / kept.document, *kept.pages}
+    again = "\n".join(texts.values())
+    written = "\n".join(path.read_text(encoding="utf-8") for path in texts)
     assert NUMBER.sub("#", again) == NUMBER.sub("#", written)
     numbers = [[float(n.replace(",", "")) for n in NUMBER.findall(text)] for text in (again, written)]
     assert numbers[0] == pytest.approx(numbers[1], rel=0.01, abs=0.0021)

@@ -21,7 +21,7 @@ from tdabench.bootstrap import Draws
 from tdabench.ensembles import kind_of, parse_ensemble
 from tdabench.evaluation import Evaluator, compare
 from tdabench.files import write_arrays
-from tdabench.findings import Source, contests_of, document, numbers, render
+from tdabench.findings import Source, contests_of, document, numbers, write
 from tdabench.findings.agreement import growths
 from tdabench.findings.beyond import beyond
 from tdabench.findings.curves import (
@@ -67,6 +67,12 @@ OTHER = replace(TASK, name="mnist-mlp", title="More digits")
 SOURCE = Source("tdabench findings runs --out findings.md")
 PLANNED = plan(with_tuned_options(Job("digits-mlp", "trak", {}), find_task("digits-mlp"))[0])
 """What a suite would run: the runs that are made up here have its options and its code."""
+
+
+def render(runs, tasks, source):
+    """Return a document with its pages, one after another."""
+    found = document.render(runs, tasks, source)
+    return "\n".join([found.text, *found.pages.values()])
 
 
 # --- curves
@@ -1093,6 +1099,40 @@ def test_nothing_to_compare_is_said(run):
     assert "No LDS for the runs of `digits-mlp`" in render([run(noise=3.0)], [], SOURCE)
 
 
+def test_each_of_several_tasks_has_a_page(all_rows, run, source):
+    found = document.render(all_rows, [TASK, OTHER], source, "my findings.md")
+    assert [*found.pages] == ["my findings-by-task/digits-mlp.md", "my findings-by-task/mnist-mlp.md"]
+    assert "[mnist-mlp](my%20findings-by-task/mnist-mlp.md)" in found.text
+    assert "### LDS and costs" not in found.text
+    page = found.pages["my findings-by-task/mnist-mlp.md"]
+    head = "# mnist-mlp\n\nPart of [Findings of the suite `mine`](../my%20findings.md), which say how"
+    assert page.startswith(head)
+    assert "\n## LDS and costs\n" in page
+    one = document.render([run(noise=3.0)], [TASK], source)
+    assert not one.pages
+    assert "\n## digits-mlp\n" in one.text
+    assert "\n### LDS and costs\n" in one.text
+
+
+def test_pages_have_names_of_their_own(run):
+    tasks = [replace(TASK, name=name) for name in ("a/b", "a+b", "A b", "++")]
+    rows = [replace_task(run(noise=3.0), task.name) for task in tasks]
+    pages = document.render(rows, tasks, SOURCE).pages
+    assert [*pages] == [f"findings-by-task/{name}.md" for name in ("task", "a-b", "a-b_2", "a-b_3")]
+    assert [text.splitlines()[0] for text in pages.values()] == ["# ++", "# A b", "# a+b", "# a/b"]
+
+
+def test_pages_that_a_document_had_before_go_and_no_other_file(all_rows, tmp_path):
+    out, folder = tmp_path / "findings.md", tmp_path / "findings-by-task"
+    pages = write(document.render(all_rows, [TASK, OTHER], SOURCE), out)
+    assert pages == [folder / "digits-mlp.md", folder / "mnist-mlp.md"]
+    (folder / "mine.md").write_text("# Mine\n\nPart of [my thesis](../thesis.md).\n")
+    (folder / "short.md").write_text("# Mine\n")
+    assert write(document.render(all_rows, [OTHER], SOURCE), out) == []
+    assert sorted(path.name for path in folder.iterdir()) == ["mine.md", "short.md"]
+    assert "\n## mnist-mlp\n" in out.read_text()
+
+
 def test_the_document_says_whose_luck_its_intervals_leave_out(rows, all_rows):
     one = render(rows, [TASK], SOURCE)
     assert "Every configuration was run with one seed, so intervals hold no variation between trained models" in one
@@ -1156,8 +1196,9 @@ def test_a_document_is_called_by_its_suites_and_links_its_tasks(run):
     rows = [run("trak", noise=1.0), run("trak", noise=1.0, task="mnist-mlp")]
     text = render(rows, [TASK, OTHER], replace(SOURCE, suites=suites))
     assert text.startswith("# Findings of the suites `one`, `two`\n")
-    assert "By task: [digits-mlp](#digits-mlp), [mnist-mlp](#mnist-mlp)." in text
-    assert {"## digits-mlp", "## mnist-mlp"} <= set(text.splitlines())
+    links = ", ".join(f"[{name}](findings-by-task/{name}.md)" for name in ("digits-mlp", "mnist-mlp"))
+    assert f"By task, with every ensemble's LDS, costs and savings: {links}." in text
+    assert {"# digits-mlp", "# mnist-mlp"} <= set(text.splitlines())
 
 
 def test_ensembles_that_were_measured_with_another_engine_are_named(run):

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 
 import pytest
-from test_accepted_runs import ALL, BOARD, CHECKPOINTS, ROOT
+from test_accepted_runs import ALL, BOARD, CHECKPOINTS, ROOT, Kept
 
 
 def squeezed(document: str) -> str:
     return " ".join((ROOT / document).read_text(encoding="utf-8").split())
 
 
+@cache
+def said(kept: Kept) -> str:
+    return " ".join(kept.text().split())
+
+
 def test_the_counts_in_the_answer_are_those_of_the_findings():
     """Written by hand, so that they can be read; each stands in the documents that are computed."""
-    findings = " ".join(squeezed(kept.document) for kept in ALL)
+    findings = " ".join(said(kept) for kept in ALL)
     answer = squeezed("README.md").partition("## The answer so far")[2].partition("## What you get")[0]
     answer += squeezed("docs/answer.md")
     counts = set(re.findall(r"\d+ of \d+|[\d.]+ × the cost|one of [A-Za-z ]+ on \d+", answer))
@@ -72,22 +78,22 @@ SAID = [
         "two checkpoints of one model on digits-mlp with such masks save 87 % of training time, 69 % of serving time"
         " and 74 % of storage",
         CHECKPOINTS,
-        r"## digits-mlp .*\| 2 checkpoints of one model \(whole training, Q factor under 20 masks\) \| 0\.470"
-        r" \| 7\.7 \| 87 % [^|]*\| 69 % [^|]*\| [^|]*\| [^|]*\| 74 % [^|]*\|.*## etudes",
+        r"# digits-mlp .*\| 2 checkpoints of one model \(whole training, Q factor under 20 masks\) \| 0\.470"
+        r" \| 7\.7 \| 87 % [^|]*\| 69 % [^|]*\| [^|]*\| [^|]*\| 74 % [^|]*\|.*# etudes",
     ),
     (
         "five on mnist-mlp 95, 71 and 75 % (from 94, 63 and 68 %)",
         CHECKPOINTS,
-        r"## mnist-mlp .*\| 5 checkpoints of one model \(whole training, Q factor under 20 masks\) \| 0\.483"
+        r"# mnist-mlp .*\| 5 checkpoints of one model \(whole training, Q factor under 20 masks\) \| 0\.483"
         r" \| more than 20 \| ≥ 95 % \[94 %[^|]*\| ≥ 71 % \[63 %[^|]*\| [^|]*\| [^|]*\| ≥ 75 % \[68 %[^|]*\|"
-        r".*## shakespeare",
+        r".*# shakespeare",
     ),
     (
         "the masks on five models 75, 68 and 75 % and 72, 68 and 72 %",
         CHECKPOINTS,
-        r"## digits-mlp .*\| 20 dropout masks of each of 5 models \(Q factor only\) \| 0\.536 \| more than 20 \| ≥ 75 %"
-        r" [^|]*\| ≥ 68 % [^|]*\| [^|]*\| [^|]*\| ≥ 75 % .*## mnist-mlp .*\| 20 dropout masks of each of 5 models \(Q"
-        r" factor only\) \| 0\.464 \| 18 \| 72 % [^|]*\| 68 % [^|]*\| [^|]*\| [^|]*\| 72 % .*## shakespeare",
+        r"# digits-mlp .*\| 20 dropout masks of each of 5 models \(Q factor only\) \| 0\.536 \| more than 20 \| ≥ 75 %"
+        r" [^|]*\| ≥ 68 % [^|]*\| [^|]*\| [^|]*\| ≥ 75 % .*# mnist-mlp .*\| 20 dropout masks of each of 5 models \(Q"
+        r" factor only\) \| 0\.464 \| 18 \| 72 % [^|]*\| 68 % [^|]*\| [^|]*\| [^|]*\| 72 % .*# shakespeare",
     ),
     (
         "those of the whole are better than dropout masks in all 14 comparisons",
@@ -208,16 +214,16 @@ SAID = [
 @pytest.mark.parametrize(("text", "kept", "computed"), SAID, ids=[text[:40] for text, *_ in SAID])
 def test_what_is_said_is_said_of_the_runs_that_it_names(text, kept, computed):
     assert text.casefold() in f"{squeezed('README.md')} {squeezed('docs/answer.md')}".casefold()
-    assert re.search(computed, squeezed(kept.document))
+    assert re.search(computed, said(kept))
 
 
 def test_the_table_of_methods_in_the_readme_is_that_of_the_findings():
     written = {}
-    for part in re.split(r"^## ", (ROOT / BOARD.document).read_text(encoding="utf-8"), flags=re.MULTILINE):
-        if ceiling := re.search(r"noise ceiling ([\d.]+)\.\n", part):
-            methods = part.partition("**All methods on one model**")[2].partition("\n### ")[0]
-            lds = dict(re.findall(r"^\| `([\w-]+)` \| ([\d.]+) \[", methods, re.MULTILINE))
-            written[part.partition("\n")[0]] = ceiling[1], lds
+    for page in BOARD.pages:
+        text = page.read_text(encoding="utf-8")
+        methods = text.partition("**All methods on one model**")[2].partition("\n## ")[0]
+        lds = dict(re.findall(r"^\| `([\w-]+)` \| ([\d.]+) \[", methods, re.MULTILINE))
+        written[page.stem] = re.search(r"noise ceiling ([\d.]+)\.\n", text)[1], lds
     lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
     head = next(i for i, line in enumerate(lines) if line.startswith("| task | ceiling |"))
     names = [cell.strip() for cell in lines[head].strip("|").split("|")]
@@ -232,14 +238,14 @@ def test_the_table_of_methods_in_the_readme_is_that_of_the_findings():
 
 def test_the_table_of_ensembles_in_the_answer_is_that_of_the_findings():
     """Its columns are k checkpoints of TRAK, and what they are held against."""
-    document = (ROOT / CHECKPOINTS.document).read_text(encoding="utf-8")
     lines = (ROOT / "docs/answer.md").read_text(encoding="utf-8").splitlines()
     head = next(i for i, line in enumerate(lines) if line.startswith("| task | k |"))
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[head + 2 : head + 8]]
     assert len({row[0] for row in rows}) == 6
     for task, k, *cells in rows:
-        part = re.search(rf"^## {task.strip('`')}\n.*?^### Saved", document, re.MULTILINE | re.DOTALL)[0]
-        found = dict(re.findall(r"^\| ([^|]+?) \| (0\.\d+) \[", part.partition("**`trak`**")[2], re.MULTILINE))
+        (page,) = (page for page in CHECKPOINTS.pages if page.stem == task.strip("`"))
+        part = page.read_text(encoding="utf-8").partition("\n## Saved")[0].partition("**`trak`**")[2]
+        found = dict(re.findall(r"^\| ([^|]+?) \| (0\.\d+) \[", part, re.MULTILINE))
         each = re.fullmatch(r"\.\d+ \((\d)\)", cells[-1])
         names = [
             "one model",

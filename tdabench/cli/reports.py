@@ -216,15 +216,14 @@ def _print_front(members: Sequence[tuple[Row, frozenset[str]]]) -> None:
     type=click.Path(path_type=Path, dir_okay=False),
     default=Path("findings.md"),
     show_default=True,
-    help="Markdown file to write.",
+    help="Markdown file to write; of several tasks, each has a page in a folder beside it.",
 )
 @click.option("suites", "--suite", multiple=True, metavar="NAME", help="Suite whose missing runs are to be told.")
 @own_tasks_option
 @json_option
 def findings(runs: tuple[Path, ...], out: Path, suites: tuple[str, ...], as_json: bool) -> None:
     """Write what cheap ensembles save at equal LDS, and what wins at equal cost, from the run folders in RUNS."""
-    from tdabench.files import encodable, write_text
-    from tdabench.findings import Source, numbers, render
+    from tdabench.findings import Source, numbers, render, write
     from tdabench.results.reading import read_runs
     from tdabench.suites import find_suite
 
@@ -235,13 +234,14 @@ def findings(runs: tuple[Path, ...], out: Path, suites: tuple[str, ...], as_json
         found, tasks = read_runs(folders, on_run=lambda _: live.skip(1))
     note_copies(folders, found)
     tasks = [task for task in tasks if task.has_truth]
-    write_text(out, encodable(render(found, tasks, source)))  # the command names files
+    pages = write(render(found, tasks, source, out.name), out)
     warn_of_unknown(found, tasks)
     warn_of_other_truth(found)
     if as_json:
-        told = {"file": str(out), "runs": len(found), "tasks": [task.name for task in tasks]}
+        told = {"file": str(out), "pages": [*map(str, pages)], "runs": len(found), "tasks": [t.name for t in tasks]}
         return print_json({**told, "findings": numbers(found, tasks)})
-    return click.echo(f"{count(len(found), 'run')} of {count(len({run.record.task for run in found}), 'task')}: {out}")
+    n_tasks, each = len({run.record.task for run in found}), f" and {pages[0].parent / '*.md'}" if pages else ""
+    return click.echo(f"{count(len(found), 'run')} of {count(n_tasks, 'task')}: {out}{each}")
 
 
 def run_folders(given: Sequence[Path]) -> list[Path]:

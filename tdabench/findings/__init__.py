@@ -1,7 +1,8 @@
 """Findings: what cheap ensembles save at equal quality, and what wins at equal cost, written from run folders."""
 
-from tdabench.findings.document import Source, render
+from tdabench.findings.document import Document, Source, render
 from tdabench.findings.entries import contests_of
 from tdabench.findings.numbers import numbers
+from tdabench.findings.writing import write
 
-__all__ = ["Source", "contests_of", "numbers", "render"]
+__all__ = ["Document", "Source", "contests_of", "numbers", "render", "write"]

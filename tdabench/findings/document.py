@@ -1,4 +1,4 @@
-"""The document: its header, how to read it, the summary, a section a task, and what was not run."""
+"""The document: its header, how to read it, the summary, a section or page a task, and what was not run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
+from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from tdabench._version import __version__
 from tdabench.bootstrap import RESAMPLE_SEED
@@ -37,7 +39,7 @@ from tdabench.tuned import with_tuned_options
 if TYPE_CHECKING:
     from tdabench.task import Task
 
-_ANCHOR = re.compile(r"[^\w\- ]")
+_NO_NAME = re.compile(r"[^\w-]+")
 _HOW = (
     "**LDS**: from the stored scores, on the reported queries; 95 % intervals from {resamples} resamples of subsets and"
     " queries (seed {seed}), the same for all runs of a task, so comparisons are paired (docs/protocol.md).",
@@ -90,27 +92,89 @@ class Source:
     suites: tuple[Suite, ...] = ()
 
 
-def render(runs: Iterable[Run], tasks: Sequence[TaskInfo], source: Source) -> str:
-    """Write the findings of evaluated runs as Markdown; the same runs in any order are the same bytes."""
+@dataclass(frozen=True)
+class Document:
+    """Findings as Markdown.
+
+    Attributes
+    ----------
+    text
+        What holds over all tasks; of a single task, everything.
+    pages
+        Of several tasks, one for each by its path beside the document: together they are longer than GitHub, which
+        shows Markdown of more than 512 KB as plain text, would render.
+    """
+
+    text: str
+    pages: Mapping[str, str]
+
+
+def render(runs: Iterable[Run], tasks: Sequence[TaskInfo], source: Source, name: str = "findings.md") -> Document:
+    """Write the findings of evaluated runs; the same runs in any order are the same bytes.
+
+    Parameters
+    ----------
+    name
+        The document's file, which pages link to.
+    """
     ordered = in_order(runs)
     contests = contests_of(ordered, tasks)
-    lines = [_title(source), "", *_question(), *summary(contests), *_source(ordered, source), *_contents(contests)]
-    lines += kinds(contests)
-    for contest in contests:
-        lines += section(contest)
-    lines += [*_not_run(ordered, tasks, contests, source), *_how_to_read(contests)]
+    pages = dict(zip(_paths(contests, name), contests, strict=True)) if len(contests) > 1 else {}
+    sections = [] if pages else [line for contest in contests for line in section(contest)]
+    lines = [_title(source), "", *_question(), *summary(contests), *_source(ordered, source), *_contents(pages)]
+    lines += [*kinds(contests), *sections, *_not_run(ordered, tasks, contests, source), *_how_to_read(contests)]
+    return Document(_text_of(lines), {path: _page(contest, source, name) for path, contest in pages.items()})
+
+
+def _text_of(lines: Sequence[str]) -> str:
     return "\n".join(lines).rstrip("\n") + "\n"
 
 
 def _title(source: Source) -> str:
+    return f"# {_called(source)}"
+
+
+def _called(source: Source) -> str:
     names = listing([code(suite.name) for suite in source.suites])
-    return f"# Findings of the {'suite' if len(source.suites) == 1 else 'suites'} {names}" if names else "# Findings"
+    return f"Findings of the {'suite' if len(source.suites) == 1 else 'suites'} {names}" if names else "Findings"
 
 
-def _contents(contests: Sequence[Contest]) -> list[str]:
-    """Link to the tasks, by the anchors that GitHub makes of headings."""
-    links = [f"[{plain(c.title)}](#{_ANCHOR.sub('', c.title.lower()).replace(' ', '-')})" for c in contests]
-    return [f"By task: {', '.join(links)}.", ""] if len(links) > 1 else []
+def pages_folder(name: str) -> str:
+    """Return the folder of a document's pages, beside it."""
+    return f"{Path(name).stem}-by-task"
+
+
+def _paths(contests: Sequence[Contest], name: str) -> list[str]:
+    """Return where the pages lie: files of different names, also where those of tasks differ in their signs alone."""
+    taken: dict[str, int] = defaultdict(int)
+    paths = []
+    for contest in contests:
+        stem = _NO_NAME.sub("-", contest.title.lower()).strip("-") or "task"
+        taken[stem] += 1
+        numbered = stem if taken[stem] == 1 else f"{stem}_{taken[stem]}"
+        paths.append(f"{pages_folder(name)}/{numbered}.md")
+    return paths
+
+
+def _page(contest: Contest, source: Source, name: str) -> str:
+    """Return a contest's section as a document, its headings a level up."""
+    title, *rest = [line.removeprefix("#") if line.startswith("##") else line for line in section(contest)]
+    return _text_of([title, "", f"Part of [{_called(source)}]{_belongs(name)}", *rest])
+
+
+def _belongs(name: str) -> str:
+    return f"(../{quote(name)}), which say how the numbers were obtained."
+
+
+def is_page_of(text: str, name: str) -> bool:
+    """Return whether a file is a page of a document, so that one that the document had before may go."""
+    below_title = next(iter(text.splitlines()[2:3]), "")
+    return below_title.startswith("Part of [") and below_title.endswith(_belongs(name))
+
+
+def _contents(pages: Mapping[str, Contest]) -> list[str]:
+    links = [f"[{plain(contest.title)}]({quote(path)})" for path, contest in pages.items()]
+    return [f"By task, with every ensemble's LDS, costs and savings: {', '.join(links)}.", ""] if links else []
 
 
 def _question() -> list[str]:

@@ -173,14 +173,14 @@ def test_the_walks_show_commands():
 def test_commands_that_are_shown_are_understood(line):
     """Words are parsed as they would be on the command line, and nothing is done."""
     command: click.Command = cli
-    context = click.Context(cli, info_name="tdabench")
+    context = click.Context(cli, info_name="tdabench", **cli.context_settings)  # a command keeps the first help option
     words = shlex.split(line, comments=True)[1:]
     while isinstance(command, click.Group):
         name = words.pop(0)
         found = command.get_command(context, name)
         assert found is not None, f"there is no command {name}"
         command = found
-    values, rest, _ = command.make_parser(click.Context(command)).parse_args(words)
+    values, rest, _ = command.make_parser(click.Context(command, parent=context)).parse_args(words)
     assert rest == []
     arguments = [param for param in command.params if isinstance(param, click.Argument)]
     given = {name for name, value in values.items() if isinstance(value, (str, tuple)) and value}

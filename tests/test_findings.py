@@ -8,6 +8,7 @@ import math
 import os
 import re
 import shutil
+from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -35,7 +36,7 @@ from tdabench.findings.curves import (
     saving,
     share_saved,
 )
-from tdabench.findings.entries import _entry, difference
+from tdabench.findings.entries import Entry, difference
 from tdabench.findings.kinds import PAIRS, _bound, _saved, matched
 from tdabench.findings.markdown import share, signed
 from tdabench.findings.redrawn import of_models, redrawn
@@ -67,6 +68,13 @@ OTHER = replace(TASK, name="mnist-mlp", title="More digits")
 SOURCE = Source("tdabench findings runs --out findings.md")
 PLANNED = plan(with_tuned_options(Job("digits-mlp", "trak", {}), find_task("digits-mlp"))[0])
 """What a suite would run: the runs that are made up here have its options and its code."""
+
+
+def seen(entry, **found):
+    """Return an entry as if its draws or costs were these."""
+    made = copy(entry)
+    vars(made).update(found)
+    return made
 
 
 def render(runs, tasks, source):
@@ -563,7 +571,7 @@ def test_winners_stay_within_the_budget_and_name_who_is_level(trak):
 @pytest.mark.parametrize(("axis", "cost", "able"), [("serve", 1.08, 2), ("serve", 1.12, 1), ("train", 1.08, 1)])
 def test_serving_times_count_as_equal_within_what_the_same_work_differs_by(trak, axis, cost, able):
     one = trak.curve[0]
-    slower = replace(trak.others[0], costs={**one.costs, axis: cost * one.costs[axis]})
+    slower = seen(trak.others[0], costs={**one.costs, axis: cost * one.costs[axis]})
     assert winners([one, slower], [one], axis)[0].n == able
 
 
@@ -574,8 +582,8 @@ def still(by_seed):
 
 def test_no_winner_is_worse_than_another_at_the_seeds_that_both_have(trak):
     """Of one model's three seeds the masks have the lucky one alone, and are worse there."""
-    one = replace(trak.curve[0], draws=still({0: 0.30, 1: 0.20, 2: 0.22}))
-    masks = replace(trak.others[0], draws=still({0: 0.285}))
+    one = seen(trak.curve[0], draws=still({0: 0.30, 1: 0.20, 2: 0.22}))
+    masks = seen(trak.others[0], draws=still({0: 0.285}))
     assert masks.lds > one.lds
     assert difference(masks, one)[0] == pytest.approx(-0.015)
     (winner,) = winners([one, masks], [one], "train")
@@ -586,7 +594,7 @@ def test_level_is_what_the_best_is_not_better_than(trak):
     """Where each has one that is better the highest LDS wins, and the one that is better than it makes it a tie."""
     lds = ({(0, 1): 0.3, (4, 5): 0.1}, {(0, 1): 0.2, (2, 3): 0.21}, {(2, 3): 0.1, (4, 5): 0.2})
     of_seeds = [{seed: value for seeds, value in one.items() for seed in seeds} for one in lds]
-    circle = [replace(trak.curve[0], name=f"{i}", draws=still(one)) for i, one in enumerate(of_seeds)]
+    circle = [seen(replace(trak.curve[0], name=f"{i}"), draws=still(one)) for i, one in enumerate(of_seeds)]
     (winner,) = winners(circle, circle[:1], "train")
     assert (winner.best.name, [entry.name for entry in winner.level]) == ("1", ["0"])
 
@@ -607,15 +615,15 @@ def test_beyond_the_largest_ensemble_as_good_for_more_is_no_draw(trak):
     assert (dear.outcome, dear.size, dear.excess) == ("no better and dearer", 5.0, 4.0)
     assert dear.difference == (0.0, 0.0, 0.0)
     lora, checkpoints = entries["lora(models=1, adapters=5)"], entries["checkpoints(models=1, last=5)"]
-    assert duel(replace(lora, costs={"serve": 9.0}), trak, "serve").outcome == "better but dearer"
-    assert duel(replace(checkpoints, costs={"serve": 9.0}), trak, "serve").outcome == "worse"
+    assert duel(seen(lora, costs={"serve": 9.0}), trak, "serve").outcome == "better but dearer"
+    assert duel(seen(checkpoints, costs={"serve": 9.0}), trak, "serve").outcome == "worse"
 
 
 @pytest.mark.parametrize(("cost", "excess", "said"), [(0.0, 1.0, ""), (1.0, math.inf, " at inf times the cost")])
 def test_what_is_free_costs_as_much_as_what_is_free(trak, cost, excess, said):
-    free = replace(trak, curve=tuple(replace(knot, costs={"train": 0.0}) for knot in trak.curve))
+    free = replace(trak, curve=tuple(seen(knot, costs={"train": 0.0}) for knot in trak.curve))
     lora = next(entry for entry in trak.others if entry.kind == "lora")
-    found = duel(replace(lora, costs={"train": cost}), free, "train")
+    found = duel(seen(lora, costs={"train": cost}), free, "train")
     assert found.excess == excess
     assert _duel(found).endswith(f" against 5 models{said}")
 
@@ -623,23 +631,23 @@ def test_what_is_free_costs_as_much_as_what_is_free(trak, cost, excess, said):
 def test_cheaper_than_a_single_model_is_no_victory_by_itself(trak):
     entries = {entry.ensemble: entry for entry in trak.others}
     lora, masks = entries["lora(models=1, adapters=5)"], entries["dropout(models=1, masks=5)"]
-    worst = replace(lora, draws=trak.curve[0].draws - lora.draws)
-    found = [duel(replace(entry, costs={"serve": 0.9}), trak, "serve").outcome for entry in (lora, masks, worst)]
+    worst = seen(lora, draws=trak.curve[0].draws - lora.draws)
+    found = [duel(seen(entry, costs={"serve": 0.9}), trak, "serve").outcome for entry in (lora, masks, worst)]
     assert found == [f"cheaper than one model and {word}" for word in ("better", "level", "worse")]
 
 
 def test_a_duel_is_not_won_against_a_rung_that_nobody_would_take(trak):
     """Where two models happen to score below one, a budget of two buys one."""
     one, two, five = trak.curve
-    dip = replace(trak, curve=(replace(one, draws=two.draws), replace(two, draws=one.draws), five))
-    entry = replace(two, costs={"train": 2.0})
+    dip = replace(trak, curve=(seen(one, draws=two.draws), seen(two, draws=one.draws), five))
+    entry = seen(two, costs={"train": 2.0})
     assert duel(entry, dip, "train").difference == (0.0, 0.0, 0.0)
     assert best_so_far([two.draws, one.draws, five.draws]) == [two.draws, two.draws, five.draws]
 
 
 def test_a_duel_between_measured_sizes_mixes_their_lds(trak):
     lora = next(entry for entry in trak.others if entry.kind == "lora")
-    found = duel(replace(lora, costs={"train": 3.0}), trak, "train")
+    found = duel(seen(lora, costs={"train": 3.0}), trak, "train")
     share = np.log(3 / 2) / np.log(5 / 2)
     lds = (1 - share) * trak.curve[1].lds + share * trak.curve[2].lds
     assert found.size == 3.0
@@ -687,7 +695,7 @@ def test_a_cost_that_was_not_measured_is_not_zero(run):
     measured = run(noise=3.0)
     unmeasured = replace(measured, record=measured.record.model_copy(update={"costs": None}))
     with pytest.raises(ValueError, match="The costs of trak were not measured"):
-        _entry([unmeasured], None, None)
+        _ = Entry((unmeasured,)).costs
     (contest,) = contests_of([unmeasured], [TASK])
     assert (contest.entries, contest.without) == ((), (unmeasured,))
 

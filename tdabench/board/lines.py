@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from tdabench.board.details import Block, Listed, blocks, listed
 from tdabench.board.marks import PATHS, shape_of
 from tdabench.board.names import codes, names
-from tdabench.board.table import auroc, means
+from tdabench.board.table import means
 from tdabench.results.rows import Row
 
 _UNKNOWN = "no LDS, and no reason was recorded"
@@ -100,7 +100,7 @@ def make_lines(
                 shape=PATHS[shape_of(row.kind, row.flavour)],
                 starts_group=bool(made) and row.rank_group != made[-1].row.rank_group,
                 bar=_bar(row, top, ceiling),
-                auroc=auroc(row),
+                auroc=row.auroc,
                 caution=_caution(row),
                 listed=listed(row, anchors[i]),
                 details=blocks(row),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tdabench.results.axes import AXES, peak_bytes
 from tdabench.results.prices import Price, priced
 from tdabench.results.rows import Row, on_fronts
-from tdabench.results.runs import Run, configuration_name, mean_auroc
+from tdabench.results.runs import Run, configuration_name
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -93,7 +93,7 @@ def flat_rows(rows: Sequence[Row], fronts: Sequence[frozenset[str]]) -> list[lis
         r = row.record
         cells: dict[str, Any] = {"runs": list(range(first, first + len(row.runs))), "status": row.status}
         cells |= {"method": r.method, "ensemble": row.kind, "members": r.members, "task_version": r.task_version}
-        cells |= {"rank_group": row.rank_group, "lds": row.lds, "mislabel_auroc": auroc(row), **means(row)}
+        cells |= {"rank_group": row.rank_group, "lds": row.lds, "mislabel_auroc": row.auroc, **means(row)}
         cells |= {f"front_{axis.key}": axis.key in front for axis in AXES}
         made.append([_finite(cells[key]) for key in KEYS])
         first += len(row.runs)
@@ -103,11 +103,6 @@ def flat_rows(rows: Sequence[Row], fronts: Sequence[frozenset[str]]) -> list[lis
 def means(row: Row) -> dict[str, float | None]:
     """Return the means over run seeds of ``MEANS``, models at their price; None where nothing was measured."""
     return {key: row.mean(partial(_cost, key, row.price)) for key in MEANS}
-
-
-def auroc(row: Row) -> float | None:
-    """Return how well the row finds wrong labels, the mean over run seeds; None where there are none to find."""
-    return mean_auroc(row.measured)
 
 
 def _cost(key: str, price: Price | None, run: Run) -> float | None:

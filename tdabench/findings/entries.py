@@ -5,18 +5,18 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
 from tdabench.ensembles import KINDS, SIZES, format_ensemble
 from tdabench.records import Machine, Record
 from tdabench.results.axes import AXES
+from tdabench.results.configurations import Configuration
 from tdabench.results.prices import Price, price_of
 from tdabench.results.rows import in_order
-from tdabench.results.runs import Run, by_configuration, draws_of, mean_auroc, mean_cost, models_of
+from tdabench.results.runs import Run, by_configuration, draws_of
 from tdabench.results.seed_draws import SeedDraws, at_shared, direction
 from tdabench.results.seed_draws import difference as difference_of
-from tdabench.results.seed_variance import SeedVariance
 from tdabench.results.tasks import TaskInfo
 from tdabench.results.words import apart, describe_machine
 
@@ -26,37 +26,44 @@ _ORDER = (ONE_MODEL, *KINDS)
 
 
 @dataclass(frozen=True, eq=False)
-class Entry:
-    """A method with its code, its options and its ensemble, measured once or several times (other seeds, repetitions).
+class Entry(Configuration):
+    """A configuration with an LDS and costs, measured once or several times (other seeds, repetitions).
 
     Attributes
     ----------
-    records
-        Of the runs, at least one, by seed.
-    draws
-        Draws of the LDS; of its mean over run seeds where there are several.
-    costs
-        By the keys of :data:`~tdabench.results.axes.AXES`; means over run seeds, models at their price.
     name
         Tells it from the other entries of its contest.
     variant
         What tells its ensemble from one that reads the same, in brackets; else empty. A record of another version may
         lack an option that is at its default here, which is not written.
-    auroc
-        How well it finds wrong labels, the mean over run seeds; None where none are known.
     """
 
-    records: tuple[Record, ...]
-    draws: SeedDraws = field(repr=False)
-    costs: Mapping[str, float]
-    name: str
+    name: str = ""
     variant: str = ""
-    auroc: float | None = None
 
     @property
-    def record(self) -> Record:
-        """The first of the records; method, options and ensemble are those of all."""
-        return self.records[0]
+    def records(self) -> tuple[Record, ...]:
+        """Of the runs, by seed."""
+        return tuple(run.record for run in self.runs)
+
+    @cached_property
+    def draws(self) -> SeedDraws:
+        """Draws of the LDS, over run seeds where there are several."""
+        return draws_of(self.runs, self.variance)
+
+    @cached_property
+    def costs(self) -> Mapping[str, float]:
+        """By the keys of :data:`~tdabench.results.axes.AXES`; means over run seeds, models at their price.
+
+        Raises
+        ------
+        ValueError
+            If a cost was not measured. Such runs do not count (:func:`counts`), and none of theirs is zero.
+        """
+        found = {axis.key: cost for axis in AXES if (cost := self.cost(axis)) is not None}
+        if len(found) < len(AXES):
+            raise ValueError(f"The costs of {self.record.label} were not measured, so that its runs do not count.")
+        return found
 
     @property
     def method(self) -> str:
@@ -103,16 +110,6 @@ class Entry:
         return ONE_MODEL if made is None else made.text
 
     @property
-    def members(self) -> int:
-        """How many members."""
-        return self.record.members
-
-    @property
-    def models(self) -> int:
-        """How many independently trained models; 1 where the ensemble does not say."""
-        return models_of(self.record)
-
-    @property
     def asked_rank(self) -> int | None:
         """The rank that was asked for of its adapters; None for what has none."""
         rank = self.record.ensemble.options.get("rank") if self.record.ensemble is not None else None
@@ -122,11 +119,6 @@ class Entry:
     def lds(self) -> float:
         """The LDS."""
         return self.draws.estimate
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """Its 95 % interval over subsets and queries, and over run seeds where there are several."""
-        return self.draws.interval(within=1.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -269,7 +261,7 @@ def _contest(task: TaskInfo, runs: Sequence[Run]) -> Contest:
     able = [run for run in runs if counts(run)]
     groups = by_configuration(able)
     price = _price(run for run in runs if run.record.task_version == task.version)
-    made = (_entry(members, price, task.seed_variance) for members in groups)
+    made = [Entry(members, price, task.seed_variance, members[0].record.label) for members in groups]
     entries = _named(sorted(made, key=_entry_order))
     machine = runs[0].record.machine
     without = tuple(run for run in runs if not counts(run))
@@ -284,26 +276,6 @@ def _price(runs: Iterable[Run]) -> Price | None:
 def counts(run: Run) -> bool:
     """Return whether a run has an LDS of the task's current version, and costs."""
     return run.evaluation is not None and run.record.costs is not None
-
-
-def _entry(runs: Sequence[Run], price: Price | None, variance: SeedVariance | None) -> Entry:
-    records = tuple(run.record for run in runs)
-    draws = draws_of(runs, variance)
-    return Entry(records, draws, _costs(runs, price), records[0].label, auroc=mean_auroc(runs))
-
-
-def _costs(runs: Sequence[Run], price: Price | None) -> dict[str, float]:
-    """Return the mean costs over run seeds of runs that count; repetitions of a seed are its mean and weigh as one run.
-
-    Raises
-    ------
-    ValueError
-        If a cost was not measured. Such runs do not count (:func:`counts`), and none of theirs is zero.
-    """
-    found = {axis.key: cost for axis in AXES if (cost := mean_cost(runs, axis, price)) is not None}
-    if len(found) < len(AXES):
-        raise ValueError(f"The costs of {runs[0].record.label} were not measured, so that its runs do not count.")
-    return found
 
 
 def _entry_order(entry: Entry) -> tuple[object, ...]:

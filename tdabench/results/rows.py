@@ -2,83 +2,33 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import TypeVar
 
 from tdabench.ensembles import KINDS, SIZES, format_ensemble, without_defaults
 from tdabench.front import pareto_front
 from tdabench.records import Record
-from tdabench.results.axes import AXES, Axis
+from tdabench.results.axes import AXES
+from tdabench.results.configurations import Configuration
 from tdabench.results.prices import Price, price_of
-from tdabench.results.runs import Run, by_configuration, draws_of, mean_cost, mean_of_known, models_of
+from tdabench.results.runs import Run, by_configuration
 from tdabench.results.seed_draws import SeedDraws, rank_groups
-from tdabench.results.seed_variance import SeedVariance
 from tdabench.results.tasks import TaskInfo
 
 
 @dataclass(frozen=True)
-class Row:
-    """A row of the board: a configuration, whose runs differ in nothing but their seed.
+class Row(Configuration):
+    """A row of the board: a configuration, ranked.
 
     Attributes
     ----------
-    runs
-        By seed, at least one; repetitions of a seed are its mean.
     rank_group
         1 is best; rows that share a group are not distinguishable from its best. None where rows were not ranked.
-    price
-        What training a model costs on the row's task and machine class; None where training costs what was measured.
-    variance
-        The task's seed variance; None where it is not known.
     """
 
-    runs: tuple[Run, ...]
     rank_group: int | None = None
-    price: Price | None = None
-    variance: SeedVariance | None = None
-
-    @property
-    def record(self) -> Record:
-        """The first run's; of what it says, the configuration is that of all."""
-        return self.runs[0].record
-
-    @cached_property
-    def measured(self) -> tuple[Run, ...]:
-        """The runs that the row is the mean of: those with an LDS; without any, those that ended as ok; else all."""
-        able = [run for run in self.runs if run.record.status == "ok"]
-        return tuple([run for run in able if run.lds is not None] or able or self.runs)
-
-    @cached_property
-    def draws(self) -> SeedDraws | None:
-        """Draws of the LDS, over run seeds where there are several; None where there is no LDS."""
-        return draws_of(self.measured, self.variance) if self.measured[0].lds is not None else None
-
-    @property
-    def lds(self) -> float | None:
-        """The LDS, the mean over run seeds; None where no run has one that can be compared."""
-        return None if self.draws is None else self.draws.estimate
-
-    @cached_property
-    def interval(self) -> tuple[float, float]:
-        """Its 95 % interval over subsets and queries, and over run seeds where there are several; else no numbers."""
-        return (math.nan, math.nan) if self.draws is None else self.draws.interval(within=1.0)
-
-    def mean(self, read: Callable[[Run], float | None]) -> float | None:
-        """Return the mean over run seeds of what ``read`` finds in a run; None where it finds nothing in any."""
-        return mean_of_known((run.record.seed, read(run)) for run in self.measured)
-
-    def cost(self, axis: Axis) -> float | None:
-        """Return what it cost, the mean over run seeds; None if it was not measured."""
-        return mean_cost(self.measured, axis, self.price)
-
-    @property
-    def seeds_counted(self) -> frozenset[int]:
-        """The run seeds that the row is the mean of."""
-        return frozenset(run.record.seed for run in self.measured)
 
     @property
     def seeds(self) -> str:
@@ -113,11 +63,6 @@ class Row:
                 seeds[text].append(str(run.record.seed))
         whole = len(self.runs)
         return [t if len(s) == whole else f"seed{'s' * (len(s) > 1)} {', '.join(s)}: {t}" for t, s in seeds.items()]
-
-    @property
-    def models(self) -> int:
-        """How many independently trained models it averages over."""
-        return models_of(self.record)
 
     @property
     def kind(self) -> str:

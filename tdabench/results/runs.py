@@ -148,11 +148,6 @@ def mean_of_known(values: Iterable[tuple[int, float | None]]) -> float | None:
     return mean_over_seeds(known) if known else None
 
 
-def mean_auroc(runs: Iterable[Run]) -> float | None:
-    """Return how well a configuration finds wrong labels, the mean over run seeds; None where none are known."""
-    return mean_of_known((run.record.seed, run.evaluation.mislabel_auroc if run.evaluation else None) for run in runs)
-
-
 def mean_cost(runs: Iterable[Run], axis: Axis, price: Price | None) -> float | None:
     """Return what a configuration cost, the mean over run seeds, its models at a price; None if it was not measured.
 

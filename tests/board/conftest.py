@@ -126,7 +126,7 @@ def make_run(method: str = "trak", lds: float | None = 0.3, half: float = 0.03, 
 
 def make_row(method: str = "trak", lds: float | None = 0.3, group: int | None = None, **changes: Any) -> Row:
     """Make a row of one run, which :func:`make_run` makes."""
-    return Row((make_run(method, lds, **changes),), group)
+    return Row((make_run(method, lds, **changes),), rank_group=group)
 
 
 def make_seeds(method: str = "trak", lds: Sequence[float | None] = (0.2, 0.3, 0.34), **changes: Any) -> list[Run]:

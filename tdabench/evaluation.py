@@ -190,6 +190,11 @@ class Evaluator:
                 f"The evidence has ranks of shape {list(evidence.sums.shape)}, expected [n_subsets, n_queries] ="
                 f" {list(self.outputs_mean.shape)}. Make it again from the run with `tdabench archive`."
             )
+        if evidence.suspicion is None and self.mislabelled is not None:
+            raise UsageError(
+                "The evidence has no suspicions, so how well the method finds wrong labels cannot be told. Make it"
+                " again from the run with `tdabench archive`."
+            )
         if evidence.suspicion is not None and evidence.suspicion.shape != (self.masks.shape[1],):
             raise UsageError(
                 f"The evidence has suspicions of shape {list(evidence.suspicion.shape)}, expected [n_train] ="

@@ -8,6 +8,7 @@ are wrong) and ``manifest.json`` (what they are, how they were made, and their h
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -299,7 +300,7 @@ def _check_facts(truth: GroundTruth, task: Task, path: Path, hint: str) -> None:
     }
     for name, value in expected.items():
         got = getattr(manifest, name)
-        close = isinstance(value, float) and abs(got - value) <= 1e-6
+        close = isinstance(value, float) and math.isclose(got, value, rel_tol=1e-6)
         if got != value and not close:
             raise GroundTruthError(f"{path} says {name} is {got}; the task and the arrays say {value}. {hint}")
     size, sizes = round(manifest.fraction * task.n_train), truth.masks.sum(axis=1)  # as Task.subset_masks() rounds

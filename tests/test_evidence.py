@@ -72,6 +72,8 @@ def test_evidence_for_another_ground_truth_is_refused():
         EVALUATOR.weigh(replace(kept, sums=kept.sums[1:]))
     with pytest.raises(UsageError, match=rf"suspicions of shape \[3\], expected \[n_train\] = \[{N_TRAIN}\]"):
         EVALUATOR.weigh(replace(kept, suspicion=kept.sums[0, :3]))
+    with pytest.raises(UsageError, match="The evidence has no suspicions, so how well"):
+        EVALUATOR.weigh(replace(kept, suspicion=None))
 
 
 RANKS = whole(average_ranks(np.random.default_rng(0).normal(size=(N_SUBSETS, N_QUERIES))))

@@ -819,6 +819,18 @@ def test_growth_is_predicted_from_the_smallest_at_the_largest_s_seeds_and_never_
     assert alone.limit > alone.first.lds
 
 
+def test_nothing_is_predicted_of_an_ensemble_that_does_not_say_its_models(run):
+    carried = {"within": 0.5, "between": 0.3, "n_within_pairs": 1, "n_between_pairs": 1}
+    made = run(ensemble="dropout(models=1,masks=5)", noise=3.0, correlations=carried)
+    (contest,) = contests_of([made], [TASK])
+    assert len(growths(contest.families[0])) == 1
+    record = made.record.model_copy(
+        update={"ensemble": made.record.ensemble.model_copy(update={"kind": "their-own", "options": {"size": 5}})}
+    )
+    (contest,) = contests_of([replace(made, record=record)], [TASK])
+    assert growths(contest.families[0]) == []
+
+
 def test_more_members_of_a_model_and_more_models_are_two_ways_to_grow(run):
     """Ten adapters, two of each of five models, are no longer a curve than ten of one: they are another."""
 

@@ -138,7 +138,7 @@ def _label(rows: Sequence[Row]) -> str:
     ensemble = rows[0].record.ensemble
     if ensemble is None:
         return "one model"
-    models = {_size(row)[0] for row in rows}
+    models = {row.size[0] for row in rows if row.size is not None}
     several = ensemble.kind != "independent" and len(models) == 1 and max(models) > 1
     variant = format_ensemble(ensemble.kind, {k: v for k, v in ensemble.options.items() if k not in SIZES})
     return f"{variant.removesuffix('()')}{f', {max(models):g} models' if several else ''}"
@@ -149,20 +149,11 @@ def _without_front(point: Point) -> str:
     return point.title.rpartition("\n")[0]
 
 
-def _size(row: Row) -> tuple[float, float]:
-    """Return (models, members per model); not a number where the ensemble does not say."""
-    ensemble = row.record.ensemble
-    models = 1 if ensemble is None else ensemble.options.get("models")
-    if not isinstance(models, int) or models < 1 or row.record.members % models:
-        return math.nan, math.nan
-    return float(models), row.record.members / models
-
-
 def _predict(rows: Sequence[Row]) -> Prediction | None:
     """Predict a curve, smallest size first, from its smallest row and the correlations of its largest that has any."""
     within, between = next((c for row in reversed(rows) if (c := _correlations(row)) != _NONE), _NONE)
-    sizes, lds = [_size(row) for row in rows], _start(rows[0], rows[-1])
-    if (within, between) == _NONE or lds is None or any(math.isnan(models) for models, _ in sizes):
+    sizes, lds = [row.size for row in rows if row.size is not None], _start(rows[0], rows[-1])
+    if (within, between) == _NONE or lds is None or len(sizes) < len(rows):
         return None
     grows = _direction(rows[0].kind, sizes)
 

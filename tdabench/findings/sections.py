@@ -110,10 +110,9 @@ def _busy(contest: Contest) -> list[str]:
 
 def _options(contest: Contest) -> list[str]:
     """Say whose options were not tuned on the task, since a method at its defaults may be worth more."""
-    groups = {"defaults": "at their defaults", "given": "set by hand"}
     said = []
-    for source, words in groups.items():
-        names = {e.method for e in contest.entries if any(r.options_from == source for r in e.records)}
+    for untuned, words in (("at defaults", "at their defaults"), ("set by hand", "set by hand")):
+        names = {entry.method for entry in contest.entries if entry.untuned == untuned}
         said += [f"{words} for {', '.join(code(name) for name in sorted(names))}"] if names else []
     return [f"Options that can be tuned, but were not: {'; '.join(said)}."] if said else []
 

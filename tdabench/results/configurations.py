@@ -14,6 +14,9 @@ from tdabench.results.runs import Run, draws_of, mean_cost, mean_of_known, model
 from tdabench.results.seed_draws import SeedDraws
 from tdabench.results.seed_variance import SeedVariance
 
+Size = tuple[float, float]
+"""(models, members per model)."""
+
 
 @dataclass(frozen=True, eq=False)
 class Configuration:
@@ -86,3 +89,20 @@ class Configuration:
     def members(self) -> int:
         """How many members its ensemble has."""
         return self.record.members
+
+    @property
+    def untuned(self) -> str:
+        """How the options that can be tuned were set where no tuning chose them; empty where one did, or none can."""
+        sources = {run.record.options_from for run in self.runs}
+        if "tuned" in sources:  # the options of all runs are the same, so these are the ones that were chosen
+            return ""
+        return {"defaults": "at defaults", "given": "set by hand"}.get(self.record.options_from or "", "")
+
+    @property
+    def size(self) -> Size | None:
+        """How many models, and members of each; None where its ensemble does not say."""
+        ensemble = self.record.ensemble
+        models = 1 if ensemble is None else ensemble.options.get("models")
+        if not isinstance(models, int) or models < 1 or self.members % models:
+            return None
+        return float(models), self.members / models

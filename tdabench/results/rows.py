@@ -78,14 +78,6 @@ class Row(Configuration):
         return format_ensemble(ensemble.kind, ensemble.options).removeprefix(f"{ensemble.kind}(").removesuffix(")")
 
     @property
-    def untuned(self) -> str:
-        """How the options that can be tuned were set where no tuning chose them; empty where one did, or none can."""
-        sources = {run.record.options_from for run in self.runs}
-        if "tuned" in sources:  # the options of all runs are the same, so these are the ones that were chosen
-            return ""
-        return {"defaults": "at defaults", "given": "set by hand"}.get(self.record.options_from or "", "")
-
-    @property
     def sizes(self) -> dict[str, int]:
         """The ensemble's options that count members."""
         options = self.record.ensemble.options if self.record.ensemble else {}

@@ -86,15 +86,18 @@ def by_configuration(runs: Iterable[Run]) -> list[tuple[Run, ...]]:
 def _that_count(repeated: Sequence[Run]) -> Sequence[Run]:
     """Return which runs of one seed count: of the newest sources of tdabench, on an idle machine where one was.
 
-    Runs that did not end as ok stay: each of them says something.
+    Of those with an LDS, where one has it: a newer run without says less than an older one. Those that say why they
+    have none stay.
     """
-    able = [run for run in repeated if run.record.status == "ok"]
+    ended = [run for run in repeated if run.record.status == "ok"]
+    able = [run for run in ended if run.lds is not None] or ended
     if len(able) < 2:
         return repeated
     newest = max(able, key=lambda run: (run.record.created, run.record.run_id)).record.provenance.sources_sha256
     alike = [run for run in able if run.record.provenance.sources_sha256 == newest]
-    kept = {id(run) for run in [run for run in alike if not run.record.busy()] or alike}
-    return [run for run in repeated if run.record.status != "ok" or id(run) in kept]
+    kept = [run for run in alike if not run.record.busy()] or alike
+    beaten = {id(run) for run in able} - {id(run) for run in kept}
+    return [run for run in repeated if id(run) not in beaten]
 
 
 def _luck(record: Record) -> int:

@@ -195,6 +195,9 @@ def test_a_seed_measured_again_on_an_idle_machine_or_with_newer_sources_replaces
     assert joined(busy, idle, other) == (["idle", "other"], 4.0), "each seed for itself"
     failed = make.run("trak", status="timeout", run_id="failed", machine=make.CPU | {"threads": 1})
     assert joined(failed, busy, idle)[0] == ["failed", "idle"], "what did not end well says something"
+    unscored = Run(run("unscored", 9.0, 5, sources="newest").record, no_score="its evidence is of other ground truth")
+    assert joined(old, unscored) == (["old", "unscored"], 5.0), "an LDS is not hidden by a newer run without"
+    assert joined(unscored) == (["unscored"], 9.0)
 
 
 def test_rows_whose_runs_trained_alike_pay_alike(make):

@@ -78,8 +78,11 @@ def seen(entry, **found):
 
 
 def render(runs, tasks, source):
-    """Return a document with its pages, one after another."""
-    found = document.render(runs, tasks, source)
+    """Return a document with its pages, one after another, and each point in one line with what is below it."""
+    return whole(document.render(runs, tasks, source)).replace("\n  - ", " ")
+
+
+def whole(found):
     return "\n".join([found.text, *found.pages.values()])
 
 
@@ -1081,7 +1084,7 @@ def source():
 def test_the_document_is_what_it_was(all_rows, source, monkeypatch):
     """To accept a change after looking at it: TDABENCH_GOLDEN=write pytest tests/test_findings.py."""
     monkeypatch.setattr(document, "__version__", "0.1.0")
-    text = render(all_rows, [TASK, OTHER], source)
+    text = whole(document.render(all_rows, [TASK, OTHER], source))
     if os.environ.get("TDABENCH_GOLDEN") == "write":
         GOLDEN.write_text(text, encoding="utf-8")
     assert text == GOLDEN.read_text(encoding="utf-8")

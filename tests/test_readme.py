@@ -15,7 +15,8 @@ def squeezed(document: str) -> str:
 
 @cache
 def said(kept: Kept) -> str:
-    return " ".join(kept.text().split())
+    """Return the document with its pages, each point in one line with what is below it."""
+    return " ".join(kept.text().replace("\n  - ", " ").split())
 
 
 def test_the_counts_in_the_answer_are_those_of_the_findings():
@@ -199,8 +200,8 @@ SAID = [
         "24 of 221 score above such models at equal training time and 130 below; without the tasks where only the last"
         " layer takes one, 21 of 160 above and 73 below",
         BOARD,
-        r"at equal training time .* LoRA adapters 24 of 221 \(worse: 130; where more layers than one take adapters 21"
-        r" of 160, worse: 73\)",
+        r"At equal training time: [^.]* LoRA adapters 24 of 221 \(worse: 130; where more layers than one take adapters"
+        r" 21 of 160, worse: 73\)",
     ),
     (
         "Rank 32 is better than rank 8 in 10 and worse in none of 28 comparisons",

@@ -70,7 +70,7 @@ def _contests(races: Sequence[Race]) -> list[Contest]:
     return list(dict.fromkeys(race.contest for race in races))
 
 
-def won(axis: str, races: Sequence[Race]) -> str:
+def won(axis: str, races: Sequence[Race]) -> list[str]:
     """Count kinds of ensemble that win at equal cost, by pairs of a task and a method, and where other methods win."""
     kinds: dict[str, set[tuple[str, str]]] = defaultdict(set)
     pairs: dict[tuple[str, str], set[str]] = defaultdict(set)
@@ -82,11 +82,11 @@ def won(axis: str, races: Sequence[Race]) -> str:
     counted = listed([f"{kind} on {n}{_unrivalled(kind, axis, races)}" for kind, n in ordered])
     fewer = any(race.winners[axis].budget.members < BUDGET for race in races)
     most = f"{BUDGET} independent models" + (" (of fewer where the ladder ends before)" if fewer else "")
-    return (
+    head = (
         f"**At equal {COSTS[axis]}**, at most that of {most} of the same method, within {percent(tolerance(axis))}: of"
         f" {count(len(pairs), 'pair')} of a task and a method, the best ensemble is {counted}.{several(pairs)}"
-        f"{_overall(axis, races)}"
     )
+    return [head, *_overall(axis, races)]
 
 
 def _unrivalled(kind: str, axis: str, races: Sequence[Race]) -> str:
@@ -114,12 +114,12 @@ def variant_of(entry: Entry) -> str:
     return flavour(INDEPENDENT if entry.kind == ONE_MODEL else entry.flavour)
 
 
-def _overall(axis: str, races: Sequence[Race]) -> str:
+def _overall(axis: str, races: Sequence[Race]) -> list[str]:
     """Say what is best of all methods at the cost of each strongest curve's budget, a sentence a method."""
     families: dict[str, list[Race]] = defaultdict(list)
     for race in leading(races):
         families[race.family.name].append(race)
-    return "".join(_beaten(axis, name, found) for name, found in sorted(families.items()))
+    return [_beaten(axis, name, found) for name, found in sorted(families.items())]
 
 
 def _beaten(axis: str, name: str, races: Sequence[Race]) -> str:
@@ -130,7 +130,7 @@ def _beaten(axis: str, name: str, races: Sequence[Race]) -> str:
     others = [f"{contender(better)} on {plain(race.contest.title)}" for race, better in lost]
     tasks, all_tasks = (len({race.contest.task.name for race in some}) for some in ([r for r, _ in lost], races))
     return (
-        f" At the {COSTS[axis]} of as many independent models of {code(name)}, another method is significantly better"
+        f"At the {COSTS[axis]} of as many independent models of {code(name)}, another method is significantly better"
         f" than all ensembles of {code(name)} that cost no more on {tasks} of {count(all_tasks, 'task')}:"
         f" {listing(others, 4, '; ')}."
     )

@@ -34,6 +34,8 @@ _NO_CORRECTION = (
     " once for each run."
 )
 Pair = tuple[str, str]
+Point = list[str]
+"""What is said in one point of the answer: a sentence, and what is said below it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,16 +62,22 @@ def summary(contests: Sequence[Contest]) -> list[str]:
     entries = [entry for contest in contests for entry in contest.entries]
     lead = f"**{_lead(trials, judged)}**" if trials else "No dropout or LoRA ensemble can be held against the claim."
     said = [_alone(axis, [v for v in judged if v.axis == axis]) for axis in CLAIMS] if trials else []
-    said += [_at_once(trials)] if trials else []
-    said += [text for text in (_kinds(contests), _against(contests)) if text]
+    said += [[_at_once(trials)]] if trials else []
+    said += [_kinds(contests), [_against(contests)]]
     said += [won(axis, races) for axis in CLAIMS if races]
-    said += [text] if (text := wrong_labels(contests)) else []
+    said += [[wrong_labels(contests)]]
     seeds = [(entry.seeds, entry.draws.knows_luck) for entry in entries]
-    said += [f"**How sure**: {seeds_used(seeds)} {_luck(contests)}{_NO_CORRECTION}"] if entries else []
-    return ["## The answer", "", lead, "", *(f"- {text}" for text in said), "", *race_table(races)]
+    said += [[f"**How sure**: {seeds_used(seeds)}", *_luck(contests), _NO_CORRECTION]] if entries else []
+    return ["## The answer", "", lead, "", *(line for point in said for line in _lines(point)), "", *race_table(races)]
 
 
-def _luck(contests: Sequence[Contest]) -> str:
+def _lines(point: Point) -> list[str]:
+    """Return a point as an item of a list, with what is said below as items of its own; nothing of an empty one."""
+    head, *below = [text for text in point if text] or [""]
+    return [f"- {head}", *(f"  - {text}" for text in below)] if head else []
+
+
+def _luck(contests: Sequence[Contest]) -> list[str]:
     """Say what the luck of the models does to an LDS, and that of a draw on the same models, where it was measured."""
     found, said = redrawn(contests), [of_models(contests)]
     if found.pairs:
@@ -78,7 +86,7 @@ def _luck(contests: Sequence[Contest]) -> str:
             f" {count(len(found.pairs), 'pair')} of LoRA ensembles that differ in nothing but the draw have"
             f" significantly different LDS, by up to {format_score(found.most)}."
         )
-    return "".join(f"{text} " for text in said if text)
+    return said
 
 
 def _lead(trials: Sequence[Trial], judged: Sequence[Verdict]) -> str:
@@ -127,7 +135,7 @@ def _named(pairs: Iterable[Pair]) -> str:
 # --- the claim
 
 
-def _alone(axis: str, judged: Sequence[Verdict]) -> str:
+def _alone(axis: str, judged: Sequence[Verdict]) -> Point:
     """Say on which pairs of a task and a method one of the savings is reached, by what, and what that is worth."""
     pairs = _pairs(judged, axis)
     found = _counted(pairs)
@@ -136,10 +144,9 @@ def _alone(axis: str, judged: Sequence[Verdict]) -> str:
     text += f" {count(len(pairs), 'pair')}{rest(found, _OF_PAIRS)}"
     if reached:
         text += f": {_named(set(map(_pair, reached)))}"
-    return (
-        f"{text}.{_seeds(reached)}{several(pairs)}{_too_short(axis, pairs, judged)}{_by_kind(axis, judged)}"
-        f"{_worth(axis, reached)}{_at_best(axis, judged)}"
-    )
+    head = f"{text}.{_seeds(reached)}{several(pairs)}"
+    said = [_too_short(axis, pairs, judged), *_by_kind(axis, judged), *_worth(axis, reached), _at_best(axis, judged)]
+    return [head, *said]
 
 
 def _all(reached: Sequence[Verdict], holds: Callable[[Verdict], bool]) -> set[Pair]:
@@ -166,34 +173,34 @@ def _too_short(axis: str, pairs: Mapping[Pair, set[Outcome]], judged: Sequence[V
     if not short:
         return ""
     return (
-        f" On {len(short)} of the open ones more independent models would have to be run to tell: what is open there"
+        f"On {len(short)} of the open ones more independent models would have to be run to tell: what is open there"
         f" costs more than {percent(1 - CLAIMS[axis])} of the most that were."
     )
 
 
-def _by_kind(axis: str, judged: Sequence[Verdict]) -> str:
+def _by_kind(axis: str, judged: Sequence[Verdict]) -> list[str]:
     """Say how many dropout and LoRA ensembles reach it, and how many could."""
     kinds: dict[str, list[Gain]] = defaultdict(list)
     for verdict in judged:
         for gain in verdict.tried:
             kinds[flavour(gain.entry.kind)].append(gain)
-    said = ""
+    said = []
     for name, tried in sorted(kinds.items()):
         found = Counter(gain.outcome(axis) for gain in tried)
         parts = [count(found[o], *words) for o, words in _SAYS.items() if found[o] or o == "reached"]
         able = sum(gain.could(axis) for gain in tried)
         cheap = f"; {count(able, 'costs', 'cost')} little enough for it" if able < len(tried) else ""
-        said += f" Of {count(len(tried), 'ensemble')} of {name} {listed(parts)}{cheap}."
+        said.append(f"Of {count(len(tried), 'ensemble')} of {name} {listed(parts)}{cheap}.")
     return said
 
 
-def _worth(axis: str, reached: Sequence[Verdict]) -> str:
+def _worth(axis: str, reached: Sequence[Verdict]) -> list[str]:
     """Say where independent models do not help, and where a single model of another method is the better buy."""
     padded = _all(reached, _is_padded)
-    text = ""
+    said = []
     if padded:
-        text += (
-            f" On {len(padded)} of the pairs that reach it, {_named(padded)}, fewer independent models are as good as"
+        said.append(
+            f"On {len(padded)} of the pairs that reach it, {_named(padded)}, fewer independent models are as good as"
             " the most that were run, as far as can be told; held against those, the claim is not met."
         )
     better = {verdict: _better(axis, verdict) for verdict in reached}
@@ -201,11 +208,11 @@ def _worth(axis: str, reached: Sequence[Verdict]) -> str:
     if beaten:
         names = sorted({contender(e) for verdict, e in better.items() if e is not None and _pair(verdict) in beaten})
         costs = listed([COSTS[a] for a in CLAIMS if a in _bought(axis)])
-        text += (
-            f" On {len(beaten)} of them, {_named(beaten)}, whatever reaches it is beaten by {' or '.join(names)}: a"
+        said.append(
+            f"On {len(beaten)} of them, {_named(beaten)}, whatever reaches it is beaten by {' or '.join(names)}: a"
             f" higher LDS, at no more {costs}."
         )
-    return text
+    return said
 
 
 def _is_padded(verdict: Verdict) -> bool:
@@ -244,11 +251,11 @@ def _better(axis: str, verdict: Verdict) -> Entry | None:
 def _at_best(axis: str, judged: Sequence[Verdict]) -> str:
     found = [Trial(v.contest, v.family, v.best) for v in judged if v.best is not None]
     if not found:
-        return " No ensemble is as good as a single model."
+        return "No ensemble is as good as a single model."
     best = max(found, key=lambda trial: trial.gain.rank(axis))
     those = "At best" if not best.gain.reaches(axis) else "At best, of those that reach it,"
     seed = " (one seed)" if best.gain.one_seed else ""
-    return f" {those} {share(best.gain.savings[axis])}: {best}{seed}{_enough_for(best, axis)}."
+    return f"{those} {share(best.gain.savings[axis])}: {best}{seed}{_enough_for(best, axis)}."
 
 
 def _enough_for(trial: Trial, axis: str) -> str:
@@ -274,7 +281,7 @@ def _at_once(trials: Sequence[Trial]) -> str:
 # --- kinds of ensemble
 
 
-def _kinds(contests: Sequence[Contest]) -> str:
+def _kinds(contests: Sequence[Contest]) -> Point:
     """Say how often each kind beats independent models that cost as much."""
     groups: dict[str, Group] = defaultdict(list)
     for contest, family, gain in all_gains(contests):
@@ -282,11 +289,9 @@ def _kinds(contests: Sequence[Contest]) -> str:
     said = []
     for axis in CLAIMS:
         counts = [text for kind in KINDS if (text := _beats(kind, groups[kind], axis))]
-        said += [f"at equal {COSTS[axis]} {', '.join(counts)}"] if counts else []
-    if not said:
-        return ""
+        said += [f"At equal {COSTS[axis]}: {', '.join(counts)}."] if counts else []
     lead = "**Better than independent models** of the same method at the same cost"
-    return f"{lead}, of those that cost as much as one to the most that were run: {'; '.join(said)}."
+    return [f"{lead}, of those that cost as much as one to the most that were run:", *said] if said else []
 
 
 def _beats(kind: str, group: Group, axis: str) -> str:

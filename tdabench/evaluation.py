@@ -23,6 +23,9 @@ from tdabench.mislabels import mislabel_auroc, suspicion_ranks
 Queries = Literal["reported", "tuning", "all"]
 
 LEVEL = 0.95
+FEW = 20
+"""Of fewer subsets or queries, intervals held the truth in 81 to 96 of 100 simulated samples, by what these have in
+common; of as many or more, in 89 to 98 (``pytest -s tests/test_bootstrap.py -k few``)."""
 
 
 class Truth(Protocol):
@@ -77,6 +80,9 @@ class Evaluation:
     def warnings(self) -> list[str]:
         """Say in plain words what a reader of the LDS must know."""
         found = []
+        few = [f"{n} {what}" for n, what in ((self.n_subsets, "subsets"), (self.n_queries, "queries")) if n < FEW]
+        if few:
+            found.append(f"Its interval may be too narrow: of {' and '.join(few)}, where {FEW} or more would do.")
         if self.constant_queries:
             found.append(
                 f"{self.constant_queries} of {self.n_queries} queries have scores or outputs that do not vary over"

@@ -148,6 +148,22 @@ def test_the_interval_covers_the_true_lds_in_about_95_of_100_samples(name):
     assert 0.90 <= found <= 0.98
 
 
+@pytest.mark.parametrize(
+    ("n_subsets", "n_queries", "least"), [(10, 60, 0.8), (20, 60, 0.88), (60, 5, 0.75), (60, 20, 0.88), (20, 20, 0.88)]
+)
+def test_intervals_of_few_subsets_or_queries_cover_less(n_subsets, n_queries, least):
+    found = {}
+    for name, population in POPULATIONS.items():
+        intervals = []
+        for number in range(100):
+            predicted, truth = sample(np.random.default_rng([9, number]), n_subsets, n_queries, *population)
+            resamples = draw(n_subsets, n_queries, 400, seed=number)
+            intervals.append(bootstrap_lds(predicted, RankedTruth.of(truth, resamples)).interval())
+        found[name] = coverage(intervals, true_lds(*population[1:]))
+    print(f"coverage of {n_subsets} subsets, {n_queries} queries: {found}")
+    assert all(least <= share <= 1 for share in found.values())
+
+
 def test_plain_two_way_draws_are_too_wide_where_nothing_is_shared():
     # Why draws are corrected: the spread of these is that of the estimate times the square root of 3.
     found = list(draws_of_population("neither is shared", 60))

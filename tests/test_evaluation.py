@@ -91,6 +91,14 @@ def test_a_good_run_has_no_warnings(perfect, truth):
     assert 0 < found.lds < found.ceiling
 
 
+def test_few_subsets_or_queries_are_warned_of(perfect, truth):
+    fewer = replace(truth, masks=truth.masks[:19], outputs=truth.outputs[:19])
+    said = "Its interval may be too narrow: of 19 subsets, where 20 or more would do."
+    assert said in evaluate(noisy(perfect, 1.0), fewer).warnings()
+    enough = replace(truth, masks=truth.masks[:20], outputs=truth.outputs[:20])
+    assert not any("too narrow" in text for text in evaluate(noisy(perfect, 1.0), enough).warnings())
+
+
 def test_wrong_sign_is_warned_of(perfect, truth):
     found = evaluate(-perfect, truth)
     assert found.negated_better

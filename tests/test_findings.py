@@ -1141,7 +1141,7 @@ def test_pages_have_names_of_their_own(run):
     tasks = [replace(TASK, name=name) for name in ("a/b", "a+b", "A b", "++")]
     rows = [replace_task(run(noise=3.0), task.name) for task in tasks]
     pages = document.render(rows, tasks, SOURCE).pages
-    assert [*pages] == [f"findings-by-task/{name}.md" for name in ("task", "a-b", "a-b_2", "a-b_3")]
+    assert [*pages] == [f"findings-by-task/{name}.md" for name in ("task", "a-b", "a-b--2", "a-b--3")]
     assert [text.splitlines()[0] for text in pages.values()] == ["# ++", "# A b", "# a+b", "# a/b"]
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, count
 
 from markupsafe import Markup
 
@@ -19,7 +18,7 @@ from tdabench.board.names import names
 from tdabench.results.axes import AXES, Axis
 from tdabench.results.rows import Row
 from tdabench.results.tasks import TaskInfo
-from tdabench.results.words import describe_machine, seeds_used
+from tdabench.results.words import describe_machine, seeds_used, unique
 
 _NO_TASK = "no LDS: the definition of the task is not at hand"
 _OLDER = "no LDS: the run is of another version of the task"
@@ -101,7 +100,7 @@ def make_sections(ordered: Sequence[Row], fronts: Sequence[frozenset[str]], task
     unknown = [_undefined_task(name) for name in by_task if name not in known]
     colour_of, anchors = colours(ordered), _anchors(ordered)
     of_page, made = [*known.values(), *unknown], []
-    for task, section_anchor in zip(of_page, _ids(f"task-{_slug(task.name)}" for task in of_page), strict=True):
+    for task, section_anchor in zip(of_page, unique(f"task-{_slug(task.name)}" for task in of_page), strict=True):
         mine = by_task.get(task.name, [])
         current = [i for i in mine if ordered[i].record.task_version == task.version]
         older = [i for i in mine if ordered[i].record.task_version != task.version]
@@ -144,17 +143,8 @@ def _undefined_task(name: str) -> TaskInfo:
 
 def _anchors(ordered: Sequence[Row]) -> list[list[str]]:
     """Give every run of every row an id that is safe in a URL and unique on the page."""
-    anchors = iter(_ids(f"run-{_slug(run.record.run_id)}" for row in ordered for run in row.runs))
+    anchors = iter(unique(f"run-{_slug(run.record.run_id)}" for row in ordered for run in row.runs))
     return [[next(anchors) for _ in row.runs] for row in ordered]
-
-
-def _ids(slugs: Iterable[str]) -> list[str]:
-    """Return slugs as ids, with a number where one was there before: other letters than a URL's are all the same."""
-    taken: dict[str, None] = {}
-    for slug in slugs:
-        names = chain([slug], (f"{slug}--{n}" for n in count(2)))
-        taken[next(name for name in names if name not in taken)] = None
-    return list(taken)
 
 
 def _slug(text: str) -> str:

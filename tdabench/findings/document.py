@@ -32,7 +32,7 @@ from tdabench.registry import find_method, find_task
 from tdabench.results.rows import in_order
 from tdabench.results.runs import Run
 from tdabench.results.tasks import TaskInfo
-from tdabench.results.words import describe_machine
+from tdabench.results.words import describe_machine, unique
 from tdabench.suites import Suite
 from tdabench.tuned import with_tuned_options
 
@@ -146,14 +146,8 @@ def pages_folder(name: str) -> str:
 
 def _paths(contests: Sequence[Contest], name: str) -> list[str]:
     """Return where the pages lie: files of different names, also where those of tasks differ in their signs alone."""
-    taken: dict[str, int] = defaultdict(int)
-    paths = []
-    for contest in contests:
-        stem = _NO_NAME.sub("-", contest.title.lower()).strip("-") or "task"
-        taken[stem] += 1
-        numbered = stem if taken[stem] == 1 else f"{stem}_{taken[stem]}"
-        paths.append(f"{pages_folder(name)}/{numbered}.md")
-    return paths
+    slugs = (_NO_NAME.sub("-", contest.title.lower()).strip("-") or "task" for contest in contests)
+    return [f"{pages_folder(name)}/{slug}.md" for slug in unique(slugs)]
 
 
 def _page(contest: Contest, source: Source, name: str) -> str:

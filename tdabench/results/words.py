@@ -1,9 +1,11 @@
-"""What board and findings say alike: of machines, and of run seeds."""
+"""What board and findings say alike: of machines and of run seeds, and what tells names apart."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import chain
+from itertools import count as numbers
 
 from tdabench.formats import count, format_bytes
 from tdabench.records import Machine
@@ -69,3 +71,16 @@ def apart(names: Sequence[str], facts: Sequence[Mapping[str, str]]) -> list[str]
         said = [v for k, v in own.items() if any(other.get(k) != v for other in sharing[name])]
         told.append(f" ({', '.join(said)})" if said else "")
     return told
+
+
+def unique(slugs: Iterable[str]) -> list[str]:
+    """Return slugs, with a number where one was there before: what was written in other signs may be the same slug.
+
+    >>> unique(["a", "b", "a"])
+    ['a', 'b', 'a--2']
+    """
+    taken: dict[str, None] = {}
+    for slug in slugs:
+        names = chain([slug], (f"{slug}--{n}" for n in numbers(2)))
+        taken[next(name for name in names if name not in taken)] = None
+    return list(taken)

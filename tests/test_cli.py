@@ -817,6 +817,19 @@ def test_catalogue_for_people(tdabench, words):
     assert {"tasks": "digits-mlp", "methods": "trak"}[words[0]] in done.out
 
 
+def test_torch_is_kept_from_compiling_kernels_before_it_is_imported():
+    script = """
+import atexit, os, sys
+from tdabench import cli
+atexit.register(lambda: print(os.environ.get("TORCH_DISABLE_NATIVE_JIT"), "torch" in sys.modules))
+cli.main(["--version"])
+"""
+    clean = {name: value for name, value in os.environ.items() if name != "TORCH_DISABLE_NATIVE_JIT"}
+    for given, expected in ({}, "1"), ({"TORCH_DISABLE_NATIVE_JIT": "0"}, "0"):
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=clean | given)
+        assert done.stdout.splitlines()[-1] == f"{expected} False", done.stderr
+
+
 def test_version(tdabench):
     import tdabench as package
 

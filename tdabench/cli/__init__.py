@@ -85,6 +85,7 @@ def main(args: list[str] | None = None) -> None:
     """Run the command line and exit; errors of ours are one line on stderr and exit code 2."""
     words = sys.argv[1:] if args is None else args
     _open_streams()
+    _leave_torch_its_own_kernels()
     try:
         _check_folder()
         with _until_nobody_reads():
@@ -131,6 +132,14 @@ def _open_streams() -> None:
             setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - closed with the process
         elif hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+
+
+def _leave_torch_its_own_kernels() -> None:
+    """Keep torch, imported later, from compiling products on CUDA: for builds and plans as for runs.
+
+    It would ask in Python before every batched product whether to, and need a C compiler where it does.
+    """
+    os.environ.setdefault("TORCH_DISABLE_NATIVE_JIT", "1")
 
 
 def _check_folder() -> None:

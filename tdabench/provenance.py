@@ -55,11 +55,7 @@ def machine(threads: int, device: str) -> Machine:
     """
     from tdabench.precision import in_float32
 
-    device_name = None
-    if device.startswith("cuda"):
-        import torch
-
-        device_name = torch.cuda.get_device_name(device)
+    device_name = _gpu_name(device) if device.startswith("cuda") else None
     cores = available_cores()
     budget = None if device_name or budget_bytes() == BUDGET_BYTES else budget_bytes()
     text = "|".join([cpu_name(), str(cores), str(threads), device.split(":")[0], str(device_name)])
@@ -79,6 +75,14 @@ def machine(threads: int, device: str) -> Machine:
         budget_bytes=budget,
         product_precision=precision,
     )
+
+
+def _gpu_name(device: str) -> str:
+    """Name a device with its memory, which blocks follow: of cards of one name some have 10 GiB and some 12."""
+    import torch
+
+    found = torch.cuda.get_device_properties(device)
+    return f"{found.name}, {found.total_memory / 2**30:.0f} GiB"
 
 
 def packages(*more: str) -> dict[str, str]:

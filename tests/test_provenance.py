@@ -10,8 +10,10 @@ import shutil
 import socket
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from tdabench import provenance
 
@@ -24,6 +26,17 @@ def test_machine_class_depends_on_threads_and_device_kind_only_through_what_time
     assert one.memory_bytes > 0
     assert 1 <= one.cores <= (os.cpu_count() or 1)
     assert one.device_name is None
+
+
+def test_cards_of_one_name_and_other_memory_are_two_classes(monkeypatch):
+    def on(gib):
+        found = SimpleNamespace(name="A card", total_memory=gib << 30)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: found)
+        return provenance.machine(1, "cuda")
+
+    small, large = on(10), on(12)
+    assert (small.device_name, large.device_name) == ("A card, 10 GiB", "A card, 12 GiB")
+    assert small.machine_class != large.machine_class
 
 
 def test_names_of_hosts_users_and_folders_are_in_none_of_it():

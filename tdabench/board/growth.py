@@ -1,11 +1,12 @@
 """How ensembles grow: LDS against the number of members, beside what the members' correlations predict.
 
-A prediction needs the smallest ensemble of a curve, with its LDS, and how its members' scores correlate; the formula is
-in :mod:`tdabench.saturation`.
+A prediction needs the smallest ensemble of its kind, with its LDS (for independent models, a single one), and how the
+members' scores correlate; the formula is in :mod:`tdabench.saturation`.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections import defaultdict
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from itertools import cycle
 from tdabench.board.marks import PALETTE, Point, points
 from tdabench.ensembles import SIZES, format_ensemble
 from tdabench.formats import format_predicted, format_score
-from tdabench.records import Record
+from tdabench.records import EnsembleRecord, OptionValue, Record
 from tdabench.results.axes import Axis
 from tdabench.results.prices import Price
 from tdabench.results.rows import Row
@@ -46,15 +47,16 @@ class Prediction:
     Attributes
     ----------
     line
-        (members, LDS) from the smallest measured size up to twice the largest.
+        (members, LDS) from where the prediction starts, if that is on the curve, else from its smallest measured size,
+        up to twice the largest.
     at_largest, limit
-        At the largest measured size, and with members without end.
+        At the largest measured size, None where the prediction starts from that; and with members without end.
     within, between
         The members' mean correlations that it was made from; None where there are no such pairs.
     """
 
     line: list[tuple[float, float]]
-    at_largest: float
+    at_largest: float | None
     limit: float
     within: float | None
     between: float | None
@@ -83,8 +85,7 @@ class Curve:
             return text
         found = (("within a model", p.within), ("between models", p.between))
         said = ", ".join(f"{format_score(value)} {name}" for name, value in found if value is not None)
-        # Of one size alone, the prediction starts there.
-        at_largest = f"{format_predicted(p.at_largest)} at {last.cost:g}, " if first is not last else ""
+        at_largest = "" if p.at_largest is None else f"{format_predicted(p.at_largest)} at {last.cost:g}, "
         foretold = f"predicted {at_largest}{format_predicted(p.limit)} in the limit"
         return f"{text}; {foretold}; members correlate {said}"
 
@@ -116,14 +117,36 @@ def grown(rows: Sequence[Row], names: Sequence[str], anchors: Sequence[str]) -> 
 def _curves(families: Sequence[Sequence[tuple[Point, Row]]]) -> list[Curve]:
     """Name the curves of one method: by kind, models and variant, and by the largest row where that is not enough."""
     labels = [_label([row for _, row in family]) for family in families]
+    smallest = _smallest([row for family in families for _, row in family])
     curves = []
     for label, family in zip(labels, families, strict=True):
         last, rows = family[-1][0], [row for _, row in family]
         full = label if labels.count(label) == 1 else last.title.partition("\n")[0]
         drawn = [replace(p, label=f"{full} ×{last.members}", brief=label, title=_without_front(p)) for p, _ in family]
-        curves.append(Curve(full, 0, drawn, None if rows[0].record.ensemble is None else _predict(rows)))
+        single = rows[0].record.ensemble is None
+        curves.append(Curve(full, 0, drawn, None if single else _predict(rows, smallest[_ensembles(rows[0])])))
     curves.sort(key=lambda curve: (curve.label, curve.points[0].anchor))
     return _coloured(curves)
+
+
+def _smallest(rows: Sequence[Row]) -> dict[tuple[str, ...], Row]:
+    """Return the smallest row of each kind of ensemble that says its size, by models, then by members."""
+    found: dict[tuple[str, ...], Row] = {}
+    for row in sorted(rows, key=lambda row: (row.size or (math.inf, math.inf), row.record.run_id)):
+        found.setdefault(_ensembles(row), row)
+    return found
+
+
+def _ensembles(row: Row) -> tuple[str, ...]:
+    """Return what ensembles share that differ in nothing but their size; a single model is an independent one."""
+    record, ensemble = row.record, row.record.ensemble
+    kind = "independent()" if ensemble is None else format_ensemble(ensemble.kind, _variant(ensemble))
+    options = json.dumps(record.options, sort_keys=True)
+    return record.provenance.method_sha256, json.dumps(record.versions, sort_keys=True), options, kind
+
+
+def _variant(ensemble: EnsembleRecord) -> dict[str, OptionValue]:
+    return {name: value for name, value in ensemble.options.items() if name not in SIZES}
 
 
 def _coloured(curves: Sequence[Curve]) -> list[Curve]:
@@ -140,7 +163,7 @@ def _label(rows: Sequence[Row]) -> str:
         return "one model"
     models = {row.size[0] for row in rows if row.size is not None}
     several = ensemble.kind != "independent" and len(models) == 1 and max(models) > 1
-    variant = format_ensemble(ensemble.kind, {k: v for k, v in ensemble.options.items() if k not in SIZES})
+    variant = format_ensemble(ensemble.kind, _variant(ensemble))
     return f"{variant.removesuffix('()')}{f', {max(models):g} models' if several else ''}"
 
 
@@ -149,26 +172,32 @@ def _without_front(point: Point) -> str:
     return point.title.rpartition("\n")[0]
 
 
-def _predict(rows: Sequence[Row]) -> Prediction | None:
-    """Predict a curve, smallest size first, from its smallest row and the correlations of its largest that has any."""
+def _predict(rows: Sequence[Row], first: Row) -> Prediction | None:
+    """Predict a curve, smallest size first, from the correlations of its largest row that has any.
+
+    Parameters
+    ----------
+    first
+        Where the prediction starts: the smallest ensemble of the kind.
+    """
     within, between = next((c for row in reversed(rows) if (c := _correlations(row)) != _NONE), _NONE)
-    sizes, lds = [row.size for row in rows if row.size is not None], _start(rows[0], rows[-1])
-    if (within, between) == _NONE or lds is None or len(sizes) < len(rows):
+    sizes, start, lds = [row.size for row in rows if row.size is not None], first.size, _start(first, rows[-1])
+    if (within, between) == _NONE or start is None or lds is None or len(sizes) < len(rows):
         return None
     grows = _direction(rows[0].kind, sizes)
 
     def at(members: float) -> float | None:
         models, per_model = sizes[0]
         to = (members / per_model, per_model) if grows == "models" else (models, members / models)
-        return predicted_lds(lds, sizes[0], to, within, between)
+        return predicted_lds(lds, start, to, within, between)
 
-    smallest, largest = (rows[i].record.members for i in (0, -1))
+    smallest, largest = min(first.members, rows[0].members), rows[-1].members
     steps = [smallest * (2 * largest / smallest) ** (i / _STEPS) for i in range(_STEPS + 1)]
     line = [(n, value) for n in steps if (value := at(n)) is not None and value <= 1]  # more than 1 cannot be
     at_largest, limit = at(largest), at(math.inf)
     if at_largest is None or limit is None or len(line) < 2:
         return None
-    return Prediction(line, at_largest, limit, within, between)
+    return Prediction(line, None if first is rows[-1] else at_largest, limit, within, between)
 
 
 def _start(first: Row, last: Row) -> float | None:

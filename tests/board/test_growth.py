@@ -12,6 +12,8 @@ from tdabench.board import render
 from tdabench.board.growth import grown
 from tdabench.board.marks import PATHS
 from tdabench.board.names import names
+from tdabench.findings.agreement import growths
+from tdabench.findings.entries import contests_of
 from tdabench.results.rows import in_order, rows_of
 from tdabench.saturation import predicted_lds
 
@@ -64,6 +66,24 @@ def test_what_grows_along_a_curve_is_what_is_predicted(make, sizes, limit):
     ]
     (curve,) = curves(rows)["m"]
     assert curve.prediction.limit == pytest.approx(limit)
+
+
+def test_a_prediction_starts_from_the_smallest_of_the_kind_as_findings_do(make):
+    def dropout(models, lds, **changes):
+        made = make.ensemble("dropout", models * 2, models=models, masks=2)
+        return make.run("m", lds, ensemble=made, correlations=pairs(0.5, 0.2), run_id=f"d{models}", **changes)
+
+    five = make.run("m", 0.3, ensemble=make.ensemble("independent", 5, models=5), correlations=pairs(None, 0.25))
+    wider = make.run("m", 0.31, ensemble=make.ensemble("dropout", 20, models=5, masks=4), correlations=pairs(0.5, 0.2))
+    runs = [make.run("m", 0.2, run_id="one"), five, dropout(1, 0.22), dropout(5, 0.3), wider]
+    found = {curve.label: curve.prediction for curve in curves(rows_of(runs))["m"]}
+    assert found["independent"].at_largest == predicted_lds(0.2, (1, 1), (5, 1), None, 0.25)
+    assert found["dropout, 5 models"].at_largest == predicted_lds(0.22, (1, 2), (5, 4), 0.5, 0.2)
+    assert found["dropout"].at_largest is None, "of the smallest alone nothing is foretold but the limit"
+    (contest,) = contests_of(runs, [make.task()])
+    said = {(growth.flavour, growth.last.models): growth.at_last for growth in growths(contest.families[0])}
+    assert said["independent", 5] == found["independent"].at_largest
+    assert said["dropout", 5] == found["dropout, 5 models"].at_largest
 
 
 @pytest.mark.parametrize("kind", ["checkpoints", "projections"])

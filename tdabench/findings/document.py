@@ -31,6 +31,7 @@ from tdabench.records import OptionValue, Record
 from tdabench.registry import find_method, find_task
 from tdabench.results.rows import in_order
 from tdabench.results.runs import Run
+from tdabench.results.seed_draws import TASK_DEGREES
 from tdabench.results.tasks import TaskInfo
 from tdabench.results.words import describe_machine, unique
 from tdabench.suites import Suite
@@ -44,11 +45,12 @@ _HOW = (
     "**LDS**: from the stored scores, on the reported queries; 95 % intervals from {resamples} resamples of subsets and"
     " queries (seed {seed}), the same for all runs of a task, so comparisons are paired (docs/protocol.md).",
     "**Run seeds**: another run seed is other models, masks and projections. Of a configuration run with several, LDS"
-    " and costs are means over them, and the interval holds their spread by a t distribution. Two configurations are"
-    " compared at the seeds that both were run with, and so at the same models: what a seed does to both cancels (where"
-    " they share a single one of several, at all their seeds). With one seed, the variation between trained models is"
-    " drawn from the task's seed variance, measured on other configurations (docs/protocol.md); where the task has"
-    " none, intervals hold no such variation, and a verdict says `(one seed)`. Repetitions of a seed count as one.",
+    " and costs are means over them, and the interval holds their spread by a t distribution, in which the task's"
+    " seed variance, where it is known, counts like {seeds} more seeds. Two configurations are compared at the seeds"
+    " that both were run with, and so at the same models: what a model does to both cancels (where they share a"
+    " single one of several, at all their seeds). With one seed, the variation between trained models is drawn from"
+    " the task's seed variance, measured on other configurations (docs/protocol.md); where the task has none,"
+    " intervals hold no such variation, and a verdict says `(one seed)`. Repetitions of a seed count as one.",
     "**Costs**: from the records, measured once for each run, so intervals hold no noise of costs. Every model is"
     " priced at the median measured time of training one on the task, without trainings on a busy machine unless all"
     " were; adapters and banks of models cost what they took, and a training that gives checkpoints has the price of"
@@ -212,6 +214,7 @@ def _how_to_read(contests: Sequence[Contest]) -> list[str]:
     facts = {
         "resamples": " or ".join(map(str, n_resamples)) or "no",
         "seed": RESAMPLE_SEED,
+        "seeds": TASK_DEGREES,
         "claim": ", ".join(f"up to {percent(share)} of {COSTS[axis]}" for axis, share in CLAIMS.items()),
         "tolerance": percent(TOLERANCE),
         "serving": percent(SERVING_TOLERANCE),

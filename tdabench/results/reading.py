@@ -132,9 +132,9 @@ def read_runs(
     found: dict[str, Run] = {}
     for folder in folders:
         record = read_record(folder)
-        run, text = _evaluated(folder, record), record.to_json()
+        text = record.to_json()
         if text not in found or found[text].lds is None:
-            found[text] = run
+            found[text] = _evaluated(folder, record)
         on_run(record)
     runs = list(found.values())
     tasks = [info for name in dict.fromkeys(r.record.task for r in runs) if (info := _task_info(name)) is not None]

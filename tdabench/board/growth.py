@@ -180,7 +180,7 @@ def _predict(rows: Sequence[Row], first: Row) -> Prediction | None:
     first
         Where the prediction starts: the smallest ensemble of the kind.
     """
-    within, between = next((c for row in reversed(rows) if (c := _correlations(row)) != _NONE), _NONE)
+    within, between = next((c for row in reversed(rows) if (c := row.correlations) != _NONE), _NONE)
     sizes, start, lds = [row.size for row in rows if row.size is not None], first.size, _start(first, rows[-1])
     if (within, between) == _NONE or start is None or lds is None or len(sizes) < len(rows):
         return None
@@ -205,13 +205,6 @@ def _start(first: Row, last: Row) -> float | None:
     if first.draws is None or last.draws is None:
         return first.lds
     return estimate_beside(first.draws, last.draws)
-
-
-def _correlations(row: Row) -> tuple[float | None, float | None]:
-    """Return how members correlate within and between models, the mean over run seeds; None where that is not known."""
-    within = row.mean(lambda run: found.within if (found := run.record.correlations) else None)
-    between = row.mean(lambda run: found.between if (found := run.record.correlations) else None)
-    return within, between
 
 
 def _direction(kind: str, sizes: Sequence[tuple[float, float]]) -> str:

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from tdabench.findings.entries import INDEPENDENT, ONE_MODEL, Entry, Family
-from tdabench.records import CorrelationsRecord
 from tdabench.results.configurations import Size
-from tdabench.results.runs import mean_of_known
 from tdabench.results.seed_draws import estimate_beside
 from tdabench.saturation import predicted_lds
 
@@ -59,16 +56,10 @@ def growths(family: Family) -> list[Growth]:
 
 
 def _growth(flavour: str, first: Entry, last: Entry) -> Growth | None:
-    within, between = (_over_seeds(last, read) for read in (lambda c: c.within, lambda c: c.between))
-    size, largest = first.size, last.size
+    (within, between), size, largest = last.correlations, first.size, last.size
     if (within is None and between is None) or size is None or largest is None:
         return None
     end: Size = (math.inf, 1.0) if flavour == INDEPENDENT else (largest[0], math.inf)
     start = estimate_beside(first.draws, last.draws)
     at_last, limit = (predicted_lds(start, size, to, within, between) for to in (largest, end))
     return Growth(flavour, first, last, within, between, None if first is last else at_last, limit)
-
-
-def _over_seeds(entry: Entry, read: Callable[[CorrelationsRecord], float | None]) -> float | None:
-    """Return the mean over run seeds of one of the members' correlations; None where no record has it."""
-    return mean_of_known((r.seed, None if r.correlations is None else read(r.correlations)) for r in entry.records)

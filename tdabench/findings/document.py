@@ -123,17 +123,13 @@ def render(runs: Iterable[Run], tasks: Sequence[TaskInfo], source: Source, name:
     contests = contests_of(ordered, tasks)
     pages = dict(zip(_paths(contests, name), contests, strict=True)) if len(contests) > 1 else {}
     sections = [] if pages else [line for contest in contests for line in section(contest)]
-    lines = [_title(source), "", *_question(), *summary(contests), *_source(ordered, source), *_contents(pages)]
+    lines = [f"# {_called(source)}", "", *_question(), *summary(contests), *_source(ordered, source), *_contents(pages)]
     lines += [*kinds(contests), *sections, *_not_run(ordered, tasks, contests, source), *_how_to_read(contests)]
     return Document(_text_of(lines), {path: _page(contest, source, name) for path, contest in pages.items()})
 
 
 def _text_of(lines: Sequence[str]) -> str:
     return "\n".join(lines).rstrip("\n") + "\n"
-
-
-def _title(source: Source) -> str:
-    return f"# {_called(source)}"
 
 
 def _called(source: Source) -> str:

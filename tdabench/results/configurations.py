@@ -80,6 +80,12 @@ class Configuration:
         """How well it finds wrong labels, the mean over run seeds; None where none are known."""
         return self.mean(lambda run: run.evaluation.mislabel_auroc if run.evaluation else None)
 
+    @cached_property
+    def correlations(self) -> tuple[float | None, float | None]:
+        """How members correlate within and between models, the mean over run seeds; None where that is not known."""
+        within = self.mean(lambda run: found.within if (found := run.record.correlations) else None)
+        return within, self.mean(lambda run: found.between if (found := run.record.correlations) else None)
+
     @property
     def models(self) -> int:
         """How many independently trained models it averages over; 1 where its ensemble does not say."""

@@ -24,7 +24,6 @@ if TYPE_CHECKING:  # evaluating loads scipy, showing does not
     from tdabench.evaluation import Evaluation
 
 _SEED_BITS = MOST_SEED.bit_length()
-_LUCK_DIGITS = 12
 _DIGITS = 12
 """Significant ones of a cost: far more than clocks have, and fewer than sums of the same times agree in."""
 
@@ -105,9 +104,8 @@ def _luck(record: Record) -> int:
 
     By a hash, so that a configuration's draws do not depend on what stands beside it.
     """
-    made_by = json.dumps([record.machine.machine_class, record.versions.get("torch", "")])
-    place = int(hashlib.sha256(made_by.encode()).hexdigest()[:_LUCK_DIGITS], 16)
-    return record.seed + (place << _SEED_BITS)
+    made_by = stream_of([record.machine.machine_class, record.versions.get("torch", "")])
+    return record.seed + (made_by << _SEED_BITS)
 
 
 def models_of(record: Record) -> int:

@@ -119,9 +119,9 @@ def _mean(found: Sequence[tuple[float, int]]) -> float:
     return sum(value * degrees for value, degrees in found) / sum(degrees for _, degrees in found)
 
 
-def stream_of(configuration: Sequence[str]) -> int:
-    """Return the number that names a configuration's random stream."""
-    return int(hashlib.sha256(json.dumps(configuration).encode()).hexdigest()[:12], 16)
+def stream_of(names: Sequence[str]) -> int:
+    """Return the number of a random stream: of a configuration, or of what makes the models."""
+    return int(hashlib.sha256(json.dumps(names).encode()).hexdigest()[:12], 16)
 
 
 def read_seed_variance(task: Task) -> SeedVariance | None:

@@ -28,9 +28,8 @@ GPU = CPU | {"machine_class": "epyc-7b13-t8-h100", "device": "cuda", "device_nam
 HOSTILE = """</script><script>alert(1)</script>"'><img src=x onerror=alert(2)>{{ 7*7 }}"""
 
 
-def make_evaluation(lds: float, half: float = 0.03, **changes: Any) -> Evaluation:
-    """Make an evaluation whose interval, like its draws', is the LDS plus and minus ``half``."""
-    n = 200
+def make_evaluation(lds: float, half: float = 0.03, n: int = 200, **changes: Any) -> Evaluation:
+    """Make an evaluation whose interval, like that of its ``n`` draws, is the LDS plus and minus ``half``."""
     ends = lds + half * np.resize([1.0, -1.0], n)  # [n]
     values: dict[str, Any] = {
         "lds": lds,
@@ -117,7 +116,7 @@ def make_record(method: str = "trak", status: str = "ok", **changes: Any) -> Rec
 
 def make_run(method: str = "trak", lds: float | None = 0.3, half: float = 0.03, **changes: Any) -> Run:
     """Make a run; ``lds=None`` or a status other than ok leaves it without a score."""
-    known = ("constant_queries", "negated_better", "above_ceiling", "mislabel_auroc")
+    known = ("constant_queries", "negated_better", "above_ceiling", "mislabel_auroc", "n")
     judged = {k: changes.pop(k) for k in known if k in changes}
     record = make_record(method, **changes)
     scored = record.status == "ok" and lds is not None

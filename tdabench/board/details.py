@@ -47,7 +47,8 @@ def listed(row: Row, anchors: Sequence[str]) -> list[Listed]:
     """Return the runs of a row; ``anchors`` go with them."""
     made = []
     for i, (run, anchor) in enumerate(zip(row.runs, anchors, strict=True)):
-        warnings = [*(run.evaluation.warnings() if run.evaluation else []), *run.record.warnings()]
+        of_costs = [] if run.lent_to else run.record.warnings()
+        warnings = [*(run.evaluation.warnings() if run.evaluation else []), *of_costs]
         made.append(Listed(run, anchor if i else "", _lds(run), warnings))
     return made
 
@@ -60,8 +61,8 @@ def _lds(run: Run) -> str:
 
 
 def blocks(row: Row) -> list[list[Block]]:
-    """Return the facts of a row's runs, in columns."""
-    records = [run.record for run in row.runs]
+    """Return the facts of a row's runs on its machine class, in columns."""
+    records = [run.record for run in row.own]
 
     def block(title: str, found: Sequence[Mapping[str, object]], without: str = "") -> Block:
         return Block(title, _merged(found), without)

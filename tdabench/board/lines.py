@@ -116,7 +116,7 @@ def _caution(row: Row) -> str:
     """Return the row's own warnings; a missing ceiling concerns the whole task, whose card says it."""
     if row.lds is None:
         return ""
-    found = [run.evaluation for run in row.measured if run.evaluation]
+    found = [run.evaluation for run in row.scored if run.evaluation]
     own = any(e.constant_queries or e.negated_better or e.above_ceiling for e in found)
     missing = [run for run in row.runs if run.record.seed not in row.seeds_counted]
     reasons = [(run.record.seed, run.no_score.removeprefix("no LDS: ") or run.record.status) for run in missing]

@@ -21,6 +21,7 @@ from tdabench.files import write_text
 from tdabench.results.axes import AXES
 from tdabench.results.rows import Row, in_order, on_fronts
 from tdabench.results.tasks import TaskInfo
+from tdabench.results.words import describe_machine
 
 _FOLDER = Path(__file__).parent
 # Runs before the page is painted: what needs JavaScript is shown only where it runs.
@@ -118,4 +119,5 @@ def _filters() -> dict[str, Any]:
         "bytes": formats.format_bytes,
         "count": formats.format_count,
         "score": formats.format_score,
+        "machine": describe_machine,
     }

@@ -21,7 +21,7 @@ _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 _IDENTITY = ["task", "task_version", "configuration", "run_id", "created", "rank_group"]
 _METHOD = ["method", "options", "options_from"]
-_ENSEMBLE = ["ensemble", "ensemble_options", "members", "seed", "status", "reason"]
+_ENSEMBLE = ["ensemble", "ensemble_options", "members", "seed", "status", "reason", "lent_to"]
 _MEMBERS = ["correlation_within", "correlation_between"]
 _QUALITY = ["lds", "lds_low", "lds_high", "ceiling", "n_queries", "n_subsets", "constant_queries", "mislabel_auroc"]
 _JOINED = ["configuration_seeds", "configuration_lds", "configuration_low", "configuration_high"]
@@ -65,7 +65,8 @@ def results_frame(rows: Sequence[Row]) -> pd.DataFrame:
     machine class. Times of training are as measured; ``priced_train_s``, ``priced_extra_train_s`` and
     ``priced_total_s`` have models at their price (:mod:`tdabench.results.prices`). Fronts hold ``configuration_lds``
     against the mean, over seeds, of these, of ``serve_s``, ``peak_bytes`` and ``storage_bytes``, of runs that have an
-    LDS, to 12 significant digits.
+    LDS, to 12 significant digits. A run with a ``lent_to`` was measured on another machine class: of its configuration,
+    the LDS is its, too, and the costs are not.
     """
     import pandas as pd
 
@@ -79,7 +80,7 @@ def flat_runs(rows: Sequence[Row], fronts: Sequence[frozenset[str]]) -> list[lis
         joined = _joined(row)
         for run in row.runs:
             cells = {**_identity(run), **_quality(run), **_costs(run), **_provenance(run), **joined}
-            cells |= {f"priced_{key}": _cost(key, row.price, run) for key in _AT_PRICE}
+            cells |= {f"priced_{key}": _cost(key, None if run.lent_to else row.price, run) for key in _AT_PRICE}
             cells["rank_group"] = None if run.lds is None else row.rank_group
             cells |= {f"front_{axis.key}": run.lds is not None and axis.key in front for axis in AXES}
             made.append([_finite(cells[column]) for column in COLUMNS])
@@ -124,6 +125,7 @@ def _identity(run: Run) -> dict[str, Any]:
         "ensemble_options": json.dumps(e.options if e else {}, sort_keys=True),
         "status": r.status,
         "reason": run.reason or None,
+        "lent_to": run.lent_to or None,
         "correlation_within": r.correlations.within if r.correlations else None,
         "correlation_between": r.correlations.between if r.correlations else None,
     }

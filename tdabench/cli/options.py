@@ -64,6 +64,16 @@ runs_option = click.option(
     help="Folder of run folders.",
 )
 
+seeds_from_option = click.option(
+    "seeds_from",
+    "--seeds-from",
+    multiple=True,
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="RUNS",
+    help="Runs of another machine class that computes the same scores: their run seeds count for the LDS, not for "
+    "costs. May be given several times.",
+)
+
 threads_type = click.IntRange(1, MOST_THREADS)
 seed_type = click.IntRange(0, MOST_SEED)
 

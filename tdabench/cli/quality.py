@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import click
 
-from tdabench.cli.options import json_option, own_tasks_option
+from tdabench.cli.options import json_option, own_tasks_option, seeds_from_option
 from tdabench.cli.output import note, print_facts, print_json, warn
 from tdabench.errors import UsageError
 
@@ -157,14 +157,15 @@ def _print_comparison(facts: dict[str, Any]) -> None:
     help="Folder to write index.html, results.csv and results.json to.",
 )
 @click.option("--suite", "suite_name", metavar="NAME", help="Say on the page what this suite leaves out.")
+@seeds_from_option
 @own_tasks_option
 @json_option
-def board(runs: Path, out: Path, suite_name: str | None, as_json: bool) -> None:
+def board(runs: Path, out: Path, suite_name: str | None, seeds_from: tuple[Path, ...], as_json: bool) -> None:
     """Write the leaderboard of the run folders in RUNS as one self-contained page."""
     from tdabench.cli.reports import finish_board, run_folders
     from tdabench.suites import find_suite
 
-    finish_board(run_folders([runs]), out, as_json, find_suite(suite_name) if suite_name else None)
+    finish_board(run_folders([runs]), out, as_json, find_suite(suite_name) if suite_name else None, seeds_from)
 
 
 @click.command("wandb")

@@ -13,7 +13,7 @@ import click
 
 from tdabench.board.names import names
 from tdabench.cli.caveats import note_other_sources
-from tdabench.cli.options import json_option, own_tasks_option
+from tdabench.cli.options import json_option, own_tasks_option, seeds_from_option
 from tdabench.cli.output import Live, note, print_facts, print_json, print_table, say, warn
 from tdabench.errors import UnknownNameError, UsageError
 from tdabench.evaluation import Evaluation
@@ -87,19 +87,51 @@ def _cost_rows(record: Record) -> list[list[str]]:
     ]
 
 
-def finish_board(folders: Sequence[Path], out: Path, as_json: bool, suite: Suite | None = None) -> None:
-    """Evaluate runs, write their page and print the table; the page says what ``suite`` leaves out."""
-    from tdabench.board.page import render, write
+def read_with_seeds(folders: Sequence[Path], seeds_from: Sequence[Path]) -> tuple[list[Run], list[Run], list[TaskInfo]]:
+    """Evaluate runs; return them, what other machine classes lend them, and their tasks."""
+    from tdabench.results.lending import lend
     from tdabench.results.reading import read_runs
-    from tdabench.results.rows import rows_of
 
-    with Live(len(folders), "evaluations") as live:
+    lenders = run_folders(seeds_from) if seeds_from else []
+    with Live(len(folders) + len(lenders), "evaluations") as live:
         live.now("evaluating")
         runs, tasks = read_runs(folders, on_run=lambda _: live.skip(1))
+        offered, _ = read_runs(lenders, on_run=lambda _: live.skip(1))
+    note_copies(folders, runs)
+    lent = lend(runs, offered)
+    if lenders:
+        _note_lent(lent, runs, offered)
+    return runs, lent, tasks
+
+
+def _note_lent(lent: Sequence[Run], runs: Sequence[Run], offered: Sequence[Run]) -> None:
+    """Say how many seeds are lent, and, where that is none or scores differ, what a lender must have."""
+    from tdabench.results.lending import agreement
+
+    same, other = agreement(runs, offered)
+    made = f"both have made {count(same + other, 'run')}, {same} with equal scores and {other} with others"
+    told = (
+        f"{len(lent)} of {count(len(offered), 'run')} of --seeds-from count for an LDS, at seeds that lack here: {made}"
+    )
+    if lent and not other:
+        return note(f"{told}.")
+    return warn(
+        f"{told}. Of a task, a method and a kind of ensemble, --seeds-from must have made a run that is here, too, on"
+        " another machine class, and all such runs must have the same scores, bit for bit."
+    )
+
+
+def finish_board(
+    folders: Sequence[Path], out: Path, as_json: bool, suite: Suite | None = None, seeds_from: Sequence[Path] = ()
+) -> None:
+    """Evaluate runs, write their page and print the table; the page says what ``suite`` leaves out."""
+    from tdabench.board.page import render, write
+    from tdabench.results.rows import rows_of
+
+    runs, lent, tasks = read_with_seeds(folders, seeds_from)
     if suite is not None:
         tasks = [replace(task, left_out=suite.left_out_of(task.name)) for task in tasks]
-    note_copies(folders, runs)
-    rows = rows_of(runs, tasks)
+    rows = rows_of([*runs, *lent], tasks)
     page = write(render(rows, tasks), out, rows)
     note_other_sources([run.record for run in runs])
     tasks = [task for task in tasks if task.has_truth]
@@ -219,27 +251,25 @@ def _print_front(members: Sequence[tuple[Row, frozenset[str]]]) -> None:
     help="Markdown file to write; of several tasks, each has a page in a folder beside it.",
 )
 @click.option("suites", "--suite", multiple=True, metavar="NAME", help="Suite whose missing runs are to be told.")
+@seeds_from_option
 @own_tasks_option
 @json_option
-def findings(runs: tuple[Path, ...], out: Path, suites: tuple[str, ...], as_json: bool) -> None:
+def findings(
+    runs: tuple[Path, ...], out: Path, suites: tuple[str, ...], seeds_from: tuple[Path, ...], as_json: bool
+) -> None:
     """Write what cheap ensembles save at equal LDS, and what wins at equal cost, from the run folders in RUNS."""
     from tdabench.findings import Source, numbers, render, write
-    from tdabench.results.reading import read_runs
     from tdabench.suites import find_suite
 
-    source = Source(_command(runs, out, suites), tuple(find_suite(name) for name in sorted(set(suites))))
-    folders = run_folders(runs)
-    with Live(len(folders), "evaluations") as live:
-        live.now("evaluating")
-        found, tasks = read_runs(folders, on_run=lambda _: live.skip(1))
-    note_copies(folders, found)
+    source = Source(_command(runs, out, suites, seeds_from), tuple(find_suite(name) for name in sorted(set(suites))))
+    found, lent, tasks = read_with_seeds(run_folders(runs), seeds_from)
     tasks = [task for task in tasks if task.has_truth]
-    pages = write(render(found, tasks, source, out.name), out)
+    pages = write(render([*found, *lent], tasks, source, out.name), out)
     warn_of_unknown(found, tasks)
     warn_of_other_truth(found)
     if as_json:
         told = {"file": str(out), "pages": [*map(str, pages)], "runs": len(found), "tasks": [t.name for t in tasks]}
-        return print_json({**told, "findings": numbers(found, tasks)})
+        return print_json({**told, "lent": len(lent), "findings": numbers([*found, *lent], tasks)})
     n_tasks, each = len({run.record.task for run in found}), f" and {pages[0].parent / '*.md'}" if pages else ""
     return click.echo(f"{count(len(found), 'run')} of {count(n_tasks, 'task')}: {out}{each}")
 
@@ -257,13 +287,15 @@ def run_folders(given: Sequence[Path]) -> list[Path]:
     return sorted({folder.resolve(): folder for folder in folders}.values())
 
 
-def _command(runs: Sequence[Path], out: Path, suites: Sequence[str]) -> str:
+def _command(runs: Sequence[Path], out: Path, suites: Sequence[str], seeds_from: Sequence[Path]) -> str:
     """Return the command without the folders of this machine; the order of the runs does not matter."""
 
     def shown(path: Path) -> str:
         return path.name if path.is_absolute() else path.as_posix()
 
     words = ["tdabench", "findings", *sorted({shown(path) for path in runs})]
+    for folder in sorted({shown(path) for path in seeds_from}):
+        words += ["--seeds-from", folder]
     for name in sorted(set(suites)):
         words += ["--suite", shown(Path(name))]
     return shlex.join([*words, "--out", shown(out)])

@@ -179,7 +179,8 @@ def _question() -> list[str]:
     ]
 
 
-def _source(runs: Sequence[Run], source: Source) -> list[str]:
+def _source(found: Sequence[Run], source: Source) -> list[str]:
+    runs = [run for run in found if not run.lent_to]
     machines = {run.record.machine.machine_class: run.record.machine for run in runs}
     made = [run.record.provenance for run in runs]
     tdabench = sorted({p.tdabench_version for p in made})
@@ -197,7 +198,21 @@ def _source(runs: Sequence[Run], source: Source) -> list[str]:
         f" {_listed([plain(v) for v in tdabench])}, torch {_listed([plain(v) for v in torch])}, commits"
         f" {_listed([code(c) for c in commits])}.",
         *(f"- Machine class {code(key)}: {plain(describe_machine(m))}." for key, m in sorted(machines.items())),
+        *_lent([run for run in found if run.lent_to]),
         "",
+    ]
+
+
+def _lent(runs: Sequence[Run]) -> list[str]:
+    """Say whose LDS, measured on another machine class, counts here, and why it may."""
+    lenders: dict[str, list[Record]] = defaultdict(list)
+    for run in runs:
+        lenders[run.record.machine.machine_class].append(run.record)
+    return [
+        f"- Lent by machine class {code(key)} ({plain(describe_machine(records[0].machine))}):"
+        f" {count(len(records), 'run')} at other run seeds, of {count(len({r.task for r in records}), 'task')}. In the"
+        " runs that both machines made it computes the same scores, bit for bit, so its LDS count; its costs do not."
+        for key, records in sorted(lenders.items())
     ]
 
 
@@ -263,7 +278,8 @@ def _suite_gaps(suite: Suite, runs: Sequence[Run], tasks: Sequence[TaskInfo]) ->
     versions = {task.name: task.version for task in tasks}
     known = {task: find_task(task) for task in sorted({job.task for job in suite.jobs})}
     ended: dict[_Planned, str] = {}
-    for run in sorted(runs, key=lambda run: run.lds is not None):  # one with an LDS is the last word
+    there_are = [run for run in runs if not run.lent_to]
+    for run in sorted(there_are, key=lambda run: run.lds is not None):  # one with an LDS is the last word
         r = run.record
         if versions.get(r.task, r.task_version) == r.task_version:
             said = "" if run.lds is not None else _without(run)

@@ -43,8 +43,8 @@ class Entry(Configuration):
 
     @property
     def records(self) -> tuple[Record, ...]:
-        """Of the runs, by seed."""
-        return tuple(run.record for run in self.runs)
+        """Of the runs on its machine class, by seed."""
+        return tuple(run.record for run in self.own)
 
     @cached_property
     def draws(self) -> SeedDraws:
@@ -88,7 +88,12 @@ class Entry(Configuration):
     @property
     def seeds(self) -> tuple[int, ...]:
         """The run seeds."""
-        return tuple(sorted({record.seed for record in self.records}))
+        return tuple(sorted({run.record.seed for run in self.runs}))
+
+    @property
+    def lent(self) -> tuple[Run, ...]:
+        """The runs of other machine classes that count for its LDS."""
+        return tuple(run for run in self.runs if run.lent_to)
 
     @property
     def kind(self) -> str:
@@ -244,7 +249,7 @@ def contests_of(runs: Iterable[Run], tasks: Sequence[TaskInfo]) -> list[Contest]
     Parameters
     ----------
     runs
-        Evaluated runs, as :func:`tdabench.results.reading.read_runs` returns them.
+        Evaluated runs, as :func:`tdabench.results.reading.read_runs` returns them, and what is lent to them.
     tasks
         Their tasks; runs of tasks that are not among them are left out.
     """
@@ -252,7 +257,7 @@ def contests_of(runs: Iterable[Run], tasks: Sequence[TaskInfo]) -> list[Contest]
     groups: dict[tuple[str, str], list[Run]] = defaultdict(list)
     for run in in_order(runs):
         if run.record.task in known:
-            groups[run.record.task, run.record.machine.machine_class].append(run)
+            groups[run.record.task, run.counts_for].append(run)
     made = [_contest(known[task], members) for (task, _), members in sorted(groups.items())]
     return _titled(made)
 
@@ -260,10 +265,10 @@ def contests_of(runs: Iterable[Run], tasks: Sequence[TaskInfo]) -> list[Contest]
 def _contest(task: TaskInfo, runs: Sequence[Run]) -> Contest:
     able = [run for run in runs if counts(run)]
     groups = by_configuration(able)
-    price = _price(run for run in runs if run.record.task_version == task.version)
+    price = _price(run for run in runs if run.record.task_version == task.version and not run.lent_to)
     made = [Entry(members, price, task.seed_variance, members[0].record.label) for members in groups]
     entries = _named(sorted(made, key=_entry_order))
-    machine = runs[0].record.machine
+    machine = next(run.record.machine for run in runs if not run.lent_to)
     without = tuple(run for run in runs if not counts(run))
     return Contest(task, machine, entries, without, describe_machine(machine), task.name, price)
 

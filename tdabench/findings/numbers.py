@@ -63,6 +63,7 @@ def _entry(entry: Entry, family: Family, gain: Gain | None) -> dict[str, Any]:
         "members": entry.members,
         "seeds": list(entry.seeds),
         "runs": [record.run_id for record in entry.records],
+        "lent": [run.record.run_id for run in entry.lent],
         "lds": entry.lds,
         "low": low,
         "high": high,

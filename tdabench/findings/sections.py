@@ -44,6 +44,7 @@ def _facts(contest: Contest) -> list[str]:
         f"{count(n_runs, 'run')} with an LDS, of {count(len(contest.entries), 'configuration')};"
         f" {count(len(contest.without), 'run')} without.",
         f"Machine class {code(contest.machine.machine_class)}: {plain(contest.place)}.",
+        *_lent(contest),
         *([seeds_used([(e.seeds, e.draws.knows_luck) for e in contest.entries])] if contest.entries else []),
         *_price(contest),
         *_ranks(contest),
@@ -59,6 +60,18 @@ def _facts(contest: Contest) -> list[str]:
         "",
         *(f"- {fact}" for fact in facts),
         "",
+    ]
+
+
+def _lent(contest: Contest) -> list[str]:
+    runs = [run for entry in contest.entries for run in entry.lent]
+    if not runs:
+        return []
+    lenders = listing([code(key) for key in sorted({run.record.machine.machine_class for run in runs})])
+    several = sum(bool(entry.lent) for entry in contest.entries)
+    return [
+        f"{count(len(runs), 'more run')} at other run seeds, lent by machine class {lenders}, which computes the same"
+        f" scores: {count(several, 'configuration has its', 'configurations have their')} LDS from them, too."
     ]
 
 

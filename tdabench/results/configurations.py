@@ -25,7 +25,8 @@ class Configuration:
     Attributes
     ----------
     runs
-        By seed, at least one; repetitions of a seed are its mean.
+        By seed, at least one of the machine class; repetitions of a seed are its mean. Those that are lent to it count
+        for its LDS alone.
     price
         What training a model costs on the task and machine class; None where training costs what was measured.
     variance
@@ -38,19 +39,29 @@ class Configuration:
 
     @property
     def record(self) -> Record:
-        """The first run's; of what it says, the configuration is that of all."""
-        return self.runs[0].record
+        """The first run's on its machine class; of what it says, the configuration is that of all."""
+        return self.own[0].record
+
+    @cached_property
+    def own(self) -> tuple[Run, ...]:
+        """The runs on its machine class."""
+        return tuple(run for run in self.runs if not run.lent_to)
 
     @cached_property
     def measured(self) -> tuple[Run, ...]:
-        """The runs that it is the mean of: those with an LDS; without any, those that ended as ok; else all."""
-        able = [run for run in self.runs if run.record.status == "ok"]
-        return tuple([run for run in able if run.lds is not None] or able or self.runs)
+        """The runs that its costs are the mean of: those with an LDS; without any, those that ended as ok; else all."""
+        able = [run for run in self.own if run.record.status == "ok"]
+        return tuple([run for run in able if run.lds is not None] or able or self.own)
+
+    @cached_property
+    def scored(self) -> tuple[Run, ...]:
+        """The runs that its LDS is the mean of: those, and what is lent to it."""
+        return *self.measured, *(run for run in self.runs if run.lent_to)
 
     @cached_property
     def draws(self) -> SeedDraws | None:
         """Draws of the LDS, over run seeds where there are several; None where there is no LDS."""
-        return draws_of(self.measured, self.variance) if self.measured[0].lds is not None else None
+        return draws_of(self.scored, self.variance) if self.measured[0].lds is not None else None
 
     @property
     def lds(self) -> float | None:
@@ -63,8 +74,12 @@ class Configuration:
         return (math.nan, math.nan) if self.draws is None else self.draws.interval(within=1.0)
 
     def mean(self, read: Callable[[Run], float | None]) -> float | None:
-        """Return the mean over run seeds of what ``read`` finds in a run; None where it finds nothing in any."""
+        """Return the mean over run seeds of what ``read`` finds in a run here; None where it finds nothing in any."""
         return mean_of_known((run.record.seed, read(run)) for run in self.measured)
+
+    def _mean_of_scored(self, read: Callable[[Run], float | None]) -> float | None:
+        """Return the same of what follows from scores and members, with what is lent."""
+        return mean_of_known((run.record.seed, read(run)) for run in self.scored)
 
     def cost(self, axis: Axis) -> float | None:
         """Return what it cost, the mean over run seeds; None if it was not measured."""
@@ -72,19 +87,20 @@ class Configuration:
 
     @property
     def seeds_counted(self) -> frozenset[int]:
-        """The run seeds that it is the mean of."""
-        return frozenset(run.record.seed for run in self.measured)
+        """The run seeds that its LDS is the mean of."""
+        return frozenset(run.record.seed for run in self.scored)
 
     @cached_property
     def auroc(self) -> float | None:
         """How well it finds wrong labels, the mean over run seeds; None where none are known."""
-        return self.mean(lambda run: run.evaluation.mislabel_auroc if run.evaluation else None)
+        return self._mean_of_scored(lambda run: run.evaluation.mislabel_auroc if run.evaluation else None)
 
     @cached_property
     def correlations(self) -> tuple[float | None, float | None]:
         """How members correlate within and between models, the mean over run seeds; None where that is not known."""
-        within = self.mean(lambda run: found.within if (found := run.record.correlations) else None)
-        return within, self.mean(lambda run: found.between if (found := run.record.correlations) else None)
+        within = self._mean_of_scored(lambda run: found.within if (found := run.record.correlations) else None)
+        between = self._mean_of_scored(lambda run: found.between if (found := run.record.correlations) else None)
+        return within, between
 
     @property
     def models(self) -> int:

@@ -13,7 +13,7 @@ from tdabench.records import Record
 from tdabench.results.axes import AXES
 from tdabench.results.configurations import Configuration
 from tdabench.results.prices import Price, price_of
-from tdabench.results.runs import Run, by_configuration
+from tdabench.results.runs import Run, by_configuration, configuration
 from tdabench.results.seed_draws import SeedDraws, rank_groups
 from tdabench.results.tasks import TaskInfo
 
@@ -33,12 +33,13 @@ class Row(Configuration):
     @property
     def seeds(self) -> str:
         """How many run seeds the row is the mean of, in words; empty where it is a single run of its only seed."""
-        there, counted, n_runs = {run.record.seed for run in self.runs}, self.seeds_counted, len(self.measured)
+        there, counted, n_runs = {run.record.seed for run in self.runs}, self.seeds_counted, len(self.scored)
         if len(there) == n_runs == 1:
             return ""
         missing = f"{len(counted)} of " if counted < there else ""
         repeated = f", {n_runs} runs" if n_runs > len(counted) else ""
-        return f"{missing}{len(there)} seed{'s' * (len(there) > 1)}{repeated}"
+        n_lent = n_runs - len(self.measured)
+        return f"{missing}{len(there)} seed{'s' * (len(there) > 1)}{repeated}{f', {n_lent} lent' if n_lent else ''}"
 
     @property
     def status(self) -> str:
@@ -133,7 +134,8 @@ def on_fronts(rows: Sequence[Row]) -> list[frozenset[str]]:
 def rows_of(runs: Iterable[Run], tasks: Iterable[TaskInfo] = ()) -> list[Row]:
     """Join runs into rows, one a configuration, and rank those of a task and version that have an LDS.
 
-    Models have one price on a task and machine class, so that no row is cheaper than another by luck.
+    Models have one price on a task and machine class, so that no row is cheaper than another by luck. Runs that are
+    lent (:mod:`tdabench.results.lending`) join the row that they are lent to, which must be among the runs.
 
     Parameters
     ----------
@@ -142,11 +144,11 @@ def rows_of(runs: Iterable[Run], tasks: Iterable[TaskInfo] = ()) -> list[Row]:
     """
     variances = {(task.name, task.version): task.seed_variance for task in tasks}
     groups = by_configuration(runs)
-    prices = _prices(run.record for group in groups for run in group)
+    prices = _prices(run.record for group in groups for run in group if not run.lent_to)
     rows = [
-        Row(group, price=prices[_contest(record)], variance=variances.get(_version(record)))
+        Row(group, price=prices[task, version, machine_class], variance=variances.get((task, version)))
         for group in groups
-        for record in [group[0].record]
+        for task, version, machine_class, *_ in [configuration(group[0].record, group[0].counts_for)]
     ]
     contests: dict[tuple[str, str], dict[int, SeedDraws]] = defaultdict(dict)
     for i, row in enumerate(rows):

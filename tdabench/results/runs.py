@@ -38,16 +38,25 @@ class Run:
         None unless the run ended as ok, on a task whose ground truth is at hand.
     no_score
         Why there is none, where the record and the task do not say it; else empty.
+    lent_to
+        The machine class that its LDS counts for where it was measured on another one
+        (:mod:`tdabench.results.lending`); else empty.
     """
 
     record: Record
     evaluation: Evaluation | None = None
     no_score: str = ""
+    lent_to: str = ""
 
     @property
     def reason(self) -> str:
         """Why it did not end as ok, or has no LDS all the same; empty where nothing is known of that."""
         return self.record.reason or self.no_score
+
+    @property
+    def counts_for(self) -> str:
+        """The machine class whose configurations it is of."""
+        return self.lent_to or self.record.machine.machine_class
 
     @property
     def lds(self) -> float | None:
@@ -57,13 +66,24 @@ class Run:
         return self.evaluation.lds
 
 
-def configuration(record: Record) -> tuple[str, ...]:
-    """Return what runs of one configuration share: what decides what they compute, are charged and compare with."""
+def computation(record: Record) -> tuple[str, ...]:
+    """Return what decides a run's scores but its seed, as far as all machines compute alike."""
     ensemble = "" if record.ensemble is None else json.dumps(record.ensemble.model_dump(), sort_keys=True)
     options = json.dumps(record.options, sort_keys=True)
     code, versions = record.provenance.method_sha256, json.dumps(record.versions, sort_keys=True)
-    machine = record.machine.machine_class
-    return record.task, record.task_version, machine, record.method, code, versions, options, ensemble
+    return record.task, record.task_version, record.method, code, versions, options, ensemble
+
+
+def configuration(record: Record, machine_class: str = "") -> tuple[str, ...]:
+    """Return what runs of one configuration share: what decides what they compute, are charged and compare with.
+
+    Parameters
+    ----------
+    machine_class
+        That of the configuration, where the run is lent to it; else the run's own.
+    """
+    task, version, *made = computation(record)
+    return task, version, machine_class or record.machine.machine_class, *made
 
 
 def configuration_name(record: Record) -> str:
@@ -75,7 +95,7 @@ def by_configuration(runs: Iterable[Run]) -> list[tuple[Run, ...]]:
     """Group runs, each group by seed, without those that were measured again; the order given does not matter."""
     groups: dict[tuple[str, ...], dict[int, list[Run]]] = defaultdict(lambda: defaultdict(list))
     for run in sorted(runs, key=lambda run: (run.record.seed, run.record.run_id, run.record.to_json())):
-        groups[configuration(run.record)][run.record.seed].append(run)
+        groups[configuration(run.record, run.counts_for)][run.record.seed].append(run)
     return [
         tuple(run for repeated in seeds.values() for run in _that_count(repeated))
         for _, seeds in sorted(groups.items())
@@ -99,13 +119,13 @@ def _that_count(repeated: Sequence[Run]) -> Sequence[Run]:
     return [run for run in repeated if id(run) not in beaten]
 
 
-def _luck(record: Record) -> int:
+def _luck(run: Run) -> int:
     """Return a number for a run's models: equal where they are, at one seed on one machine class with one torch.
 
     By a hash, so that a configuration's draws do not depend on what stands beside it.
     """
-    made_by = stream_of([record.machine.machine_class, record.versions.get("torch", "")])
-    return record.seed + (made_by << _SEED_BITS)
+    made_by = stream_of([run.counts_for, run.record.versions.get("torch", "")])
+    return run.record.seed + (made_by << _SEED_BITS)
 
 
 def models_of(record: Record) -> int:
@@ -127,10 +147,10 @@ def draws_of(runs: Sequence[Run], variance: SeedVariance | None = None) -> SeedD
     by_seed: dict[int, list[Draws]] = defaultdict(list)
     for run in runs:
         if run.evaluation is not None:
-            by_seed[_luck(run.record)].append(run.evaluation.draws)
+            by_seed[_luck(run)].append(run.evaluation.draws)
     if variance is None:
         return over_seeds(by_seed)
-    stream, models = stream_of(configuration(runs[0].record)), models_of(runs[0].record)
+    stream, models = stream_of(configuration(runs[0].record, runs[0].counts_for)), models_of(runs[0].record)
     draw = partial(alone, stream=stream, own=variance.own, shared=variance.shared, models=models)
     return over_seeds(by_seed, {seed: draw(seed, n=len(found[0].both)) for seed, found in by_seed.items()})
 
